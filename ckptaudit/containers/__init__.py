@@ -1,0 +1,37 @@
+"""Framings: what kind of file this is, which pickles it holds, where its storages lie."""
+
+from __future__ import annotations
+
+from ckptaudit.containers.container import (
+    Container,
+    Gap,
+    Kind,
+    Mishap,
+    Record,
+    Role,
+    Storage,
+    StoredTensor,
+)
+from ckptaudit.containers.dispatch import open_container
+from ckptaudit.containers.persistent import (
+    StorageRef,
+    module_of,
+    storage_of,
+    storage_type,
+)
+
+__all__ = [
+    "Container",
+    "Gap",
+    "Kind",
+    "Mishap",
+    "Record",
+    "Role",
+    "Storage",
+    "StorageRef",
+    "StoredTensor",
+    "module_of",
+    "open_container",
+    "storage_of",
+    "storage_type",
+]

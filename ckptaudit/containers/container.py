@@ -1,0 +1,197 @@
+"""What an open file is, whatever its framing: records, pickles run, storages located.
+
+Knows:      that a checkpoint is named byte ranges, some of them pickles, some storages.
+Is told:    all of it, by the framing that read the file.
+Never asks: which framing that was, what a tensor is called, whether a name is safe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from ckptaudit.errors import MalformedInput
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ckptaudit.dtypes import DType
+    from ckptaudit.source import ByteSource
+    from ckptaudit.vm import Trace
+
+__all__ = ["Container", "Gap", "Kind", "Mishap", "Record", "Role", "Storage", "StoredTensor"]
+
+
+class Kind(str, Enum):
+    """The framings we tell apart."""
+
+    ZIP = "zip"
+    TORCHSCRIPT = "torchscript"
+    LEGACY = "legacy"
+    TAR = "tar"
+    PICKLE = "pickle"
+    SAFETENSORS = "safetensors"
+
+
+class Role(str, Enum):
+    """What a record is for."""
+
+    PICKLE = "pickle"
+    STORAGE = "storage"
+    METADATA = "metadata"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One named byte range of the file.
+
+    Attributes:
+        name: As the framing names it, such as ``archive/data/0``.
+        offset: First byte of its data in the file.
+        nbytes: Bytes it takes in the file.
+        method: ``stored``, or how it is compressed.
+        role: What it is for.
+    """
+
+    name: str
+    offset: int
+    nbytes: int
+    method: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A flat typed buffer and where its bytes lie.
+
+    Attributes:
+        key: What persistent ids call it.
+        dtype: Type of its elements; uint8 for an untyped storage.
+        numel: Elements.
+        offset: First byte, counted in the record's uncompressed bytes where the
+            record is compressed, else in the file.
+        nbytes: Bytes, always ``numel * dtype.itemsize``.
+        location: The device it was saved from, such as ``cuda:0``; never acted on.
+        record: Name of the record that holds it.
+        typed: False for an untyped storage, on which views bring their own dtype.
+    """
+
+    key: str
+    dtype: DType
+    numel: int
+    offset: int
+    nbytes: int
+    location: str
+    record: str
+    typed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor that the framing itself describes (tar, safetensors), before validation.
+
+    Attributes:
+        key: Its name, or the id by which a pickle refers to it.
+        storage: Key of the storage it looks into.
+        dtype: Type of its elements.
+        shape: Elements per dimension.
+        stride: Elements to step per dimension.
+        offset: First element, counted in elements.
+    """
+
+    key: str
+    storage: str
+    dtype: DType
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mishap:
+    """A contradiction or leftover in the framing that its own writer never makes.
+
+    Attributes:
+        code: Stable short name, such as ``zip-gap``; `policy` turns it into a rule.
+        message: What was seen.
+        record: Name of the record concerned, or "" for the file as a whole.
+        offset: Byte offset in the file, or None.
+    """
+
+    code: str
+    message: str
+    record: str
+    offset: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Bytes that were recognised but not read, and why; coverage is not complete."""
+
+    reason: str
+    record: str
+    offset: int | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Container:
+    """An open file.  Use it as a context manager, or call `close`.
+
+    Attributes:
+        source: Where its bytes come from.
+        kind: Its framing.
+        records: Every named byte range, in file order.
+        traces: Every pickle that was run, in file order; offsets in them are
+            relative to the record of the same name.
+        main: Index in *traces* of the pickle that holds the object, or None.
+        storages: By key, every storage that could be located.
+        tensors: By key, every tensor that the framing itself describes.
+        byteorder: ``little`` or ``big``: how elements of storages are written.
+        mishaps: What is wrong with the framing.
+        gaps: What was not read.
+        notes: Things worth telling that speak neither for nor against the file.
+        inflated: By record name, the uncompressed bytes of compressed records.
+    """
+
+    source: ByteSource
+    kind: Kind
+    records: tuple[Record, ...]
+    traces: tuple[Trace, ...]
+    main: int | None = None
+    storages: Mapping[str, Storage] = field(default_factory=dict)
+    tensors: Mapping[str, StoredTensor] = field(default_factory=dict)
+    byteorder: str = "little"
+    mishaps: tuple[Mishap, ...] = ()
+    gaps: tuple[Gap, ...] = ()
+    notes: tuple[str, ...] = ()
+    inflated: Mapping[str, ByteSource] = field(default_factory=dict)
+
+    def __enter__(self) -> Container:  # noqa: PYI034 - typing.Self is Python 3.11's
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the source."""
+        self.source.close()
+
+    @property
+    def object_trace(self) -> Trace:
+        """The pickle that holds the object.
+
+        Raises:
+            MalformedInput: There is none, or it could not be read to its end.
+        """
+        if self.main is None:
+            raise MalformedInput("holds no pickle of an object", where=self.source.name)
+        trace = self.traces[self.main]
+        if trace.error is not None:
+            raise trace.error
+        return trace
+
+    def bytes_of(self, storage: Storage) -> ByteSource:
+        """Where to read *storage*: its bytes are at ``[offset, offset + nbytes)`` of this."""
+        return self.inflated.get(storage.record, self.source)

@@ -1,0 +1,134 @@
+"""Which framing a file has, decided by its content in the order torch.load decides.
+
+Knows:      the order in which torch.load tries its readers, and how common non-checkpoints begin.
+Is told:    a source.
+Never asks: what the file is called.
+
+Source: torch/serialization.py, load: zip if the first four bytes say so, else tar,
+else the legacy stream.  Safetensors comes first: torch would run its bytes as a
+pickle and stop, every other reader opens it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ckptaudit.containers.container import Container, Gap, Kind, Mishap, Record, Role
+from ckptaudit.containers.legacy import begins_with_magic, open_legacy
+from ckptaudit.containers.safetensors import looks_like_safetensors, open_safetensors
+from ckptaudit.containers.tar import looks_like_tar, open_tar
+from ckptaudit.containers.zip import SIGNATURE, open_zip
+from ckptaudit.errors import MalformedInput, Unsupported
+from ckptaudit.vm import Limits, Trace, trace_pickle
+
+if TYPE_CHECKING:
+    from ckptaudit.source import ByteSource
+
+__all__ = ["open_container"]
+
+# How files begin that are often found under a checkpoint's name.
+_BEGINNINGS = (
+    (b"<!doctype html", "an HTML page; the download went wrong: fetch the file itself"),
+    (b"<html", "an HTML page; the download went wrong: fetch the file itself"),
+    (b"<?xml", "an XML document, often a server's error message; fetch the file again"),
+    (b"version https://git-lfs", "a Git LFS pointer; run `git lfs pull` to get the file itself"),
+    (b'{"', "JSON text, not a checkpoint; often a server's error message: fetch the file again"),
+    (b"\x89png\r\n", "a PNG image, not a checkpoint"),
+    (b"\xff\xd8\xff", "a JPEG image, not a checkpoint"),
+    (b"gguf", "a GGUF model; it holds no pickle and needs no conversion by us"),
+    (b"\x89hdf\r\n", "an HDF5 file, not a torch checkpoint"),
+    (b"\x1f\x8b", "gzip-compressed; uncompress it first"),
+    (b"bzh", "bzip2-compressed; uncompress it first"),
+    (b"\xfd7zxz", "xz-compressed; uncompress it first"),
+    (b"\x28\xb5\x2f\xfd", "zstandard-compressed; uncompress it first"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it first"),
+    (b"rar!", "a RAR archive; unpack it first"),
+    (b"pk\5\6", "an empty zip archive, not a checkpoint"),
+    (b"\x93numpy", "a NumPy array, not a torch checkpoint"),
+)
+_LONGEST_BEGINNING = 64
+
+
+def open_container(source: ByteSource, limits: Limits | None = None) -> Container:
+    """Open *source* by what it holds, whatever it is called.
+
+    Args:
+        source: The bytes.  The container takes it over and closes it.
+        limits: The most any one pickle may cost.
+
+    Raises:
+        MalformedInput: It is a checkpoint, but truncated or damaged; or it is empty.
+        Unsupported: It is something else; the message says what.
+    """
+    limits = limits or Limits()
+    if source.size == 0:
+        raise MalformedInput("is empty; fetch it again", where=source.name, offset=0)
+    if source.read_at(0, min(4, source.size)) == SIGNATURE:
+        return open_zip(source, limits)
+    if looks_like_safetensors(source):
+        return open_safetensors(source)
+    if looks_like_tar(source):
+        return open_tar(source, limits)
+    first = trace_pickle(source, 0, source.size, record="pickle", limits=limits)
+    if begins_with_magic(first):
+        return open_legacy(source, limits)
+    return _open_pickle(source, first, limits)
+
+
+def _open_pickle(source: ByteSource, first: Trace, limits: Limits) -> Container:
+    """A bare pickle, or several behind each other; whatever cannot be one is refused.
+
+    torch would go on with its legacy schedule if the first pickle, once *executed*, gave
+    the magic number, so every pickle that follows is run as well.
+    """
+    if first.error is not None and not first.events:
+        raise _not_a_checkpoint(source, first.error)
+    traces = [first]
+    end = first.end
+    while end < source.size and traces[-1].error is None:
+        following = trace_pickle(
+            source, end, source.size, record=f"pickle {len(traces)}", limits=limits
+        )
+        if following.error is not None and not following.events:
+            break
+        traces.append(following)
+        end += following.end
+    mishaps = []
+    gaps = []
+    if len(traces) > 1:
+        message = f"{len(traces)} pickles, one behind the other"
+        mishaps.append(Mishap("several-pickles", message, "", traces[0].end))
+    if end < source.size and traces[-1].error is None:
+        message = f"{source.size - end} bytes after the pickle's end"
+        mishaps.append(Mishap("bytes-after-pickle", message, "", end))
+        gaps.append(Gap(message, "", end))
+    records = []
+    at = 0
+    for trace in traces:
+        records.append(Record(trace.record, at, trace.end, "stored", Role.PICKLE))
+        at += trace.end
+    return Container(
+        source=source,
+        kind=Kind.PICKLE,
+        records=tuple(records),
+        traces=tuple(traces),
+        main=0 if len(traces) == 1 else None,
+        mishaps=tuple(mishaps),
+        gaps=tuple(gaps),
+    )
+
+
+def _not_a_checkpoint(source: ByteSource, error: MalformedInput) -> MalformedInput | Unsupported:
+    head = source.read_at(0, min(_LONGEST_BEGINNING, source.size)).lstrip().lower()
+    for beginning, what in _BEGINNINGS:
+        if head.startswith(beginning):
+            return Unsupported(f"{source.name}: is {what}")
+    if error.offset == 0:
+        return Unsupported(
+            f"{source.name}: is neither zip, tar, pickle nor safetensors; is it a checkpoint?"
+        )
+    return MalformedInput(
+        f"is not a whole checkpoint ({error}); it is truncated or damaged: fetch it again",
+        where=source.name,
+        offset=error.offset,
+    )

@@ -1,0 +1,121 @@
+"""Compressed records, read in order without holding them in memory.
+
+Knows:      raw deflate, and how much of it is too much.
+Is told:    where a compressed record lies and how long it should be.
+Never asks: what is in it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING
+
+from ckptaudit.errors import LimitExceeded, MalformedInput
+from ckptaudit.source import BufferSource
+
+if TYPE_CHECKING:
+    from ckptaudit.source import ByteSource
+
+__all__ = ["METHODS", "InflatedSource", "inflate"]
+
+# APPNOTE.TXT 4.4.5; torch's miniz reads these two and no others.
+METHODS = {0: "stored", 8: "deflate"}
+
+_CHUNK = 1 << 18
+# Deflate cannot do better than 1032 to 1; weights never come near it.
+_MOST_RATIO = 1100
+# Reading backwards starts again from the beginning; so much work and no more.
+_MOST_PASSES = 64
+
+
+class InflatedSource:
+    """The uncompressed bytes of one deflated record, as a `ByteSource`.
+
+    Reading forward costs one pass; reading backward starts again.
+    """
+
+    def __init__(self, source: ByteSource, offset: int, packed: int, size: int, name: str) -> None:
+        if size > packed * _MOST_RATIO + _CHUNK:
+            raise LimitExceeded(
+                f"claims to inflate from {packed} to {size} bytes, more than deflate can",
+                where=name,
+            )
+        self.name = name
+        self.size = size
+        self._source = source
+        self._offset = offset
+        self._packed = packed
+        self._allowance = _MOST_PASSES * size + _CHUNK
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._stream = zlib.decompressobj(-zlib.MAX_WBITS)
+        self._read = 0
+        self._position = 0
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """See `ByteSource.read_into`."""
+        if offset < 0 or offset + len(buffer) > self.size:
+            raise MalformedInput(
+                f"needs {len(buffer)} bytes where the record ends at byte {self.size}",
+                where=self.name,
+                offset=offset,
+            )
+        if offset < self._position:
+            self._rewind()
+        while self._position < offset:
+            self._inflate(min(_CHUNK, offset - self._position))
+        done = 0
+        while done < len(buffer):
+            piece = self._inflate(min(_CHUNK, len(buffer) - done))
+            buffer[done : done + len(piece)] = piece
+            done += len(piece)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """See `ByteSource.read_at`."""
+        buffer = bytearray(min(length, self.size))
+        self.read_into(offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def check_unchanged(self) -> None:
+        """See `ByteSource.check_unchanged`."""
+        self._source.check_unchanged()
+
+    def close(self) -> None:
+        """Do nothing: the file belongs to the container."""
+
+    def _inflate(self, length: int) -> bytes:
+        """Return the next 1 to *length* bytes."""
+        stream = self._stream
+        while True:
+            packed = stream.unconsumed_tail
+            if not packed and self._read < self._packed:
+                packed = self._source.read_at(
+                    self._offset + self._read, min(_CHUNK, self._packed - self._read)
+                )
+                self._read += len(packed)
+            try:
+                piece = stream.decompress(packed, length)
+            except zlib.error as err:
+                raise MalformedInput(
+                    f"cannot be inflated ({err}); the file is damaged: fetch it again",
+                    where=self.name,
+                    offset=self._position,
+                ) from err
+            if piece:
+                self._position += len(piece)
+                self._allowance -= len(piece)
+                if self._allowance < 0:
+                    raise LimitExceeded("needs to be inflated too often", where=self.name)
+                return piece
+            if stream.eof or (not packed and self._read >= self._packed):
+                raise MalformedInput(
+                    f"inflates to {self._position} bytes where {self.size} were promised",
+                    where=self.name,
+                    offset=self._position,
+                )
+
+
+def inflate(source: ByteSource) -> BufferSource:
+    """The whole of *source* in memory."""
+    return BufferSource(source.read_at(0, source.size), source.name)

@@ -1,0 +1,177 @@
+"""The stream that torch 0.1.10 to 1.5 wrote: five pickles, then the storages.
+
+Knows:      torch/serialization.py, _legacy_save and _legacy_load.
+Is told:    a source whose first pickle is torch's magic number.
+Never asks: what the object pickle means.
+
+Layout: pickles of the magic number, the protocol version, the writer's system
+(a dict), the object, and the list of storage keys; then for each key in that
+order its number of elements as int64 and its elements, all little-endian.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ckptaudit.containers.container import Container, Gap, Kind, Mishap, Record, Role, Storage
+from ckptaudit.containers.persistent import StorageRef, references
+from ckptaudit.errors import MalformedInput
+from ckptaudit.vm import Dict, Limits, Node, Trace, trace_pickle
+
+if TYPE_CHECKING:
+    from ckptaudit.source import ByteSource
+
+__all__ = ["MAGIC", "PROTOCOL_VERSION", "open_legacy"]
+
+# torch/serialization.py, MAGIC_NUMBER and PROTOCOL_VERSION.
+MAGIC = 0x1950A86A20F9469CFC6C
+PROTOCOL_VERSION = 1001
+
+# PROTO, LONG1, STOP: how torch writes the magic number.
+_MAGIC_OPCODES = 3
+_NAMES = ("magic", "protocol", "system", "object", "keys")
+_OBJECT, _KEYS = _NAMES.index("object"), _NAMES.index("keys")
+
+
+def open_legacy(source: ByteSource, limits: Limits) -> Container:
+    """Read the legacy stream in *source*; a broken one gives what could be read, and a gap.
+
+    The caller has seen the magic number; a stream whose first pickle *computes* it is
+    read all the same, and `policy` sees the call.
+    """
+    return _Reading(source, limits).container()
+
+
+class _Reading:
+    """One stream on its way to a `Container`."""
+
+    def __init__(self, source: ByteSource, limits: Limits) -> None:
+        self.source = source
+        self.limits = limits
+        self.at = 0
+        self.traces: list[Trace] = []
+        self.records: list[Record] = []
+        self.mishaps: list[Mishap] = []
+        self.gaps: list[Gap] = []
+        self.storages: dict[str, Storage] = {}
+
+    def container(self) -> Container:
+        if self.read_pickles():
+            self.check_schedule()
+            try:
+                self.read_storages()
+            except MalformedInput as err:
+                self.gaps.append(Gap(str(err), "", self.at))
+            else:
+                self.check_end()
+        return Container(
+            source=self.source,
+            kind=Kind.LEGACY,
+            records=tuple(self.records),
+            traces=tuple(self.traces),
+            main=_OBJECT if len(self.traces) > _OBJECT else None,
+            storages=self.storages,
+            mishaps=tuple(self.mishaps),
+            gaps=tuple(self.gaps),
+        )
+
+    def odd(self, code: str, message: str, record: str) -> None:
+        self.mishaps.append(Mishap(code, message, record, self.at))
+
+    def read_pickles(self) -> bool:
+        """Run the five pickles; False if one of them could not be read to its end."""
+        for name in _NAMES:
+            trace = trace_pickle(
+                self.source, self.at, self.source.size, record=name, limits=self.limits
+            )
+            self.traces.append(trace)
+            self.records.append(Record(name, self.at, trace.end, "stored", Role.PICKLE))
+            self.at += trace.end
+            if trace.error is not None:
+                return False
+        return True
+
+    def check_schedule(self) -> None:
+        magic, version, system = (trace.root for trace in self.traces[:_OBJECT])
+        if magic != MAGIC or self.traces[0].opcodes > _MAGIC_OPCODES:
+            self.odd("legacy-magic", "the magic number is not written as one literal", "magic")
+        if version != PROTOCOL_VERSION:
+            self.odd("legacy-protocol", f"is not {PROTOCOL_VERSION}", "protocol")
+        if not isinstance(system, Dict):
+            self.odd("legacy-system", "is not a dict", "system")
+        elif _get(system, "little_endian") is False:
+            # torch ignores the flag and reads little-endian whatever it says.
+            self.odd("legacy-byteorder", "claims to be big-endian; torch reads it little", "system")
+
+    def read_storages(self) -> None:
+        wanted = references(self.traces[_OBJECT].events)
+        for key in self.keys():
+            refs = wanted.get(key)
+            if refs is None:
+                raise MalformedInput(
+                    f"lists storage {key!r}, which no tensor refers to, so its size is unknown",
+                    where="keys",
+                )
+            self.read_storage(key, refs)
+        for key in wanted:
+            if key not in self.storages:
+                self.odd("storage-missing", "is referred to but not listed", key)
+
+    def keys(self) -> list[str]:
+        root = self.traces[_KEYS].root
+        if not isinstance(root, list):
+            raise MalformedInput("is not a list of storage keys", where="keys")
+        # Python 2 wrote keys as numbers where it could.
+        keys = [str(key) if isinstance(key, int) else key for key in root]
+        if len(set(map(type, keys)) - {str}) or len(set(map(str, keys))) < len(keys):
+            raise MalformedInput("is not a list of different storage keys", where="keys")
+        return [key for key in keys if isinstance(key, str)]
+
+    def read_storage(self, key: str, refs: list[StorageRef]) -> None:
+        ref = refs[0]
+        numel = int.from_bytes(self.source.read_at(self.at, 8), "little", signed=True)
+        if any((other.dtype, other.numel) != (ref.dtype, ref.numel) for other in refs):
+            raise MalformedInput(
+                "is referred to as two different storages", where=f"storage {key}", offset=self.at
+            )
+        if numel != ref.numel:
+            raise MalformedInput(
+                f"has {numel} elements where the pickle says {ref.numel}",
+                where=f"storage {key}",
+                offset=self.at,
+            )
+        start = self.at + 8
+        nbytes = numel * ref.dtype.itemsize
+        if start + nbytes > self.source.size:
+            raise MalformedInput(
+                f"needs {nbytes} bytes where {self.source.size - start} are left; "
+                "the file is truncated: fetch it again",
+                where=f"storage {key}",
+                offset=start,
+            )
+        name = f"storage {key}"
+        self.storages[key] = Storage(
+            key, ref.dtype, numel, start, nbytes, ref.location, name, ref.typed
+        )
+        self.records.append(Record(name, start, nbytes, "stored", Role.STORAGE))
+        self.at = start + nbytes
+
+    def check_end(self) -> None:
+        left = self.source.size - self.at
+        if left:
+            self.odd("bytes-after-storages", f"{left} bytes after the last storage", "")
+            self.gaps.append(Gap(f"{left} bytes after the last storage", "", self.at))
+
+
+def _get(pairs: Dict, key: str) -> Node:
+    """The last value under *key*, as a dict would have it; None if there is none."""
+    found: Node = None
+    for name, value in pairs.pairs:
+        if isinstance(name, str) and name == key:
+            found = value
+    return found
+
+
+def begins_with_magic(first: Trace) -> bool:
+    """Whether a stream whose first pickle is *first* is one that torch would take as legacy."""
+    return first.error is None and first.root == MAGIC

@@ -1,0 +1,147 @@
+"""Safetensors as input: a JSON header and one buffer.
+
+Knows:      the safetensors format (safetensors/src/tensor.rs, README "Format").
+Is told:    a source that begins with a header length and ``{``.
+Never asks: what the tensors are for.
+
+Layout: 8 bytes little-endian header length; the header, a JSON object of
+``name: {dtype, shape, data_offsets: [begin, end)}`` and ``__metadata__``, padded
+with spaces; then the data, which the tensors must cover without gap or overlap.
+"""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from typing import TYPE_CHECKING
+
+from ckptaudit.containers.container import (
+    Container,
+    Kind,
+    Mishap,
+    Record,
+    Role,
+    Storage,
+    StoredTensor,
+)
+from ckptaudit.dtypes import by_safetensors
+from ckptaudit.errors import MalformedInput
+
+if TYPE_CHECKING:
+    from ckptaudit.source import ByteSource
+
+__all__ = ["looks_like_safetensors", "open_safetensors", "read_header"]
+
+# safetensors/src/tensor.rs, MAX_HEADER_SIZE.
+_MOST_HEADER_BYTES = 100_000_000
+_PREFIX = 8
+
+
+def looks_like_safetensors(source: ByteSource) -> bool:
+    """Whether *source* begins as a safetensors file does."""
+    if source.size <= _PREFIX:
+        return False
+    head = source.read_at(0, _PREFIX + 1)
+    length = int.from_bytes(head[:_PREFIX], "little")
+    return head[_PREFIX:] == b"{" and 1 < length <= min(_MOST_HEADER_BYTES, source.size - _PREFIX)
+
+
+def read_header(source: ByteSource) -> tuple[dict[str, object], dict[str, str], int]:
+    """The tensors' entries, the metadata, and the offset of the first byte of data.
+
+    Raises:
+        MalformedInput: The header is not one.
+    """
+    length = int.from_bytes(source.read_at(0, _PREFIX), "little")
+    if length > _MOST_HEADER_BYTES:
+        raise MalformedInput("has a header over 100 MB", where=source.name, offset=0)
+    try:
+        header = json.loads(
+            source.read_at(_PREFIX, length).decode("utf-8"), object_pairs_hook=_no_duplicates
+        )
+    except (ValueError, RecursionError) as err:
+        raise MalformedInput(
+            f"the header is not valid JSON ({err})", where=source.name, offset=_PREFIX
+        ) from err
+    if not isinstance(header, dict):
+        raise MalformedInput("the header is not an object", where=source.name, offset=_PREFIX)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise MalformedInput(
+            "__metadata__ is not a map of strings", where=source.name, offset=_PREFIX
+        )
+    return header, metadata, _PREFIX + length
+
+
+def open_safetensors(source: ByteSource) -> Container:
+    """Read the safetensors file in *source*.
+
+    Raises:
+        MalformedInput: The header breaks the format's rules.
+    """
+    header, metadata, start = read_header(source)
+    storages = {}
+    tensors = {}
+    for name, entry in header.items():
+        storage, tensor = _read_entry(source, name, entry, start)
+        storages[name] = storage
+        tensors[name] = tensor
+    in_order = sorted(storages.values(), key=lambda storage: (storage.offset, storage.nbytes))
+    records = [Record("header", 0, start, "stored", Role.METADATA)]
+    records += [
+        Record(storage.record, storage.offset, storage.nbytes, "stored", Role.STORAGE)
+        for storage in in_order
+    ]
+    mishaps = []
+    end = start
+    for storage in in_order:
+        if storage.offset != end:
+            code = "safetensors-cover"
+            mishaps.append(Mishap(code, "leaves a gap or overlaps", storage.record, storage.offset))
+        end = max(end, storage.offset + storage.nbytes)
+    if end != source.size:
+        left = f"{source.size - end} bytes that belong to no tensor"
+        mishaps.append(Mishap("safetensors-cover", left, "", end))
+    notes = (f"metadata: {len(metadata)} entries",) if metadata else ()
+    return Container(
+        source=source,
+        kind=Kind.SAFETENSORS,
+        records=tuple(records),
+        traces=(),
+        storages=storages,
+        tensors=tensors,
+        mishaps=tuple(mishaps),
+        notes=notes,
+    )
+
+
+def _read_entry(
+    source: ByteSource, name: str, entry: object, start: int
+) -> tuple[Storage, StoredTensor]:
+    match entry:
+        case {"dtype": str(code), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+            pass
+        case _:
+            raise MalformedInput("has no dtype, shape and data_offsets", where=name)
+    dtype = by_safetensors(code)
+    if dtype is None:
+        raise MalformedInput(f"has dtype {code!r}, which we do not know", where=name)
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise MalformedInput("has a shape that is not a list of sizes", where=name)
+    numel = prod(shape)
+    if not 0 <= begin <= end <= source.size - start or end - begin != numel * dtype.itemsize:
+        raise MalformedInput(
+            f"has data at [{begin}, {end}) for {numel} elements of {dtype.name} in a file of "
+            f"{source.size - start} bytes of data; it is truncated or damaged: fetch it again",
+            where=name,
+        )
+    storage = Storage(name, dtype, numel, start + begin, end - begin, "cpu", name)
+    stride = tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return storage, StoredTensor(name, name, dtype, tuple(shape), stride, 0)
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return found

@@ -1,0 +1,217 @@
+"""The zip framing of torch >= 1.6: ``data.pkl`` and the storages beside it.
+
+Knows:      caffe2/serialize/inline_container.cc, torch/serialization.py (_save, _load).
+Is told:    a source that begins with a local file header.
+Never asks: what the pickle means.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ckptaudit.containers.container import Container, Gap, Kind, Mishap, Record, Role, Storage
+from ckptaudit.containers.inflate import METHODS, InflatedSource, inflate
+from ckptaudit.containers.persistent import StorageRef, references
+from ckptaudit.containers.zipdirectory import SIGNATURE, Directory, Entry
+from ckptaudit.errors import MalformedInput, Unsupported
+from ckptaudit.vm import Limits, Trace, trace_pickle
+
+if TYPE_CHECKING:
+    from ckptaudit.source import ByteSource
+
+__all__ = ["SIGNATURE", "open_zip"]
+
+_MOST_PICKLE_BYTES = 1 << 30
+
+_METADATA = {
+    "version",
+    "byteorder",
+    ".format_version",
+    ".storage_alignment",
+    ".data/serialization_id",
+    ".data/version",
+}
+
+
+def open_zip(source: ByteSource, limits: Limits) -> Container:
+    """Read the zip archive that *source* begins with.
+
+    Raises:
+        MalformedInput: Its directory cannot be read.
+        Unsupported: It is encrypted, or is a zip but no torch checkpoint.
+    """
+    directory = Directory(source)
+    if not directory.entries:
+        raise Unsupported(f"{source.name}: is an empty zip archive, not a checkpoint")
+    return _Reading(source, directory, limits).container()
+
+
+class _Reading:
+    """One archive on its way to a `Container`."""
+
+    def __init__(self, source: ByteSource, directory: Directory, limits: Limits) -> None:
+        self.source = source
+        self.limits = limits
+        self.entries = directory.entries
+        self.mishaps = directory.mishaps
+        self.gaps: list[Gap] = []
+        self.traces: list[Trace] = []
+        self.roles: dict[str, Role] = {}
+        self.inflated: dict[str, ByteSource] = {}
+        # torch takes the root from the first entry; every other entry must lie in it.
+        self.root = self.entries[0].name.split("/", 1)[0]
+        self.by_name = {entry.name: entry for entry in reversed(self.entries)}
+        folded = {name.casefold(): name for name in reversed(list(self.by_name))}
+        self.by_folded_name = {name: self.by_name[real] for name, real in folded.items()}
+
+    def container(self) -> Container:
+        main = self.find("data.pkl")
+        if main is None:
+            raise Unsupported(
+                f"{self.source.name}: is a zip archive without {self.root}/data.pkl, "
+                "so not a torch checkpoint"
+            )
+        for entry in self.entries:
+            if entry.name.split("/", 1)[0] != self.root or "/" not in entry.name:
+                self.odd("zip-second-root", "lies outside the archive's root folder", entry)
+        self.trace(main)
+        storages = self.locate(references(self.traces[0].events))
+        scripted = self.find("constants.pkl") is not None
+        for entry in self.entries:
+            self.assign(entry, scripted=scripted)
+        return Container(
+            source=self.source,
+            kind=Kind.TORCHSCRIPT if scripted else Kind.ZIP,
+            records=tuple(
+                Record(
+                    entry.name,
+                    entry.data,
+                    entry.packed,
+                    METHODS.get(entry.method, f"method {entry.method}"),
+                    self.roles.get(entry.name, Role.UNKNOWN),
+                )
+                for entry in sorted(self.entries, key=lambda entry: entry.header)
+            ),
+            traces=tuple(self.traces),
+            main=0,
+            storages=storages,
+            byteorder=self.byteorder(),
+            mishaps=tuple(self.mishaps),
+            gaps=tuple(self.gaps),
+            inflated=self.inflated,
+        )
+
+    def odd(self, code: str, message: str, entry: Entry) -> None:
+        self.mishaps.append(Mishap(code, message, entry.name, entry.header))
+
+    def find(self, name: str) -> Entry | None:
+        """The entry torch would find: exact name first, then letter case ignored."""
+        path = f"{self.root}/{name}"
+        return self.by_name.get(path) or self.by_folded_name.get(path.casefold())
+
+    def content(self, entry: Entry) -> tuple[ByteSource, int] | None:
+        """Where the uncompressed bytes of *entry* are, or None if we cannot tell."""
+        if entry.method == 0:
+            if entry.packed != entry.size:
+                self.odd("zip-size-mismatch", "a stored entry with two different sizes", entry)
+                return None
+            return self.source, entry.data
+        if entry.name not in self.inflated:
+            if entry.method not in METHODS:
+                reason = f"compression method {entry.method} is not one torch reads"
+                self.gaps.append(Gap(reason, entry.name, entry.header))
+                return None
+            self.inflated[entry.name] = InflatedSource(
+                self.source, entry.data, entry.packed, entry.size, entry.name
+            )
+        return self.inflated[entry.name], 0
+
+    def trace(self, entry: Entry) -> None:
+        self.roles[entry.name] = Role.PICKLE
+        found = self.content(entry)
+        if found is None:
+            raise MalformedInput("cannot be uncompressed", where=entry.name)
+        source, start = found
+        if entry.method != 0:
+            if entry.size > _MOST_PICKLE_BYTES:
+                self.gaps.append(Gap("a compressed pickle over 1 GiB", entry.name, entry.header))
+                return
+            source = inflate(source)
+        trace = trace_pickle(
+            source, start, start + entry.size, record=entry.name, limits=self.limits
+        )
+        self.traces.append(trace)
+        if trace.error is None and trace.end != entry.size:
+            self.mishaps.append(
+                Mishap(
+                    "bytes-after-pickle",
+                    f"{entry.size - trace.end} bytes after the pickle's end",
+                    entry.name,
+                    entry.data + trace.end if entry.method == 0 else None,
+                )
+            )
+
+    def locate(self, wanted: dict[str, list[StorageRef]]) -> dict[str, Storage]:
+        storages = {}
+        for key, refs in wanted.items():
+            entry = self.find(f"data/{key}")
+            storage = self.locate_one(key, refs, entry) if entry else None
+            if storage is not None and entry is not None:
+                storages[key] = storage
+                self.roles[entry.name] = Role.STORAGE
+            elif entry is None:
+                name = f"{self.root}/data/{key}"
+                self.mishaps.append(
+                    Mishap("storage-missing", "is referred to but not there", name, None)
+                )
+        return storages
+
+    def locate_one(self, key: str, refs: list[StorageRef], entry: Entry) -> Storage | None:
+        ref = refs[0]
+        if any((other.dtype, other.numel) != (ref.dtype, ref.numel) for other in refs):
+            self.odd("storage-contradiction", "is referred to as two different storages", entry)
+            return None
+        nbytes = ref.numel * ref.dtype.itemsize
+        if nbytes != entry.size:
+            message = f"has {entry.size} bytes where the pickle says {nbytes}"
+            self.odd("storage-size", message, entry)
+            return None
+        found = self.content(entry)
+        if found is None:
+            return None
+        return Storage(
+            key, ref.dtype, ref.numel, found[1], nbytes, ref.location, entry.name, ref.typed
+        )
+
+    def assign(self, entry: Entry, *, scripted: bool) -> None:
+        """Give an entry its role; look into what might be a pickle nobody refers to."""
+        if entry.name in self.roles:
+            return
+        inner = entry.name.removeprefix(f"{self.root}/")
+        if inner in _METADATA:
+            self.roles[entry.name] = Role.METADATA
+        elif entry.size and (inner.endswith(".pkl") or self.begins_like_a_pickle(entry)):
+            self.trace(entry)
+            if not scripted:
+                self.odd("extra-pickle", "a pickle that torch.load does not read", entry)
+        elif inner.startswith("data/") and not scripted:
+            self.odd("storage-unreferenced", "a storage that no tensor refers to", entry)
+        elif scripted and inner.startswith(("constants/", "tensors/", "data/")):
+            self.roles[entry.name] = Role.STORAGE
+        elif not (scripted and inner.startswith(("code/", "extra/"))) and entry.size:
+            self.odd("record-unknown", "a record that torch.save does not write", entry)
+
+    def begins_like_a_pickle(self, entry: Entry) -> bool:
+        found = self.content(entry)
+        head = found[0].read_at(found[1], min(2, entry.size)) if found else b""
+        return len(head) > 1 and head[0] == 0x80 and head[1] <= 5  # noqa: PLR2004 - PROTO 0 to 5
+
+    def byteorder(self) -> str:
+        entry = self.find("byteorder")
+        found = self.content(entry) if entry and entry.size <= len("little") else None
+        if entry is None or found is None:
+            return "little"
+        text = found[0].read_at(found[1], entry.size)
+        if text not in (b"little", b"big"):
+            raise MalformedInput(f"byte order {text!r} is neither little nor big", where=entry.name)
+        return text.decode("ascii")

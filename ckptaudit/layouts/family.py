@@ -1,0 +1,235 @@
+"""A model family: which architectures a checkpoint of it holds, and under which names.
+
+Knows:      how the parts of a checkpoint are named and what each part is for.
+Is told:    a family's parts as data, by one file per family (`sd1`).
+Never asks: what a given file holds (`detect`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ckptaudit.layouts.grammar import Architecture, Op
+
+__all__ = [
+    "EMA_PREFIX",
+    "Component",
+    "Destination",
+    "Entry",
+    "Family",
+    "Foreign",
+    "Part",
+    "Sign",
+    "Variant",
+]
+
+EMA_PREFIX = "model_ema."
+
+
+class Component(str, Enum):
+    """What part of a model a tensor belongs to.
+
+    The value of a component that diffusers has too is the name of its folder there.
+    """
+
+    UNET = "unet"
+    VAE = "vae"
+    TEXT_ENCODER = "text_encoder"
+    TEXT_ENCODER_2 = "text_encoder_2"
+    EMA = "ema"
+    SCHEDULE = "schedule"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a tensor goes in the diffusers layout.
+
+    Attributes:
+        component: Whose folder it goes to.
+        key: Its name in that folder's file.
+        op: What is done to it on the way.
+        rows: Half-open range of rows taken when *op* is ``rows``, else None.
+    """
+
+    component: Component
+    key: str
+    op: Op = "identity"
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a family's inventory.
+
+    Attributes:
+        key: Name in the original layout, as files of the family spell it.
+        shape: Elements per dimension.
+        dtype: torch's name; the architecture's default, files may hold another.
+        component: What part of the model it belongs to.
+        diffusers: Where it goes in the diffusers layout; empty if it has no place there.
+        demanded: Whether loaders stop, or go wrong, without it.
+        of: For an EMA copy, the key of the weight it is a copy of.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    component: Component
+    diffusers: tuple[Destination, ...] = ()
+    demanded: bool = True
+    of: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One architecture at its place in a checkpoint.
+
+    Attributes:
+        component: What part of the model it is.
+        prefix: What stands before the architecture's own names; may be empty.
+        architecture: What lies there.
+    """
+
+    component: Component
+    prefix: str
+    architecture: Architecture
+
+    @property
+    def home(self) -> str:
+        """The first name of the prefix, under which nothing but this part should lie."""
+        return self.prefix[: self.prefix.find(".") + 1]
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield the part's tensors in the original implementation's order."""
+        for tensor in self.architecture.tensors():
+            there = tensor.diffusers
+            yield Entry(
+                self.prefix + tensor.key,
+                tensor.shape,
+                tensor.dtype,
+                self.component,
+                () if there is None else (Destination(self.component, there, tensor.op),),
+                tensor.demanded,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Another spelling of some of a family's keys.
+
+    Attributes:
+        name: What the spelling is called.
+        canonical: Prefix of the keys concerned, as the family's loaders look for it.
+        spelled: What the variant has in its place.
+    """
+
+    name: str
+    canonical: str
+    spelled: str
+
+    def spell(self, key: str) -> str:
+        """*key* as this variant spells it."""
+        if not key.startswith(self.canonical):
+            return key
+        return self.spelled + key[len(self.canonical) :]
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """A tensor that tells the family from its relatives by its shape.
+
+    Attributes:
+        key: The tensor; its shape is the one in the inventory.
+        says: What that shape says, to follow "key is shape: ".
+    """
+
+    key: str
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A prefix that no file of the family has.
+
+    Attributes:
+        prefix: The prefix.
+        says: What a file that has it is, to follow "prefix is there: ".
+    """
+
+    prefix: str
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """All that is known of one model family.
+
+    Attributes:
+        name: Short name, such as ``sd1``.
+        title: Name for people, such as "Stable Diffusion 1.x".
+        parts: What a checkpoint consists of, in the order of the original files.
+        signs: What tells it from its relatives.
+        foreign: What it never has.
+        variants: Other spellings in use, the likeliest first.
+    """
+
+    name: str
+    title: str
+    parts: tuple[Part, ...]
+    signs: tuple[Sign, ...]
+    foreign: tuple[Foreign, ...] = ()
+    variants: tuple[Variant, ...] = ()
+
+    def inventory(self, *, ema: bool = False, variant: str | None = None) -> tuple[Entry, ...]:
+        """Every tensor of a complete checkpoint, in the order of the original files.
+
+        Args:
+            ema: Whether to include the moving averages that training keeps of the UNet.
+            variant: Name of the spelling to use, or None for the canonical one.
+
+        Raises:
+            ValueError: The family has no such variant.
+        """
+        entries: list[Entry] = []
+        for part in self.parts:
+            own = tuple(part.entries())
+            entries += own
+            if ema and part.component is Component.UNET:
+                entries += _ema(own)
+        if variant is None:
+            return tuple(entries)
+        spell = self._variant(variant).spell
+        return tuple(replace(entry, key=spell(entry.key)) for entry in entries)
+
+    def _variant(self, name: str) -> Variant:
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        raise ValueError(f"{self.title} has no variant {name!r}")
+
+
+def _ema(weights: tuple[Entry, ...]) -> Iterator[Entry]:
+    """Yield the moving averages of *weights* as LDM names them: ``ldm/modules/ema.py``.
+
+    The name of a copy is the weight's without its leading ``model.`` and without
+    any dot.  That loses where the dots were, so it is only ever read by looking it
+    up among names made here.
+    """
+    yield Entry(f"{EMA_PREFIX}decay", (), "float32", Component.EMA, demanded=False)
+    yield Entry(f"{EMA_PREFIX}num_updates", (), "int32", Component.EMA, demanded=False)
+    for weight in weights:
+        flat = weight.key.removeprefix("model.").replace(".", "")
+        yield replace(
+            weight,
+            key=EMA_PREFIX + flat,
+            component=Component.EMA,
+            diffusers=(),
+            demanded=False,
+            of=weight.key,
+        )

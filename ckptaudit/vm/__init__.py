@@ -1,0 +1,35 @@
+"""Pickle opcodes in, an inert tree and a list of events out; nothing is executed."""
+
+from __future__ import annotations
+
+from ckptaudit.vm.machine import trace_pickle
+from ckptaudit.vm.nodes import (
+    Build,
+    Call,
+    Dict,
+    Event,
+    Global,
+    Limits,
+    Node,
+    Oddity,
+    Opaque,
+    PersistentId,
+    Set,
+    Trace,
+)
+
+__all__ = [
+    "Build",
+    "Call",
+    "Dict",
+    "Event",
+    "Global",
+    "Limits",
+    "Node",
+    "Oddity",
+    "Opaque",
+    "PersistentId",
+    "Set",
+    "Trace",
+    "trace_pickle",
+]

@@ -1,0 +1,176 @@
+"""What a pickle says, as inert data: the tree it describes and the events of reading it.
+
+Knows:      which kinds of value and event a pickle can hold.
+Is told:    nothing; `machine` makes these.
+Never asks: what a name means.  Holding a `Global` imports nothing, holding a
+            `Call` calls nothing.
+
+Nodes compare by identity and have no ``repr``: a hostile tree can share itself
+2^60 times over or nest 200,000 deep, and must only ever be walked by loops that
+count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from ckptaudit.errors import MalformedInput
+
+__all__ = [
+    "Build",
+    "Call",
+    "Dict",
+    "Event",
+    "Global",
+    "Limits",
+    "Node",
+    "Oddity",
+    "Opaque",
+    "PersistentId",
+    "Set",
+    "Trace",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most one pickle may cost before we stop reading.
+
+    Attributes:
+        opcodes: Instructions executed.
+        stack: Nodes on the stack.
+        memo: Entries in the memo.
+        literal: Bytes in any one string, byte string or integer.
+        depth: Containers inside containers that a reader of the tree follows.
+    """
+
+    opcodes: int = 20_000_000
+    stack: int = 2_000_000
+    memo: int = 5_000_000
+    literal: int = 256 << 20
+    depth: int = 500
+
+
+@dataclass(slots=True, eq=False)
+class Global:
+    """A name the pickle asks for.  Holding one imports nothing."""
+
+    module: str
+    name: str
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Call:
+    """A call the pickle asks for.  Holding one calls nothing.
+
+    Attributes:
+        op: REDUCE, NEWOBJ, NEWOBJ_EX, OBJ or INST.
+        func: What would be called.
+        args: A tuple, unless the pickle is malformed on purpose.
+        kwargs: Keyword arguments of NEWOBJ_EX, else None.
+        offset: Byte offset of the opcode.
+        state: What the last BUILD would have given the result; None if there was none.
+        pairs: What SETITEM and SETITEMS would have stored in the result, in order.
+        elements: What APPEND, APPENDS and ADDITEMS would have added to it, in order.
+    """
+
+    op: str
+    func: Node
+    args: Node
+    kwargs: Node
+    offset: int
+    state: Node = None
+    pairs: list[tuple[Node, Node]] = field(default_factory=list)
+    elements: list[Node] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class PersistentId:
+    """A reference out of the pickle; torch keeps its storages behind these."""
+
+    pid: Node
+    offset: int
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Build:
+    """State that BUILD would have given *target*, by ``__setstate__`` or ``__dict__``."""
+
+    target: Node
+    state: Node
+    offset: int
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Opaque:
+    """A value that cannot be known without running code.
+
+    Attributes:
+        op: The opcode: EXT1, EXT2, EXT4, STACK_GLOBAL, NEXT_BUFFER or READONLY_BUFFER.
+        args: What the opcode was given.
+        offset: Byte offset of the opcode.
+    """
+
+    op: str
+    args: tuple[Node, ...]
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Oddity:
+    """Something no pickler writes, though an unpickler may accept it."""
+
+    code: str
+    message: str
+    offset: int
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Dict:
+    """A dict as its pairs, in order.  Keys are never hashed: hashing hostile tuples can recurse."""
+
+    pairs: list[tuple[Node, Node]] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Set:
+    """A set or frozenset as its elements, in order, never hashed."""
+
+    elements: list[Node]
+    frozen: bool
+
+
+Node: TypeAlias = (
+    "Global | Call | PersistentId | Opaque | Dict | Set | list[Node] | tuple[Node, ...]"
+    " | str | bytes | bytearray | bool | int | float | None"
+)
+Event: TypeAlias = "Global | Call | PersistentId | Build | Opaque | Oddity"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Trace:
+    """All there is to know about one pickle.
+
+    Attributes:
+        record: The record it stands in.
+        root: The value STOP would have returned; None if *error* is set.
+        events: Every global, call, build, persistent id and oddity, in order.
+        protocol: The highest PROTO seen, 0 without one.
+        opcodes: Instructions executed.
+        end: Offset just past STOP, counted like all offsets from the pickle's first byte.
+        error: Why reading stopped before STOP, or None.  *events* holds what came before it.
+    """
+
+    record: str
+    root: Node
+    events: tuple[Event, ...]
+    protocol: int
+    opcodes: int
+    end: int
+    error: MalformedInput | None
