@@ -69,10 +69,12 @@ class FileSource:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.name = os.fspath(path)
+        given = os.fspath(path)
+        # A name that is not UTF-8 reaches Python as lone surrogates, which no report can hold.
+        self.name = given.encode("utf-8", "backslashreplace").decode("utf-8")
         try:
             # Without O_NONBLOCK opening a FIFO would wait for a writer.
-            self._fd = os.open(self.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._fd = os.open(given, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (OSError, ValueError) as err:
             raise _unreadable(self.name, err) from err
         status = os.fstat(self._fd)
@@ -154,6 +156,8 @@ class Cursor:
     """
 
     WINDOW = 1 << 16
+    # Many small ranges are read each by a cursor of its own: the window starts small.
+    FIRST_WINDOW = 1 << 12
 
     __slots__ = ("_base", "_source", "_start", "_stop", "at", "where", "window")
 
@@ -200,7 +204,7 @@ class Cursor:
             MalformedInput: There is no newline within *limit* bytes.
         """
         end = self.window.find(b"\n", self.at)
-        wanted = self.WINDOW
+        wanted = self.FIRST_WINDOW
         while end < 0:
             bound = min(limit + 1, self.remaining)
             wanted = min(wanted, bound)
@@ -225,7 +229,8 @@ class Cursor:
             )
         self._base += self.at
         self.at = 0
-        wanted = min(max(length, self.WINDOW), self._stop - self._base)
+        ahead = min(max(self.FIRST_WINDOW, self.position), self.WINDOW)
+        wanted = min(max(length, ahead), self._stop - self._base)
         self.window = self._source.read_at(self._base, wanted)
 
 

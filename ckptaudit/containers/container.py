@@ -149,9 +149,9 @@ class Container:
         storages: By key, every storage that could be located.
         tensors: By key, every tensor that the framing itself describes.
         byteorder: ``little`` or ``big``: how elements of storages are written.
+        metadata: What the framing says of itself in words (safetensors' ``__metadata__``).
         mishaps: What is wrong with the framing.
         gaps: What was not read.
-        notes: Things worth telling that speak neither for nor against the file.
         inflated: By record name, the uncompressed bytes of compressed records.
     """
 
@@ -163,9 +163,9 @@ class Container:
     storages: Mapping[str, Storage] = field(default_factory=dict)
     tensors: Mapping[str, StoredTensor] = field(default_factory=dict)
     byteorder: str = "little"
+    metadata: Mapping[str, str] = field(default_factory=dict)
     mishaps: tuple[Mishap, ...] = ()
     gaps: tuple[Gap, ...] = ()
-    notes: tuple[str, ...] = ()
     inflated: Mapping[str, ByteSource] = field(default_factory=dict)
 
     def __enter__(self) -> Container:  # noqa: PYI034 - typing.Self is Python 3.11's

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 from ckptaudit.containers.container import Container, Gap, Kind, Mishap, Record, Role
 from ckptaudit.containers.legacy import begins_with_magic, open_legacy
 from ckptaudit.containers.safetensors import looks_like_safetensors, open_safetensors
-from ckptaudit.containers.tar import looks_like_tar, open_tar
+from ckptaudit.containers.tar import open_tar
+from ckptaudit.containers.tarmembers import has_tar_header
 from ckptaudit.containers.zip import SIGNATURE, open_zip
 from ckptaudit.errors import MalformedInput, Unsupported
-from ckptaudit.vm import Limits, Trace, trace_pickle
+from ckptaudit.vm import Limits, Oddity, PersistentId, Trace, trace_pickle
 
 if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
@@ -47,6 +48,8 @@ _BEGINNINGS = (
     (b"\x93numpy", "a NumPy array, not a torch checkpoint"),
 )
 _LONGEST_BEGINNING = 64
+# Files of several pickles hold a handful; each costs a window of reading.
+_MOST_PICKLES = 1000
 
 
 def open_container(source: ByteSource, limits: Limits | None = None) -> Container:
@@ -67,7 +70,7 @@ def open_container(source: ByteSource, limits: Limits | None = None) -> Containe
         return open_zip(source, limits)
     if looks_like_safetensors(source):
         return open_safetensors(source)
-    if looks_like_tar(source):
+    if has_tar_header(source):
         return open_tar(source, limits)
     first = trace_pickle(source, 0, source.size, record="pickle", limits=limits)
     if begins_with_magic(first):
@@ -81,11 +84,11 @@ def _open_pickle(source: ByteSource, first: Trace, limits: Limits) -> Container:
     torch would go on with its legacy schedule if the first pickle, once *executed*, gave
     the magic number, so every pickle that follows is run as well.
     """
-    if first.error is not None and not first.events:
+    if first.error is not None and not _asks_for_anything(first):
         raise _not_a_checkpoint(source, first.error)
     traces = [first]
     end = first.end
-    while end < source.size and traces[-1].error is None:
+    while end < source.size and traces[-1].error is None and len(traces) < _MOST_PICKLES:
         following = trace_pickle(
             source, end, source.size, record=f"pickle {len(traces)}", limits=limits
         )
@@ -116,6 +119,14 @@ def _open_pickle(source: ByteSource, first: Trace, limits: Limits) -> Container:
         mishaps=tuple(mishaps),
         gaps=tuple(gaps),
     )
+
+
+def _asks_for_anything(trace: Trace) -> bool:
+    """Whether a broken pickle got as far as a name or a call.
+
+    The first bytes of a PNG file are a pickle that has a persistent id.
+    """
+    return not all(isinstance(event, (Oddity, PersistentId)) for event in trace.events)
 
 
 def _not_a_checkpoint(source: ByteSource, error: MalformedInput) -> MalformedInput | Unsupported:

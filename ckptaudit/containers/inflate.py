@@ -55,12 +55,7 @@ class InflatedSource:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """See `ByteSource.read_into`."""
-        if offset < 0 or offset + len(buffer) > self.size:
-            raise MalformedInput(
-                f"needs {len(buffer)} bytes where the record ends at byte {self.size}",
-                where=self.name,
-                offset=offset,
-            )
+        self._check_range(offset, len(buffer))
         if offset < self._position:
             self._rewind()
         while self._position < offset:
@@ -73,7 +68,8 @@ class InflatedSource:
 
     def read_at(self, offset: int, length: int) -> bytes:
         """See `ByteSource.read_at`."""
-        buffer = bytearray(min(length, self.size))
+        self._check_range(offset, length)
+        buffer = bytearray(length)
         self.read_into(offset, memoryview(buffer))
         return bytes(buffer)
 
@@ -84,10 +80,39 @@ class InflatedSource:
     def close(self) -> None:
         """Do nothing: the file belongs to the container."""
 
+    @property
+    def unread(self) -> int:
+        """Bytes of the record that lie behind the end of its compressed data, as far as read."""
+        return self._packed - self._read + len(self._stream.unused_data)
+
+    def _check_range(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise MalformedInput(
+                f"needs {length} bytes where the record ends at byte {self.size}",
+                where=self.name,
+                offset=offset,
+            )
+
     def _inflate(self, length: int) -> bytes:
         """Return the next 1 to *length* bytes."""
+        piece = self._next(length)
+        self._position += len(piece)
+        self._allowance -= len(piece)
+        if self._allowance < 0:
+            raise LimitExceeded("needs to be inflated too often", where=self.name)
+        # miniz, torch's reader, refuses a record that inflates to more than it should as well.
+        if not piece or (self._position == self.size and self._next(1)):
+            raise MalformedInput(
+                f"does not inflate to the {self.size} bytes promised; the file is damaged",
+                where=self.name,
+                offset=self._position,
+            )
+        return piece
+
+    def _next(self, length: int) -> bytes:
+        """Return the next 1 to *length* bytes, or none where the compressed data end."""
         stream = self._stream
-        while True:
+        while not stream.eof:
             packed = stream.unconsumed_tail
             if not packed and self._read < self._packed:
                 packed = self._source.read_at(
@@ -103,17 +128,10 @@ class InflatedSource:
                     offset=self._position,
                 ) from err
             if piece:
-                self._position += len(piece)
-                self._allowance -= len(piece)
-                if self._allowance < 0:
-                    raise LimitExceeded("needs to be inflated too often", where=self.name)
                 return piece
-            if stream.eof or (not packed and self._read >= self._packed):
-                raise MalformedInput(
-                    f"inflates to {self._position} bytes where {self.size} were promised",
-                    where=self.name,
-                    offset=self._position,
-                )
+            if not packed:
+                break
+        return b""
 
 
 def inflate(source: ByteSource) -> BufferSource:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers.container import Container, Gap, Kind, Mishap, Record, Role, Storage
-from ckptaudit.containers.persistent import StorageRef, references
+from ckptaudit.containers.persistent import StorageRef, key_of, references
 from ckptaudit.errors import MalformedInput
 from ckptaudit.vm import Dict, Limits, Node, Trace, trace_pickle
 
@@ -121,11 +121,10 @@ class _Reading:
         root = self.traces[_KEYS].root
         if not isinstance(root, list):
             raise MalformedInput("is not a list of storage keys", where="keys")
-        # Python 2 wrote keys as numbers where it could.
-        keys = [str(key) if isinstance(key, int) else key for key in root]
-        if len(set(map(type, keys)) - {str}) or len(set(map(str, keys))) < len(keys):
+        keys = [key for key in map(key_of, root) if key is not None]
+        if len(set(keys)) < len(root):
             raise MalformedInput("is not a list of different storage keys", where="keys")
-        return [key for key in keys if isinstance(key, str)]
+        return keys
 
     def read_storage(self, key: str, refs: list[StorageRef]) -> None:
         ref = refs[0]

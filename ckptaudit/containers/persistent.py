@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.vm import Event
 
-__all__ = ["StorageRef", "module_of", "references", "storage_of", "storage_type"]
+__all__ = ["StorageRef", "key_of", "module_of", "references", "storage_of", "storage_type"]
 
 _TYPED_MODULES = ("torch", "torch.cuda")
 _UNTYPED = {
@@ -31,6 +31,7 @@ _UNTYPED = {
 }
 # No real file has more dimensions or elements; beyond it sizes stop being file offsets.
 _MOST_ELEMENTS = 1 << 62
+_MOST_KEY = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,19 @@ def storage_type(node: Node) -> tuple[DType, bool] | None:
     return None if dtype is None else (dtype, True)
 
 
+def key_of(node: Node) -> str | None:
+    """The key that *node* is, as text; None if it is none.
+
+    Python 2 and the tar framing wrote keys as numbers, the addresses of the storages.
+    """
+    if isinstance(node, str):
+        return node
+    # str() refuses integers of more than 4300 digits, and no address has as many.
+    if isinstance(node, int) and not isinstance(node, bool) and abs(node) < _MOST_KEY:
+        return str(node)
+    return None
+
+
 def storage_of(pid: PersistentId) -> StorageRef | None:
     """The storage that *pid* refers to, or None if it is anything else.
 
@@ -79,17 +93,15 @@ def storage_of(pid: PersistentId) -> StorageRef | None:
     if not isinstance(pid.pid, tuple):
         return None
     match pid.pid:
-        case ("storage", cls, key, str(location), int(numel)):
+        case ("storage", cls, number_or_text, str(location), int(numel)):
             view: Node = None
-        case ("storage", cls, key, str(location), int(numel), view):
+        case ("storage", cls, number_or_text, str(location), int(numel), view):
             pass
         case _:
             return None
     kind = storage_type(cls)
-    # Python 2 wrote keys as numbers where it could.
-    if isinstance(key, int) and not isinstance(key, bool):
-        key = str(key)
-    if kind is None or not isinstance(key, str) or isinstance(numel, bool):
+    key = key_of(number_or_text)
+    if kind is None or key is None or isinstance(numel, bool):
         return None
     if not 0 <= numel < _MOST_ELEMENTS:
         return None

@@ -12,11 +12,13 @@ with spaces; then the data, which the tensors must cover without gap or overlap.
 from __future__ import annotations
 
 import json
+from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers.container import (
     Container,
+    Gap,
     Kind,
     Mishap,
     Record,
@@ -34,6 +36,9 @@ __all__ = ["looks_like_safetensors", "open_safetensors", "read_header"]
 
 # safetensors/src/tensor.rs, MAX_HEADER_SIZE.
 _MOST_HEADER_BYTES = 100_000_000
+# torch has no tensor of more dimensions, no file a larger size; prod() must stay cheap.
+_MOST_DIMENSIONS = 64
+_MOST_ELEMENTS = 1 << 62
 _PREFIX = 8
 
 
@@ -93,16 +98,18 @@ def open_safetensors(source: ByteSource) -> Container:
         for storage in in_order
     ]
     mishaps = []
+    gaps = []
     end = start
     for storage in in_order:
-        if storage.offset != end:
+        if storage.offset < end:
             code = "safetensors-cover"
-            mishaps.append(Mishap(code, "leaves a gap or overlaps", storage.record, storage.offset))
+            mishaps.append(Mishap(code, "overlaps another", storage.record, storage.offset))
+        elif storage.offset > end:
+            gaps.append(_uncovered(end, storage.offset))
         end = max(end, storage.offset + storage.nbytes)
     if end != source.size:
-        left = f"{source.size - end} bytes that belong to no tensor"
-        mishaps.append(Mishap("safetensors-cover", left, "", end))
-    notes = (f"metadata: {len(metadata)} entries",) if metadata else ()
+        gaps.append(_uncovered(end, source.size))
+    mishaps += [Mishap("safetensors-cover", gap.reason, "", gap.offset) for gap in gaps]
     return Container(
         source=source,
         kind=Kind.SAFETENSORS,
@@ -111,22 +118,31 @@ def open_safetensors(source: ByteSource) -> Container:
         storages=storages,
         tensors=tensors,
         mishaps=tuple(mishaps),
-        notes=notes,
+        gaps=tuple(gaps),
+        metadata=metadata,
     )
+
+
+def _uncovered(start: int, stop: int) -> Gap:
+    return Gap(f"{stop - start} bytes that belong to no tensor", "", start)
 
 
 def _read_entry(
     source: ByteSource, name: str, entry: object, start: int
 ) -> tuple[Storage, StoredTensor]:
     match entry:
-        case {"dtype": str(code), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+        case {"dtype": str(code), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if (
+            type(begin) is type(end) is int
+        ):
             pass
         case _:
             raise MalformedInput("has no dtype, shape and data_offsets", where=name)
     dtype = by_safetensors(code)
     if dtype is None:
         raise MalformedInput(f"has dtype {code!r}, which we do not know", where=name)
-    if not all(type(size) is int and size >= 0 for size in shape):
+    if len(shape) > _MOST_DIMENSIONS or not all(
+        type(size) is int and 0 <= size < _MOST_ELEMENTS for size in shape
+    ):
         raise MalformedInput("has a shape that is not a list of sizes", where=name)
     numel = prod(shape)
     if not 0 <= begin <= end <= source.size - start or end - begin != numel * dtype.itemsize:
@@ -141,6 +157,10 @@ def _read_entry(
 
 
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    for text in chain.from_iterable(pairs):
+        if isinstance(text, str):
+            # A lone surrogate, which JSON can spell, is no text that could be written again.
+            text.encode("utf-8")
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a name stands there twice")

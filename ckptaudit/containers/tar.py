@@ -18,9 +18,7 @@ Layout of the members, all numbers little-endian:
 
 from __future__ import annotations
 
-import io
 import struct
-import tarfile
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers.container import (
@@ -33,31 +31,20 @@ from ckptaudit.containers.container import (
     Storage,
     StoredTensor,
 )
-from ckptaudit.containers.persistent import storage_type
+from ckptaudit.containers.persistent import key_of, storage_type
+from ckptaudit.containers.tarmembers import TarMember, list_members
 from ckptaudit.errors import MalformedInput
 from ckptaudit.vm import Limits, Node, Trace, trace_pickle
 
 if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
 
-__all__ = ["looks_like_tar", "open_tar"]
+__all__ = ["open_tar"]
 
-_BLOCK = 512
 _MEMBERS = ("sys_info", "storages", "tensors", "pickle")
 _MOST_ITEMS = 1_000_000
 # torch/_tensor.py: no tensor has more dimensions.
 _MOST_DIMENSIONS = 64
-
-
-def looks_like_tar(source: ByteSource) -> bool:
-    """Whether the first block of *source* is a tar header with a valid checksum."""
-    if source.size < _BLOCK:
-        return False
-    try:
-        tarfile.TarInfo.frombuf(source.read_at(0, _BLOCK), "utf-8", "surrogateescape")
-    except tarfile.TarError:
-        return False
-    return True
 
 
 def open_tar(source: ByteSource, limits: Limits) -> Container:
@@ -72,11 +59,11 @@ def open_tar(source: ByteSource, limits: Limits) -> Container:
 class _Member:
     """One member being read from front to back."""
 
-    def __init__(self, info: tarfile.TarInfo) -> None:
-        self.name = info.name
-        self.start = info.offset_data
-        self.at = info.offset_data
-        self.end = info.offset_data + info.size
+    def __init__(self, member: TarMember) -> None:
+        self.name = member.name
+        self.start = member.data
+        self.at = member.data
+        self.end = member.end
 
 
 class _Reading:
@@ -123,34 +110,29 @@ class _Reading:
         )
 
     def members(self) -> dict[str, _Member]:
+        listing = list_members(self.source)
+        for fault, offset in listing.faults:
+            self.mishaps.append(Mishap("tar-gap", fault, "", offset))
+            self.gaps.append(Gap(fault, "", offset))
         found: dict[str, _Member] = {}
-        file = io.BufferedReader(_RawReader(self.source))
-        try:
-            with tarfile.open(fileobj=file, mode="r:", format=tarfile.PAX_FORMAT) as archive:
-                for info in archive:
-                    self.check_member(info, found)
-                    found[info.name] = _Member(info)
-        except tarfile.TarError as err:
-            raise MalformedInput(
-                f"is a damaged tar archive ({err}); fetch it again", where=self.source.name
-            ) from err
+        for member in listing.members:
+            # Of several members of one name torch read the last.
+            if member.name in found:
+                self.unread("tar-duplicate", "stands there more than once", member)
+            elif member.name not in _MEMBERS:
+                self.unread("tar-member", "is not one torch wrote", member)
+            found[member.name] = _Member(member)
         missing = [name for name in _MEMBERS if name not in found]
         if missing:
+            why = listing.faults[0][0] if listing.faults else "so not a torch checkpoint"
             raise MalformedInput(
-                f"is a tar archive without {' and '.join(missing)}, so not a torch checkpoint",
-                where=self.source.name,
+                f"is a tar archive without {' and '.join(missing)}; {why}", where=self.source.name
             )
         return {name: found[name] for name in _MEMBERS}
 
-    def check_member(self, info: tarfile.TarInfo, seen: dict[str, _Member]) -> None:
-        where = info.name, info.offset
-        if not info.isreg() or info.issparse():
-            self.mishaps.append(Mishap("tar-member", "is not a plain file", *where))
-        if info.name in seen:
-            self.mishaps.append(Mishap("tar-duplicate", "stands there twice", *where))
-        if info.name not in _MEMBERS:
-            self.mishaps.append(Mishap("tar-member", "is not one torch wrote", *where))
-            self.gaps.append(Gap("a member that torch does not read", *where))
+    def unread(self, code: str, message: str, member: TarMember) -> None:
+        self.mishaps.append(Mishap(code, message, member.name, member.header))
+        self.gaps.append(Gap(message, member.name, member.header))
 
     def pickled(self, member: _Member) -> Node:
         """The value of the next pickle in *member*."""
@@ -184,8 +166,8 @@ class _Reading:
     def read_storages(self, member: _Member) -> None:
         for _ in range(self.count(member)):
             match self.pickled(member):
-                case (int() | str() as key, str(location), cls):
-                    self.read_storage(member, str(key), location, cls)
+                case (number, str(location), cls) if (key := key_of(number)) is not None:
+                    self.read_storage(member, key, location, cls)
                 case _:
                     raise MalformedInput("describes no storage", where=member.name)
         views = self.pickled(member)
@@ -208,34 +190,38 @@ class _Reading:
                 offset=member.at,
             )
         name = f"storage {key}"
-        self.storages[key] = Storage(key, kind[0], numel, member.at, nbytes, location, name)
+        self.storages[key] = Storage(
+            key, kind[0], numel, member.at, nbytes, location, name, kind[1]
+        )
         self.records.append(Record(name, member.at, nbytes, "stored", Role.STORAGE))
         member.at += nbytes
 
     def add_view(self, member: _Member, view: Node) -> None:
         match view:
-            case (int() | str() as key, int() | str() as root, int(offset), int(numel)):
-                whole = self.storages.get(str(root))
+            case (number, root, int(offset), int(numel)):
+                key = key_of(number)
+                whole = self.storages.get(key_of(root) or "")
             case _:
-                whole = None
-        if whole is None or not 0 <= offset <= offset + numel <= whole.numel:
+                key = whole = None
+        if whole is None or key is None or not 0 <= offset <= offset + numel <= whole.numel:
             raise MalformedInput("has a view of no storage", where=member.name)
         size = whole.dtype.itemsize
-        self.storages[str(key)] = Storage(
-            str(key),
+        self.storages[key] = Storage(
+            key,
             whole.dtype,
             numel,
             whole.offset + offset * size,
             numel * size,
             whole.location,
             whole.record,
+            whole.typed,
         )
 
     def read_tensors(self, member: _Member) -> None:
         for _ in range(self.count(member)):
             match self.pickled(member):
-                case (int() | str() as key, int() | str() as storage, _):
-                    self.read_tensor(member, str(key), str(storage))
+                case (number, storage, _) if (key := key_of(number)) is not None:
+                    self.read_tensor(member, key, key_of(storage) or "")
                 case _:
                     raise MalformedInput("describes no tensor", where=member.name)
 
@@ -249,28 +235,3 @@ class _Reading:
         self.tensors[key] = StoredTensor(
             key, storage, whole.dtype, numbers[:rank], numbers[rank : 2 * rank], numbers[-1]
         )
-
-
-class _RawReader(io.RawIOBase):
-    """A `ByteSource` as the file object that `tarfile` wants."""
-
-    def __init__(self, source: ByteSource) -> None:
-        self._source = source
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._source.size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # typeshed says Buffer
-        count = max(0, min(len(buffer), self._source.size - self._at))
-        self._source.read_into(self._at, memoryview(buffer).cast("B")[:count])
-        self._at += count
-        return count

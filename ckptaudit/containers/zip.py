@@ -13,7 +13,7 @@ from ckptaudit.containers.container import Container, Gap, Kind, Mishap, Record,
 from ckptaudit.containers.inflate import METHODS, InflatedSource, inflate
 from ckptaudit.containers.persistent import StorageRef, references
 from ckptaudit.containers.zipdirectory import SIGNATURE, Directory, Entry
-from ckptaudit.errors import MalformedInput, Unsupported
+from ckptaudit.errors import LimitExceeded, MalformedInput, Unsupported
 from ckptaudit.vm import Limits, Trace, trace_pickle
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["SIGNATURE", "open_zip"]
 
 _MOST_PICKLE_BYTES = 1 << 30
+# The longest is .data/serialization_id, 40 digits.
+_MOST_METADATA_BYTES = 64
 
 _METADATA = {
     "version",
@@ -38,7 +40,7 @@ def open_zip(source: ByteSource, limits: Limits) -> Container:
 
     Raises:
         MalformedInput: Its directory cannot be read.
-        Unsupported: It is encrypted, or is a zip but no torch checkpoint.
+        Unsupported: Its pickle is encrypted, or it is a zip but no torch checkpoint.
     """
     directory = Directory(source)
     if not directory.entries:
@@ -56,7 +58,9 @@ class _Reading:
         self.mishaps = directory.mishaps
         self.gaps: list[Gap] = []
         self.traces: list[Trace] = []
-        self.roles: dict[str, Role] = {}
+        # By entry, not by name: of two entries of one name both are looked into.
+        self.roles: dict[Entry, Role] = {}
+        self.sources: dict[Entry, InflatedSource] = {}
         self.inflated: dict[str, ByteSource] = {}
         # torch takes the root from the first entry; every other entry must lie in it.
         self.root = self.entries[0].name.split("/", 1)[0]
@@ -75,6 +79,10 @@ class _Reading:
             if entry.name.split("/", 1)[0] != self.root or "/" not in entry.name:
                 self.odd("zip-second-root", "lies outside the archive's root folder", entry)
         self.trace(main)
+        if main.encrypted and self.traces[0].error is not None and not self.traces[0].events:
+            raise Unsupported(
+                f"{self.source.name}: {main.name!r} is encrypted; decrypt the archive first"
+            )
         storages = self.locate(references(self.traces[0].events))
         scripted = self.find("constants.pkl") is not None
         for entry in self.entries:
@@ -88,7 +96,7 @@ class _Reading:
                     entry.data,
                     entry.packed,
                     METHODS.get(entry.method, f"method {entry.method}"),
-                    self.roles.get(entry.name, Role.UNKNOWN),
+                    self.roles.get(entry, Role.UNKNOWN),
                 )
                 for entry in sorted(self.entries, key=lambda entry: entry.header)
             ),
@@ -109,34 +117,34 @@ class _Reading:
         path = f"{self.root}/{name}"
         return self.by_name.get(path) or self.by_folded_name.get(path.casefold())
 
-    def content(self, entry: Entry) -> tuple[ByteSource, int] | None:
-        """Where the uncompressed bytes of *entry* are, or None if we cannot tell."""
+    def content(self, entry: Entry) -> tuple[ByteSource, int]:
+        """Where the uncompressed bytes of *entry* are, and the first one's offset there.
+
+        Raises:
+            MalformedInput: We cannot tell.
+        """
+        if entry.fault:
+            raise MalformedInput(entry.fault, where=entry.name)
         if entry.method == 0:
-            if entry.packed != entry.size:
-                self.odd("zip-size-mismatch", "a stored entry with two different sizes", entry)
-                return None
             return self.source, entry.data
-        if entry.name not in self.inflated:
-            if entry.method not in METHODS:
-                reason = f"compression method {entry.method} is not one torch reads"
-                self.gaps.append(Gap(reason, entry.name, entry.header))
-                return None
-            self.inflated[entry.name] = InflatedSource(
+        if entry.method not in METHODS:
+            reason = f"compression method {entry.method} is not one torch reads"
+            raise MalformedInput(reason, where=entry.name)
+        if entry not in self.sources:
+            self.sources[entry] = InflatedSource(
                 self.source, entry.data, entry.packed, entry.size, entry.name
             )
-        return self.inflated[entry.name], 0
+        return self.sources[entry], 0
 
     def trace(self, entry: Entry) -> None:
-        self.roles[entry.name] = Role.PICKLE
-        found = self.content(entry)
-        if found is None:
-            raise MalformedInput("cannot be uncompressed", where=entry.name)
-        source, start = found
+        self.roles[entry] = Role.PICKLE
+        source, start = self.content(entry)
         if entry.method != 0:
             if entry.size > _MOST_PICKLE_BYTES:
-                self.gaps.append(Gap("a compressed pickle over 1 GiB", entry.name, entry.header))
-                return
+                raise LimitExceeded("is a compressed pickle over 1 GiB", where=entry.name)
             source = inflate(source)
+            if self.sources[entry].unread:
+                self.odd("zip-gap", "bytes after the end of the compressed data", entry)
         trace = trace_pickle(
             source, start, start + entry.size, record=entry.name, limits=self.limits
         )
@@ -155,15 +163,16 @@ class _Reading:
         storages = {}
         for key, refs in wanted.items():
             entry = self.find(f"data/{key}")
-            storage = self.locate_one(key, refs, entry) if entry else None
-            if storage is not None and entry is not None:
-                storages[key] = storage
-                self.roles[entry.name] = Role.STORAGE
-            elif entry is None:
+            if entry is None:
                 name = f"{self.root}/data/{key}"
                 self.mishaps.append(
                     Mishap("storage-missing", "is referred to but not there", name, None)
                 )
+                continue
+            storage = self.locate_one(key, refs, entry)
+            if storage is not None:
+                storages[key] = storage
+                self.roles[entry] = Role.STORAGE
         return storages
 
     def locate_one(self, key: str, refs: list[StorageRef], entry: Entry) -> Storage | None:
@@ -176,42 +185,57 @@ class _Reading:
             message = f"has {entry.size} bytes where the pickle says {nbytes}"
             self.odd("storage-size", message, entry)
             return None
-        found = self.content(entry)
-        if found is None:
+        try:
+            source, start = self.content(entry)
+        except MalformedInput as err:
+            self.gaps.append(Gap(str(err), entry.name, entry.header))
             return None
+        if entry.method != 0:
+            self.inflated[entry.name] = source
         return Storage(
-            key, ref.dtype, ref.numel, found[1], nbytes, ref.location, entry.name, ref.typed
+            key, ref.dtype, ref.numel, start, nbytes, ref.location, entry.name, ref.typed
         )
 
     def assign(self, entry: Entry, *, scripted: bool) -> None:
         """Give an entry its role; look into what might be a pickle nobody refers to."""
-        if entry.name in self.roles:
+        if entry in self.roles:
             return
+        try:
+            self.assign_unreferenced(entry, scripted=scripted)
+        except MalformedInput as err:
+            self.gaps.append(Gap(str(err), entry.name, entry.header))
+
+    def assign_unreferenced(self, entry: Entry, *, scripted: bool) -> None:
         inner = entry.name.removeprefix(f"{self.root}/")
-        if inner in _METADATA:
-            self.roles[entry.name] = Role.METADATA
-        elif entry.size and (inner.endswith(".pkl") or self.begins_like_a_pickle(entry)):
+        filled = bool(entry.size or entry.packed)
+        if inner in _METADATA and entry.packed <= _MOST_METADATA_BYTES:
+            self.roles[entry] = Role.METADATA
+        elif filled and (inner.lower().endswith(".pkl") or self.begins_like_a_pickle(entry)):
             self.trace(entry)
             if not scripted:
                 self.odd("extra-pickle", "a pickle that torch.load does not read", entry)
         elif inner.startswith("data/") and not scripted:
             self.odd("storage-unreferenced", "a storage that no tensor refers to", entry)
         elif scripted and inner.startswith(("constants/", "tensors/", "data/")):
-            self.roles[entry.name] = Role.STORAGE
-        elif not (scripted and inner.startswith(("code/", "extra/"))) and entry.size:
+            self.roles[entry] = Role.STORAGE
+        elif not (scripted and inner.startswith(("code/", "extra/"))) and filled:
             self.odd("record-unknown", "a record that torch.save does not write", entry)
 
     def begins_like_a_pickle(self, entry: Entry) -> bool:
-        found = self.content(entry)
-        head = found[0].read_at(found[1], min(2, entry.size)) if found else b""
+        source, start = self.content(entry)
+        head = source.read_at(start, min(2, entry.size))
         return len(head) > 1 and head[0] == 0x80 and head[1] <= 5  # noqa: PLR2004 - PROTO 0 to 5
 
     def byteorder(self) -> str:
         entry = self.find("byteorder")
-        found = self.content(entry) if entry and entry.size <= len("little") else None
-        if entry is None or found is None:
+        if entry is None:
             return "little"
-        text = found[0].read_at(found[1], entry.size)
+        try:
+            source, start = self.content(entry)
+            text = source.read_at(start, min(entry.size, _MOST_METADATA_BYTES))
+        except MalformedInput as err:
+            self.gaps.append(Gap(f"byte order unknown: {err}", entry.name, entry.header))
+            return "little"
         if text not in (b"little", b"big"):
             raise MalformedInput(f"byte order {text!r} is neither little nor big", where=entry.name)
         return text.decode("ascii")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers.container import Mishap
-from ckptaudit.errors import MalformedInput, Unsupported
+from ckptaudit.errors import MalformedInput
 
 if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
@@ -63,6 +63,9 @@ class Entry:
         packed: Bytes of data in the archive.
         size: Bytes of data when uncompressed.
         end: Offset just past the data and its descriptor.
+        encrypted: Whether the directory says so.  An old torch did not look.
+        fault: Why the data cannot be found, or "".  torch looks only at entries it is asked
+            for, so one broken entry does not keep it from loading the others.
     """
 
     name: str
@@ -72,6 +75,8 @@ class Entry:
     packed: int
     size: int
     end: int
+    encrypted: bool
+    fault: str
 
 
 class Directory:
@@ -83,7 +88,6 @@ class Directory:
 
     Raises:
         MalformedInput: The directory cannot be read; the archive is truncated or damaged.
-        Unsupported: An entry is encrypted.
     """
 
     def __init__(self, source: ByteSource) -> None:
@@ -104,7 +108,7 @@ class Directory:
         return MalformedInput(message, where=self.source.name, offset=offset)
 
     def _find_end(self) -> int:
-        """Offset of the end record: the last signature whose comment ends the file."""
+        """Offset of the end record: the last one, if possible one whose comment ends the file."""
         length = min(self.source.size, _END.size + _MAX16)
         start = self.source.size - length
         tail = self.source.read_at(start, length)
@@ -115,7 +119,7 @@ class Directory:
                 found.append(at)
             at = tail.rfind(b"PK\5\6", 0, at)
         ends = [at for at in found if at + _END.size + _comment_length(tail, at) == length]
-        if not ends:
+        if not found:
             raise self._broken(
                 "is a zip archive without an end record: truncated or damaged; fetch it again",
                 self.source.size,
@@ -126,10 +130,15 @@ class Directory:
                 f"{len(found)} end-of-directory records; readers disagree about which one counts",
                 offset=start + found[-1],
             )
-        at = ends[0]
+        at = ends[0] if ends else found[0]
         if _comment_length(tail, at):
             self._odd(
                 "zip-comment", "an archive comment, which torch never writes", offset=start + at
+            )
+        if not ends:
+            after = start + at + _END.size
+            self._odd(
+                "zip-gap", f"{self.source.size - after} bytes after the end record", offset=after
             )
         return start + at
 
@@ -139,27 +148,26 @@ class Directory:
             self.source.read_at(self.end, _END.size)
         )
         self.top = self.end
-        locator_at = self.end - _LOCATOR.size
-        if locator_at >= 0:
-            signature, _, at, _ = _LOCATOR.unpack(self.source.read_at(locator_at, _LOCATOR.size))
-            if signature == b"PK\6\7":
-                wide = self._end64(at, locator_at)
-                for narrow, limit, value in zip(
-                    (count, size, start), (_MAX16, _MAX32, _MAX32), wide, strict=True
-                ):
-                    if narrow not in (limit, value):
-                        self._odd(
-                            "zip-end-mismatch",
-                            "the 32-bit and the 64-bit end record contradict each other",
-                            offset=self.end,
-                        )
-                count, size, start = wide
-                here = count
+        wide = self._end64()
+        if wide is not None:
+            for narrow, limit, value in zip(
+                (count, size, start), (_MAX16, _MAX32, _MAX32), wide, strict=True
+            ):
+                if narrow not in (limit, value):
+                    self._odd(
+                        "zip-end-mismatch",
+                        "the 32-bit and the 64-bit end record contradict each other",
+                        offset=self.end,
+                    )
+            count, size, start = wide
+            here = count
         if disk or first_disk or here != count:
             self._odd("zip-disks", "claims to be one of several disks", offset=self.end)
-        if start + size != self.top:
-            if start + size > self.top:
-                raise self._broken("the directory reaches past its end record", self.end)
+        if start + size > self.source.size:
+            raise self._broken("the directory reaches past the end of the file", self.end)
+        if start + size > self.top:
+            self._odd("zip-overlap", "the directory reaches into its end record", offset=self.top)
+        elif start + size < self.top:
             self._odd(
                 "zip-gap",
                 f"{self.top - start - size} bytes between the directory and its end record",
@@ -169,18 +177,31 @@ class Directory:
             raise self._broken(f"has {count} entries, more than the limit allows", self.end)
         return count, size, start
 
-    def _end64(self, at: int, locator_at: int) -> tuple[int, int, int]:
-        if at + _END64.size > locator_at:
+    def _end64(self) -> tuple[int, int, int] | None:
+        """What the zip64 end record says; None if there is none or, as for torch, if it is none."""
+        locator_at = self.end - _LOCATOR.size
+        if locator_at < _END64.size:
+            return None
+        signature, _, at, _ = _LOCATOR.unpack(self.source.read_at(locator_at, _LOCATOR.size))
+        if signature != b"PK\6\7":
+            return None
+        if at + _END64.size > self.source.size:
             raise self._broken("the zip64 end record is not where its locator says", locator_at)
         signature, length, _, _, _, _, _, count, size, start = _END64.unpack(
             self.source.read_at(at, _END64.size)
         )
         if signature != b"PK\6\6":
-            raise self._broken("the zip64 end record is not where its locator says", locator_at)
+            self._odd(
+                "zip-end-mismatch",
+                "the zip64 end record is not where its locator says",
+                offset=locator_at,
+            )
+            self.top = locator_at
+            return None
         # The length field does not count itself or the signature.
         if at + 12 + length != locator_at:
             self._odd("zip-gap", "bytes between the zip64 end record and its locator", offset=at)
-        self.top = at
+        self.top = min(at, locator_at)
         return count, size, start
 
     def _read_entries(self, count: int) -> tuple[Entry, ...]:
@@ -210,44 +231,65 @@ class Directory:
         if end > len(directory):
             raise self._broken("a directory entry reaches past the directory", self.start + at)
         raw_name = directory[name_at:extra_at]
+        name = raw_name.decode("utf-8", "replace")
         packed, size, header = _widen(
             directory[extra_at : extra_at + extra_length], packed, size, header
         )
-        name = raw_name.decode("utf-8", "replace")
+        if comment_length:
+            self._odd("zip-comment", "a comment, which torch never writes", name, self.start + at)
         if flags & _ENCRYPTED:
-            raise Unsupported(
-                f"{self.source.name}: {name!r} is encrypted; decrypt the archive first"
-            )
-        data = self._data_offset(name, raw_name, method, header)
-        if data + packed > self.start:
-            raise self._broken(f"the data of {name!r} reach into the directory", header)
-        entry_end = data + packed
-        if flags & _HAS_DESCRIPTOR:
-            entry_end += self._descriptor_length(entry_end, crc, packed, size)
-        return Entry(name, method, header, data, packed, size, entry_end), end
+            self._odd("zip-flags", "the directory says it is encrypted", name, self.start + at)
+        if method == 0 and packed != size:
+            self._odd("zip-size-mismatch", "stored, but with two different sizes", name, header)
+        data = self._data_offset(name, raw_name, fields, header)
+        fault = ""
+        if data is None:
+            fault, data, entry_end = "has no local header", header, header
+            self._odd("zip-header", fault, name, header)
+        else:
+            entry_end = data + packed
+            # torch reads as many bytes of a stored entry as its real size says.
+            if data + max(packed, 0 if method else size) > self.source.size:
+                fault = "has data that reach past the end of the file"
+                self._odd("zip-header", fault, name, header)
+            elif entry_end > self.start:
+                self._odd("zip-overlap", "has data that reach into the directory", name, header)
+            elif flags & _HAS_DESCRIPTOR:
+                entry_end += self._descriptor_length(entry_end, crc, packed, size)
+        encrypted = bool(flags & _ENCRYPTED)
+        return Entry(name, method, header, data, packed, size, entry_end, encrypted, fault), end
 
-    def _data_offset(self, name: str, raw_name: bytes, method: int, header: int) -> int:
+    def _data_offset(
+        self, name: str, raw_name: bytes, central: tuple[int, ...], header: int
+    ) -> int | None:
+        """Where the data begin, past the local header at *header*; None if there is no such."""
         if header + _LOCAL.size > self.start:
-            raise self._broken(f"{name!r} has no local header", min(header, self.source.size))
+            return None
         local = _LOCAL.unpack(self.source.read_at(header, _LOCAL.size))
-        if local[0] != SIGNATURE:
-            raise self._broken(f"{name!r} has no local header", header)
-        local_flags, local_method = local[2], local[3]
         name_length, extra_length = int(local[9]), int(local[10])
         name_at = header + _LOCAL.size
-        if name_at + name_length + extra_length > self.start:
-            raise self._broken(f"the local header of {name!r} reaches into the directory", header)
+        end = name_at + name_length + extra_length
+        if local[0] != SIGNATURE or end > self.start:
+            return None
         if self.source.read_at(name_at, name_length) != raw_name:
             self._odd(
                 "zip-name-mismatch", "local header and directory differ in name", name, header
             )
-        if local_method != method:
+        if local[3] != central[4]:
             self._odd(
                 "zip-method-mismatch", "local header and directory differ in method", name, header
             )
-        if local_flags & _ENCRYPTED:
+        # Checksum and sizes; torch writes zeros, zip64 all ones.
+        if any(
+            here not in (0, _MAX32, there)
+            for here, there in zip(local[6:9], central[7:10], strict=True)
+        ):
+            self._odd(
+                "zip-size-mismatch", "local header and directory differ in size", name, header
+            )
+        if local[2] & ~central[3] & _ENCRYPTED:
             self._odd("zip-flags", "the local header alone says encrypted", name, header)
-        return name_at + name_length + extra_length
+        return end
 
     def _descriptor_length(self, at: int, crc: int, packed: int, size: int) -> int:
         """Bytes of the data descriptor at *at*: 16 or 24, 12 or 20 without signature, 0 if none."""

@@ -9,9 +9,11 @@ Knows:      how the networks are built and what each layout calls their parts.
 Is told:    the numbers of one network.
 Never asks: where a network sits in a file (`family`), or what a file holds (`detect`).
 
-Both layouts' names are in ``docs/layouts.md``.  Not described yet because no
-shipped family has it: the label embedding of SDXL and unCLIP, the OpenCLIP text
-encoder.  Each is one more field or one more class here.
+Not described yet, because no shipped family has it: the label embedding of SDXL and
+unCLIP (one more field of `UNet`) and the OpenCLIP text encoder (one more class).
+
+The truth this is tested against: the CompVis/stable-diffusion and transformers
+implementations, instantiated, and diffusers' own conversion of their tensors.
 """
 
 from __future__ import annotations

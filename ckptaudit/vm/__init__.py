@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ckptaudit.vm.brief import brief, escape
 from ckptaudit.vm.machine import trace_pickle
 from ckptaudit.vm.nodes import (
     Build,
@@ -31,5 +32,7 @@ __all__ = [
     "PersistentId",
     "Set",
     "Trace",
+    "brief",
+    "escape",
     "trace_pickle",
 ]

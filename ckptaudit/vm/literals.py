@@ -13,18 +13,21 @@ from __future__ import annotations
 import codecs
 import re
 import warnings
+from math import isinf
 
 __all__ = ["parse_float", "parse_int", "parse_long", "parse_string"]
 
 # strtol(3) with base 0: white space, a sign, then 0x…, 0… (octal) or decimal digits.
-_STRTOL = re.compile(rb"[ \t\n\v\f\r]*([+-]?)(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))")
+_STRTOL = re.compile(
+    rb"[ \t\n\v\f\r]*([+-]?)(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))(?:\0|\Z)"
+)
+# No number of more digits fits a C long, whatever its base.
+_MOST_LONG_DIGITS = 22
 _LONG_RANGE = range(-(1 << 63), 1 << 63)
 # PyOS_string_to_double: no white space, no underscores, unlike float().
 _DOUBLE = re.compile(
     rb"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf(?:inity)?|nan)", re.IGNORECASE
 )
-# Above this many digits CPython refuses to convert text to an integer (sys.int_info).
-_MAX_DIGITS = 4300
 
 
 def parse_int(line: bytes) -> int:
@@ -36,21 +39,13 @@ def parse_int(line: bytes) -> int:
     >>> parse_int(b"0x10"), parse_int(b"010"), parse_int(b"01"), parse_int(b"7\0junk")
     (16, 8, True, 7)
     """
-    if line in (b"00", b"01"):
-        return line == b"01"
-    match = _STRTOL.match(line)
-    if match and (match.end() == len(line) or line[match.end()] == 0):
-        sign, hexadecimal, octal, decimal = match.groups()
-        digits, base = next(
-            (text, base)
-            for text, base in ((hexadecimal, 16), (octal, 8), (decimal, 10))
-            if text is not None
-        )
-        if len(digits) <= _MAX_DIGITS:
-            value = int(digits, base) * (-1 if sign == b"-" else 1)
-            if value in _LONG_RANGE:
-                return value
-    return _python_int(line)
+    if not line:
+        raise ValueError("an empty line")
+    value = _strtol(line)
+    if value is None:
+        return _python_int(line)
+    # load_int: whatever strtol reads as 0 or 1 from two characters is a boolean.
+    return value == 1 if len(line) == len("00") and value in (0, 1) else value
 
 
 def parse_long(line: bytes) -> int:
@@ -77,7 +72,10 @@ def parse_float(line: bytes) -> float:
     match = _DOUBLE.match(line)
     if not match or (match.end() != len(line) and line[match.end()] != 0):
         raise ValueError("not a float")
-    return float(match.group())
+    value = float(match.group())
+    if isinf(value) and b"n" not in match.group().lower():
+        raise ValueError("too large for a float")
+    return value
 
 
 def parse_string(line: bytes) -> bytes:
@@ -100,7 +98,22 @@ def parse_string(line: bytes) -> bytes:
         return codecs.escape_decode(inner)[0]
 
 
+def _strtol(line: bytes) -> int | None:
+    """What strtol gives if it reads *line* up to its end or a NUL; None if it does not."""
+    if line.startswith(b"\0"):
+        return 0
+    match = _STRTOL.match(line)
+    if not match:
+        return None
+    sign, hexadecimal, octal, decimal = match.groups()
+    for digits, base in ((hexadecimal, 16), (octal, 8), (decimal, 10)):
+        significant = (digits or b"").lstrip(b"0")
+        if digits is not None and len(significant) <= _MOST_LONG_DIGITS:
+            value = int(significant or b"0", base) * (-1 if sign == b"-" else 1)
+            return value if value in _LONG_RANGE else None
+    return None
+
+
 def _python_int(line: bytes) -> int:
     """What ``PyLong_FromString(line, NULL, 0)`` gives: a C string, so a NUL ends it."""
-    text = line.split(b"\0", 1)[0]
-    return int(text.decode("ascii", "strict"), 0)
+    return int(line.split(b"\0", 1)[0], 0)

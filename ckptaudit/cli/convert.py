@@ -1,0 +1,186 @@
+"""``ckptaudit convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ckptaudit.cli.answers import Answers, paths_argument, report_options, show
+from ckptaudit.cli.progress import progress_bar
+from ckptaudit.errors import OutputFailed
+
+if TYPE_CHECKING:
+    from ckptaudit.jobs.convert import Conversion
+    from ckptaudit.plan import Options
+
+_ACTIONS = ("convert", "copy", "drop")
+# Double extensions in use; whatever else ends a name is one extension.
+_LONG_SUFFIXES = (".pth.tar", ".pt.tar")
+
+
+@click.command()
+@paths_argument
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    help="A .safetensors file, or a folder; beside the source by default.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp16", "bf16", "fp32", "keep"]),
+    default="fp16",
+    show_default=True,
+    help="What floating-point weights become.",
+)
+@click.option(
+    "--on-overflow",
+    type=click.Choice(["keep", "error", "clamp"]),
+    default="keep",
+    show_default=True,
+    help="What becomes of a tensor whose weights do not fit: stay as it is, stop, or the "
+    "largest finite value.",
+)
+@click.option(
+    "--ema",
+    type=click.Choice(["drop", "use", "keep"]),
+    default="drop",
+    show_default=True,
+    help="What becomes of averaged copies: left out, put in place of the weights, or both kept.",
+)
+@click.option(
+    "--dedupe",
+    type=click.Choice(["safe", "all", "none"]),
+    default="safe",
+    show_default=True,
+    help="What is stored once: what no loader asks for twice, whatever is equal, or nothing.",
+)
+@click.option("--unet", type=click.Choice(_ACTIONS), default="convert", show_default=True)
+@click.option("--vae", type=click.Choice(_ACTIONS), default="convert", show_default=True)
+@click.option("--text-encoder", type=click.Choice(_ACTIONS), default="convert", show_default=True)
+@click.option(
+    "--other",
+    type=click.Choice(_ACTIONS),
+    default="convert",
+    show_default=True,
+    help="Tensors whose part in the model is not known.",
+)
+@click.option("--keep-names", is_flag=True, help="Write every key as it is in the source.")
+@click.option("--dry-run", is_flag=True, help="Write nothing; say what would be written.")
+@click.option(
+    "--if-exists",
+    type=click.Choice(["error", "skip", "overwrite"]),
+    default="error",
+    show_default=True,
+)
+@click.option(
+    "--allow-unsafe",
+    is_flag=True,
+    help="Convert a file that `scan` distrusts; nothing of it is executed all the same.",
+)
+@report_options
+@click.pass_context
+def convert(
+    ctx: click.Context,
+    /,
+    paths: tuple[str, ...],
+    output: str | None,
+    format_: str,
+    json_path: Path | None,
+    no_hash: bool,
+    dry_run: bool,
+    if_exists: str,
+    allow_unsafe: bool,
+    **chosen: str | bool,
+) -> None:
+    """Convert PATHS to safetensors, with a report beside each.
+
+    By default weights become fp16, averaged copies are left out and equal tensors are
+    stored once; whatever is left out, renamed or rounded away is in the report,
+    MODEL.report.json beside MODEL.safetensors.
+    """
+    from ckptaudit import report
+    from ckptaudit.jobs.convert import convert as job
+
+    def is_good(_result: Conversion) -> bool:
+        return True
+
+    options = _options(chosen)
+    overwrite = if_exists == "overwrite"
+    answers = Answers(is_good, report.conversion_text)
+    for path in paths:
+
+        def work(path: str = path) -> Conversion:
+            target, report_target = _targets(path, output, several=len(paths) > 1)
+            if not dry_run:
+                _check(report_target, overwrite=overwrite)
+            with progress_bar(Path(path).name) as progress:
+                result = job(
+                    path,
+                    target,
+                    options,
+                    with_hash=not no_hash,
+                    overwrite=overwrite,
+                    allow_unsafe=allow_unsafe,
+                    dry_run=dry_run,
+                    progress=progress,
+                )
+            if not dry_run:
+                _write_report(report_target, result, overwrite=overwrite)
+            return result
+
+        if if_exists == "skip" and _targets(path, output, several=len(paths) > 1)[0].exists():
+            show(f"{path}: skipped, its output exists")
+            continue
+        answers.ask(path, work)
+    ctx.exit(answers.deliver(format_, json_path))
+
+
+def _options(chosen: dict[str, str | bool]) -> Options:
+    from ckptaudit.plan import Action, Dedupe, Ema, OnOverflow, Options, Precision
+
+    return Options(
+        precision=Precision(chosen["precision"]),
+        on_overflow=OnOverflow(chosen["on_overflow"]),
+        ema=Ema(chosen["ema"]),
+        dedupe=Dedupe(chosen["dedupe"]),
+        keep_names=bool(chosen["keep_names"]),
+        unet=Action(chosen["unet"]),
+        vae=Action(chosen["vae"]),
+        text_encoder=Action(chosen["text_encoder"]),
+        other=Action(chosen["other"]),
+    )
+
+
+def _targets(path: str, output: str | None, *, several: bool) -> tuple[Path, Path]:
+    """The safetensors file and the report that *path* becomes."""
+    source = Path(path)
+    name = source.name
+    suffix = next((s for s in _LONG_SUFFIXES if name.lower().endswith(s)), source.suffix)
+    stem = name.removesuffix(suffix) or name
+    if output is None:
+        target = source.with_name(f"{stem}.safetensors")
+    elif several or output.endswith("/") or Path(output).is_dir():
+        target = Path(output) / f"{stem}.safetensors"
+    else:
+        target = Path(output)
+    if target.suffix != ".safetensors":
+        raise OutputFailed(
+            f"{target}: the output must be named .safetensors: loaders unpickle any other name"
+        )
+    return target, target.with_name(f"{target.name.removesuffix('.safetensors')}.report.json")
+
+
+def _check(path: Path, *, overwrite: bool) -> None:
+    from ckptaudit.writer import check_destination
+
+    check_destination(path, overwrite=overwrite)
+
+
+def _write_report(path: Path, result: Conversion, *, overwrite: bool) -> None:
+    from ckptaudit.report import to_json
+    from ckptaudit.writer import write_text
+
+    write_text(path, to_json([result]), overwrite=overwrite)

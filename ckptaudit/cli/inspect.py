@@ -1,0 +1,38 @@
+"""``ckptaudit inspect``."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+
+from ckptaudit.cli.answers import Answers, paths_argument, report_options
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ckptaudit.jobs import Inspection
+
+
+@click.command()
+@paths_argument
+@report_options
+@click.pass_context
+def inspect(
+    ctx: click.Context,
+    paths: tuple[str, ...],
+    format_: str,
+    json_path: Path | None,
+    no_hash: bool,
+) -> None:
+    """Say what is in PATHS: family, components, tensors, and what else."""
+    from ckptaudit import jobs, report
+
+    def is_good(_result: Inspection) -> bool:
+        return True
+
+    answers = Answers(is_good, report.inspection_text)
+    for path in paths:
+        answers.ask(path, partial(jobs.inspect, path, with_hash=not no_hash))
+    ctx.exit(answers.deliver(format_, json_path))

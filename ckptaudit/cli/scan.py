@@ -1,0 +1,57 @@
+"""``ckptaudit scan``."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+
+from ckptaudit.cli.answers import Answers, paths_argument, report_options
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ckptaudit.jobs import ScanResult
+
+_SEVERITIES = ("review", "suspicious", "malicious")
+
+
+@click.command()
+@paths_argument
+@report_options
+@click.option(
+    "--fail-on",
+    type=click.Choice(_SEVERITIES),
+    default="suspicious",
+    show_default=True,
+    help="Lowest severity that makes the exit status 1.",
+)
+@click.pass_context
+def scan(
+    ctx: click.Context,
+    paths: tuple[str, ...],
+    format_: str,
+    json_path: Path | None,
+    no_hash: bool,
+    fail_on: str,
+) -> None:
+    """Say whether PATHS can be trusted: verdict, findings, coverage.
+
+    Nothing of a file is executed or imported.  A file is clean only if every name it
+    asks for is known to be harmless and all of it was read.
+    """
+    from ckptaudit import jobs, report
+    from ckptaudit.policy import Severity
+
+    threshold = Severity(fail_on)
+
+    def is_good(result: ScanResult) -> bool:
+        return result.verdict < threshold
+
+    answers = Answers(is_good, report.scan_text)
+    for path in paths:
+        result = answers.ask(path, partial(jobs.scan, path, with_hash=not no_hash))
+        if result is not None and not result.coverage.complete:
+            answers.without_answer()
+    ctx.exit(answers.deliver(format_, json_path))

@@ -1,0 +1,48 @@
+"""``ckptaudit verify``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ckptaudit.cli.answers import Answers, report_options
+from ckptaudit.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ckptaudit.jobs.verify import Verification
+
+
+@click.command()
+@click.argument("source", type=click.Path())
+@click.argument("converted", type=click.Path())
+@report_options
+@click.pass_context
+def verify(
+    ctx: click.Context,
+    source: str,
+    converted: str,
+    format_: str,
+    json_path: Path | None,
+    no_hash: bool,
+) -> None:
+    """Prove each tensor of CONVERTED from SOURCE, by converting it again.
+
+    CONVERTED may be the work of another tool; then only names and types are taken
+    from it.
+    """
+    from ckptaudit import report
+    from ckptaudit.jobs.verify import verify as job
+
+    def is_good(result: Verification) -> bool:
+        return result.equal
+
+    answers = Answers(is_good, report.verification_text)
+    with progress_bar("verifying") as progress:
+        answers.ask(
+            converted,
+            lambda: job(source, converted, with_hash=not no_hash, progress=progress),
+        )
+    ctx.exit(answers.deliver(format_, json_path))

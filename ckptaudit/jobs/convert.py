@@ -1,0 +1,444 @@
+"""`convert`: a checkpoint in, deduplicated safetensors and an account of every tensor out.
+
+Knows:      how reader, policy, plan, cast and writer meet.
+Is told:    a path, a destination and the user's options.
+Never asks: how its answer is shown.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptaudit import __version__
+from ckptaudit.errors import MalformedInput, Refused
+from ckptaudit.jobs.inspect import Meaning, meaning_of
+from ckptaudit.jobs.opening import Opened, hash_of, notes_on, opened
+from ckptaudit.jobs.stream import digest_of, stream
+from ckptaudit.plan import (
+    ConversionPlan,
+    OnOverflow,
+    Options,
+    TensorJob,
+    comparable_groups,
+    make_plan,
+)
+from ckptaudit.policy import RULES, Finding, Judgement, Severity, judge
+from ckptaudit.tensors import find_state_dict
+from ckptaudit.vm import escape
+from ckptaudit.writer import Draft, Slot, check_destination, header_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from os import PathLike
+
+    from ckptaudit.containers import Container, Kind
+    from ckptaudit.jobs.stream import Sink
+    from ckptaudit.layouts import Component, ComponentCount
+    from ckptaudit.numerics import TensorStats
+    from ckptaudit.tensors import Leftover, StateDict
+
+__all__ = [
+    "METADATA_PREFIX",
+    "AliasEntry",
+    "Conversion",
+    "DropEntry",
+    "Output",
+    "Source",
+    "TensorEntry",
+    "convert",
+    "plan_for",
+]
+
+# Our own keys in ``__metadata__``; every other but "format" is an alias.
+METADATA_PREFIX = "ckptaudit."
+_NO_HASH = "0" * 64
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The file that was converted.
+
+    Attributes:
+        path: As it was named.
+        size: Bytes.
+        sha256: Of the whole file, in hexadecimal; None if it was not wanted.
+        container: Its framing.
+        state_dict: Where in the pickle the weights were found; "" is the root.
+        verdict: What a scan thinks of it.
+    """
+
+    path: str
+    size: int
+    sha256: str | None
+    container: Kind
+    state_dict: str
+    verdict: Severity
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A file that was written, or would be.
+
+    Attributes:
+        path: Where.
+        size: Bytes.
+        sha256: Of the whole file, read back after writing; None in a dry run or if not wanted.
+    """
+
+    path: str
+    size: int
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor that was written, or would be.
+
+    Attributes:
+        name: What it is called in the output.
+        file: Name of the output file it is in.
+        source: Its key in the source.
+        component: What part of the model it is.
+        op: What was done to its shape.
+        rows: Which rows of the source were taken, or None for all.
+        source_dtype: torch's name of its type in the source.
+        dtype: torch's name of its type in the output.
+        shape: Elements per dimension, in the output.
+        stats: What it holds and what the cast cost; None in a dry run.
+    """
+
+    name: str
+    file: str
+    source: str
+    component: Component
+    op: str
+    rows: tuple[int, int] | None
+    source_dtype: str
+    dtype: str
+    shape: tuple[int, ...]
+    stats: TensorStats | None
+
+
+@dataclass(frozen=True, slots=True)
+class AliasEntry:
+    """A name that is not written, because *of* has the same bytes.
+
+    Attributes:
+        name: The name left out.
+        of: The name under which the bytes are.
+        source: The key left out.
+    """
+
+    name: str
+    of: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropEntry:
+    """A tensor of the source that is not written.
+
+    Attributes:
+        source: Its key, or where in the pickle it stands if it is outside the state dict.
+        what: Its type and shape.
+        reason: Why.
+    """
+
+    source: str
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """The account of a conversion: every tensor of the source is in it exactly once.
+
+    Attributes:
+        source: The file that was converted.
+        written: False in a dry run: then it says what would be.
+        family: Name of the model family, or ``unknown``.
+        variant: Which variant of it, or None.
+        evidence: What the family was recognised by.
+        options: What was asked for.
+        components: What is there, missing and unexpected, component by component.
+        outputs: The files written.
+        tensors: In the order of the data in the output.
+        aliases: Names stored under another.
+        dropped: Tensors not written.
+        leftovers: Values of the source that are no tensors.
+        findings: What the scan found, and what became of weights that did not fit.
+        notes: What is worth knowing besides.
+    """
+
+    source: Source
+    written: bool
+    family: str
+    variant: str | None
+    evidence: tuple[str, ...]
+    options: Options
+    components: tuple[ComponentCount, ...]
+    outputs: tuple[Output, ...]
+    tensors: tuple[TensorEntry, ...]
+    aliases: tuple[AliasEntry, ...]
+    dropped: tuple[DropEntry, ...]
+    leftovers: tuple[Leftover, ...]
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+
+
+def convert(
+    path: str | PathLike[str],
+    output: str | PathLike[str],
+    options: Options | None = None,
+    *,
+    with_hash: bool = True,
+    overwrite: bool = False,
+    allow_unsafe: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Conversion:
+    """Convert the checkpoint at *path* into the safetensors file *output*.
+
+    Args:
+        path: The checkpoint.
+        output: The file to write; it appears under this name only when it is whole.
+        options: What to do with weights, copies and names.
+        with_hash: Compute the SHA-256 of source and output.
+        overwrite: Replace *output* if it is there.
+        allow_unsafe: Convert a file that a scan distrusts or could not read completely;
+            nothing of it is executed all the same.
+        dry_run: Write nothing; the result says what would be written.
+        progress: Told bytes of weights done, and in all.
+
+    Raises:
+        Refused: The scan distrusts the file, or a weight overflows under ``--on-overflow error``.
+        OutputExists, OutputFailed: The output cannot be written.
+        CkptauditError: The source cannot be read completely, or changed meanwhile.
+    """
+    options = options or Options()
+    target = Path(output)
+    if not dry_run:
+        check_destination(target, overwrite=overwrite)
+    with opened(path, with_hash=with_hash and not dry_run) as file:
+        judgement = judge(file.container)
+        if not allow_unsafe:
+            _refuse_unsafe(file.container, judgement)
+        run = _Run(file, target, options, judgement, progress)
+        if dry_run:
+            return run.dry()
+        return run.write(with_hash=with_hash, overwrite=overwrite)
+
+
+def plan_for(
+    container: Container, state_dict: StateDict, meaning: Meaning, options: Options
+) -> Callable[[Mapping[str, str]], ConversionPlan]:
+    """Everything `make_plan` wants but the tensors that do not fit, which it is given last."""
+    groups = comparable_groups(state_dict, meaning.detection, meaning.placements, options)
+    views = {view.key: view for group in groups for view in group}
+    digests = {key: digest_of(container, view) for key, view in views.items()}
+
+    def plan(unfit: Mapping[str, str]) -> ConversionPlan:
+        return make_plan(
+            state_dict,
+            meaning.detection,
+            meaning.placements,
+            options,
+            unfit=unfit,
+            digests=digests,
+        )
+
+    return plan
+
+
+def _refuse_unsafe(container: Container, judgement: Judgement) -> None:
+    name = container.source.name
+    if judgement.verdict >= Severity.SUSPICIOUS:
+        worst = max(judgement.findings, key=lambda finding: finding.severity.rank)
+        raise Refused(
+            f"{name}: is {judgement.verdict.value} ({worst.message}); "
+            "`ckptaudit scan` says more, --allow-unsafe converts it all the same"
+        )
+    if not judgement.coverage.complete:
+        raise MalformedInput(
+            f"could not be read completely ({judgement.coverage.gaps[0]}); "
+            "--allow-unsafe converts what could",
+            where=name,
+        )
+
+
+class _Run:
+    """One conversion."""
+
+    def __init__(
+        self,
+        file: Opened,
+        target: Path,
+        options: Options,
+        judgement: Judgement,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self.file = file
+        self.target = target
+        self.options = options
+        self.judgement = judgement
+        self.progress = progress
+        self.state_dict = find_state_dict(file.container)
+        self.meaning = meaning_of(self.state_dict)
+        self.plan_with = plan_for(file.container, self.state_dict, self.meaning, options)
+        self.stats: dict[str, TensorStats] = {}
+        # By source key, why a tensor is not cast.
+        self.unfit: dict[str, str] = {}
+
+    def dry(self) -> Conversion:
+        plan = self.plan_with({})
+        size = len(self.header(plan, None)) + plan.nbytes
+        self.file.finish()
+        return self.result(plan, Output(str(self.target), size, None), None, written=False)
+
+    def write(self, *, with_hash: bool, overwrite: bool) -> Conversion:
+        plan = self.plan_with({})
+        digest = self.attempt(plan, with_hash=with_hash, overwrite=overwrite)
+        if self.unfit:
+            # Which tensors stay as they are decides where every other one lies: once more.
+            plan = self.plan_with(self.unfit)
+            digest = self.attempt(plan, with_hash=with_hash, overwrite=overwrite)
+        source_digest = self.file.sha256()
+        size = len(self.header(plan, source_digest)) + plan.nbytes
+        output = Output(str(self.target), size, digest)
+        return self.result(plan, output, source_digest, written=True)
+
+    def attempt(self, plan: ConversionPlan, *, with_hash: bool, overwrite: bool) -> str | None:
+        """Write the file the plan describes; give up quietly if weights turn out not to fit.
+
+        Returns:
+            The hash of what was written; None if it was not wanted, or nothing was written.
+        """
+        known = len(self.unfit)
+        length = len(self.header(plan, _NO_HASH if with_hash else None))
+        with Draft(self.target, length + plan.nbytes) as draft:
+
+            def sink(job: TensorJob, first: int, data: memoryview) -> None:
+                if len(self.unfit) == known:
+                    at = length + job.offset + first * job.target.itemsize
+                    draft.write_at(at, data)
+
+            self.cast(plan, sink)
+            if len(self.unfit) > known:
+                return None
+            draft.write_at(0, self.header(plan, self.file.finish()))
+            draft.check_opens()
+            digest = hash_of(draft.read_into, draft.size) if with_hash else None
+            draft.publish(overwrite=overwrite)
+            return digest
+
+    def cast(self, plan: ConversionPlan, sink: Sink) -> None:
+        total = sum(job.view.nbytes for job in plan.jobs)
+        done = 0
+
+        def advance(nbytes: int) -> None:
+            nonlocal done
+            done += nbytes
+            self.progress(done, total)
+
+        for job, stats in stream(
+            self.file.container,
+            plan.jobs,
+            sink,
+            clamp=self.options.on_overflow is OnOverflow.CLAMP,
+            progress=advance,
+        ):
+            self.stats[job.source] = stats
+            if stats.overflowed and self.options.on_overflow is not OnOverflow.CLAMP:
+                self.misfit(job, stats)
+
+    def misfit(self, job: TensorJob, stats: TensorStats) -> None:
+        what = (
+            f"{stats.overflowed} of {stats.numel} weights do not fit {job.target.name} "
+            f"(they span {stats.min:g} to {stats.max:g})"
+        )
+        if self.options.on_overflow is OnOverflow.ERROR:
+            raise Refused(
+                f"{self.file.container.source.name}: {escape(job.source)}: {what}; "
+                "--on-overflow keep leaves such tensors as they are"
+            )
+        self.unfit[job.source] = what
+
+    def header(self, plan: ConversionPlan, digest: str | None) -> bytes:
+        metadata = {
+            "format": "pt",
+            f"{METADATA_PREFIX}version": __version__,
+            f"{METADATA_PREFIX}options": json.dumps(asdict(self.options), sort_keys=True),
+        }
+        if digest is not None:
+            metadata[f"{METADATA_PREFIX}source_sha256"] = digest
+        aliases = {alias.name: alias.of for alias in plan.aliases}
+        slots = (
+            Slot(job.name, job.target, job.view.shape, job.offset, job.nbytes) for job in plan.jobs
+        )
+        return header_of(slots, {**aliases, **metadata})
+
+    def result(
+        self, plan: ConversionPlan, output: Output, digest: str | None, *, written: bool
+    ) -> Conversion:
+        container = self.file.container
+        return Conversion(
+            source=Source(
+                path=container.source.name,
+                size=container.source.size,
+                sha256=digest,
+                container=container.kind,
+                state_dict=self.state_dict.path,
+                verdict=self.judgement.verdict,
+            ),
+            written=written,
+            family=self.meaning.detection.family,
+            variant=self.meaning.detection.variant,
+            evidence=self.meaning.detection.evidence,
+            options=self.options,
+            components=self.meaning.components,
+            outputs=(output,),
+            tensors=tuple(self.entry(job) for job in plan.jobs),
+            aliases=tuple(AliasEntry(alias.name, alias.of, alias.source) for alias in plan.aliases),
+            dropped=tuple(DropEntry(drop.source, drop.what, drop.reason) for drop in plan.drops),
+            leftovers=plan.leftovers,
+            findings=(*self.judgement.findings, *self.numeric_findings(plan)),
+            notes=notes_on(container),
+        )
+
+    def entry(self, job: TensorJob) -> TensorEntry:
+        return TensorEntry(
+            name=job.name,
+            file=self.target.name,
+            source=job.source,
+            component=job.component,
+            op="identity",
+            rows=None,
+            source_dtype=job.view.dtype.name,
+            dtype=job.target.name,
+            shape=job.view.shape,
+            stats=self.stats.get(job.source),
+        )
+
+    def numeric_findings(self, plan: ConversionPlan) -> list[Finding]:
+        found = []
+        for job in plan.jobs:
+            stats = self.stats.get(job.source)
+            name = escape(job.source)
+            if job.source in self.unfit:
+                what = f"{self.unfit[job.source]}; it stays {job.target.name}"
+                found.append(_finding("CKA301", what, name))
+            elif stats is not None and stats.overflowed:
+                what = f"{stats.overflowed} weights were clamped to the range of {job.target.name}"
+                found.append(_finding("CKA301", what, name))
+            if stats is not None and stats.nan + stats.inf:
+                what = f"holds {stats.nan} NaN and {stats.inf} infinite values, which stay"
+                found.append(_finding("CKA302", what, name))
+        return found
+
+
+def _finding(rule_id: str, message: str, record: str) -> Finding:
+    rule = RULES[rule_id]
+    return Finding(rule.id, rule.severity, message, record, None)

@@ -1,0 +1,75 @@
+"""`scan`: can this file be trusted, and was all of it read?
+
+Knows:      how the reader and the policy meet.
+Is told:    a path.
+Never asks: what the tensors are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ckptaudit.jobs.opening import notes_on, opened
+from ckptaudit.policy import Coverage, Finding, GlobalUse, Severity, judge
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from ckptaudit.containers import Kind
+
+__all__ = ["ScanResult", "scan"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScanResult:
+    """What a scan found.
+
+    Attributes:
+        path: The file, as it was named.
+        sha256: Of the whole file, in hexadecimal; None if it was not wanted.
+        size: Bytes.
+        container: Its framing.
+        verdict: The worst severity among *findings*.
+        coverage: Whether all of it was read.
+        findings: Reasons for distrust.
+        globals: Names its pickles ask for.
+        notes: What is worth knowing besides.
+    """
+
+    path: str
+    sha256: str | None
+    size: int
+    container: Kind
+    verdict: Severity
+    coverage: Coverage
+    findings: tuple[Finding, ...]
+    globals: tuple[GlobalUse, ...]
+    notes: tuple[str, ...]
+
+
+def scan(path: str | PathLike[str], *, with_hash: bool = True) -> ScanResult:
+    """Read the file's directory and pickles and judge them; nothing is executed.
+
+    Args:
+        path: The file.
+        with_hash: Read the whole file once for its SHA-256.
+
+    Raises:
+        CkptauditError: There is no answer: the file cannot be read, is no checkpoint, or
+            changed meanwhile.
+    """
+    with opened(path, with_hash=with_hash) as file:
+        container = file.container
+        judgement = judge(container)
+        return ScanResult(
+            path=container.source.name,
+            sha256=file.finish(),
+            size=container.source.size,
+            container=container.kind,
+            verdict=judgement.verdict,
+            coverage=judgement.coverage,
+            findings=judgement.findings,
+            globals=judgement.globals,
+            notes=notes_on(container),
+        )

@@ -1,0 +1,312 @@
+"""`verify`: prove each tensor of a converted file from its source.
+
+Knows:      how to read, plan and cast a source again and compare what comes out.
+Is told:    a source, and a file made from it by us or by any other tool.
+Never asks: to be believed: from the converted file it takes which options were used,
+            and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ckptaudit.containers import Kind
+from ckptaudit.errors import Unsupported
+from ckptaudit.jobs.convert import METADATA_PREFIX, plan_for
+from ckptaudit.jobs.inspect import meaning_of
+from ckptaudit.jobs.opening import Opened, opened
+from ckptaudit.jobs.stream import stream
+from ckptaudit.layouts import Component
+from ckptaudit.plan import Action, Dedupe, Ema, OnOverflow, Options, Precision
+from ckptaudit.tensors import find_state_dict
+from ckptaudit.vm import escape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from os import PathLike
+
+    from ckptaudit.containers import Container, StoredTensor
+    from ckptaudit.dtypes import DType
+    from ckptaudit.plan import ConversionPlan, TensorJob
+
+__all__ = ["TensorProof", "Verification", "VerifiedFile", "verify"]
+
+# A file by another tool is held against every tensor of the source under its own name.
+_FOREIGN = Options(precision=Precision.KEEP, ema=Ema.KEEP, dedupe=Dedupe.NONE)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedFile:
+    """One of the two files.
+
+    Attributes:
+        path: As it was named.
+        size: Bytes.
+        sha256: Of the whole file, in hexadecimal; None if it was not wanted.
+    """
+
+    path: str
+    size: int
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorProof:
+    """What became of one tensor.
+
+    Attributes:
+        name: What it is called in the converted file.
+        source: Its key in the source.
+        equal: Whether the converted file holds exactly what its source gives.
+        problem: What is wrong, if it does not.
+    """
+
+    name: str
+    source: str
+    equal: bool
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Whether a converted file is what its source gives.
+
+    Attributes:
+        source: The checkpoint.
+        converted: The file made from it.
+        equal: Whether every tensor is proven and nothing else is wrong.
+        tensors: Each tensor that should be there, in the order of the data.
+        problems: What is wrong apart from single tensors.
+        notes: What is worth knowing besides.
+    """
+
+    source: VerifiedFile
+    converted: VerifiedFile
+    equal: bool
+    tensors: tuple[TensorProof, ...]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def verify(
+    source: str | PathLike[str],
+    converted: str | PathLike[str],
+    *,
+    with_hash: bool = True,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Verification:
+    """Read *source* again and compare what it gives with *converted*, element by element.
+
+    Args:
+        source: The checkpoint.
+        converted: A safetensors file made from it.
+        with_hash: Compute the SHA-256 of both.
+        progress: Told bytes of weights done, and in all.
+
+    Raises:
+        CkptauditError: There is no answer: one of the files cannot be read.
+    """
+    with opened(source, with_hash=with_hash) as one, opened(converted, with_hash=with_hash) as two:
+        return _Proof(one, two).run(progress)
+
+
+class _Proof:
+    """One comparison."""
+
+    def __init__(self, source: Opened, converted: Opened) -> None:
+        self.source = source
+        self.converted = converted
+        self.file: Container = converted.container
+        if self.file.kind is not Kind.SAFETENSORS:
+            raise Unsupported(
+                f"{self.file.source.name}: is no safetensors file; "
+                "name the source first and the converted file second"
+            )
+        self.problems: list[str] = [escape(mishap.message) for mishap in self.file.mishaps]
+        self.tensor_problems: dict[str, str] = {}
+        self.options = _options_in(self.file.metadata)
+        # By source key, how many elements differ.
+        self.differing: dict[str, int] = {}
+
+    def run(self, progress: Callable[[int, int], None]) -> Verification:
+        plan = self.plan()
+        pairs = [
+            (job, stored)
+            for job in plan.jobs
+            if (stored := self.stored(job)) is not None or self.is_owed(job)
+        ]
+        jobs = [self.job_for(job, stored) for job, stored in pairs if stored is not None]
+        self.compare([job for job in jobs if job is not None], progress)
+        self.prove_unfit(pairs)
+        self.check_names(plan)
+        source_digest, digest = self.source.finish(), self.converted.finish()
+        self.check_metadata(plan, source_digest)
+        proofs = tuple(self.proof(job, stored) for job, stored in pairs)
+        return Verification(
+            source=_file(self.source.container, source_digest),
+            converted=_file(self.file, digest),
+            equal=not self.problems and all(proof.equal for proof in proofs),
+            tensors=proofs,
+            problems=tuple(self.problems),
+            notes=()
+            if self.options
+            else ("was not written by ckptaudit; names and types are its own",),
+        )
+
+    def plan(self) -> ConversionPlan:
+        state_dict = find_state_dict(self.source.container)
+        meaning = meaning_of(state_dict)
+        options = self.options or _FOREIGN
+        return plan_for(self.source.container, state_dict, meaning, options)({})
+
+    def is_owed(self, job: TensorJob) -> bool:
+        """Whether the converted file must hold *job*; another tool may leave averages out."""
+        return self.options is not None or job.component is not Component.EMA
+
+    def stored(self, job: TensorJob) -> StoredTensor | None:
+        """Where the converted file has *job*'s tensor; another tool may have kept the key."""
+        tensors = self.file.tensors
+        if self.options is not None:
+            return tensors.get(job.name)
+        names = (job.name, job.source, self.file.metadata.get(job.source, ""))
+        return next((tensors[name] for name in names if name in tensors), None)
+
+    def job_for(self, job: TensorJob, stored: StoredTensor) -> TensorJob | None:
+        """The job that would give what is stored, or None if nothing would."""
+        if stored.shape != job.view.shape:
+            shapes = f"{list(stored.shape)} where its source is {list(job.view.shape)}"
+            self.tensor_problems[job.source] = f"has shape {shapes}"
+            return None
+        if not self.may_be(stored.dtype, job):
+            self.tensor_problems[job.source] = (
+                f"is {stored.dtype.name} where {job.target.name} was to be written"
+            )
+            return None
+        return replace(job, target=stored.dtype)
+
+    def may_be(self, dtype: DType, job: TensorJob) -> bool:
+        if dtype in (job.target, job.view.dtype):
+            return True
+        return self.options is None and dtype.is_float and job.view.dtype.is_float
+
+    def compare(self, jobs: list[TensorJob], progress: Callable[[int, int], None]) -> None:
+        total = sum(job.view.nbytes for job in jobs)
+        done = 0
+
+        def advance(nbytes: int) -> None:
+            nonlocal done
+            done += nbytes
+            progress(done, total)
+
+        homes = {job.source: self.home(job) for job in jobs}
+
+        def sink(job: TensorJob, first: int, data: memoryview) -> None:
+            at = homes[job.source] + first * job.target.itemsize
+            there = self.file.source.read_at(at, len(data))
+            if data != there:
+                count = _differing(bytes(data), there, job.target)
+                self.differing[job.source] = self.differing.get(job.source, 0) + count
+
+        clamp = self.options is not None and self.options.on_overflow is OnOverflow.CLAMP
+        for _ in stream(self.source.container, jobs, sink, clamp=clamp, progress=advance):
+            pass
+
+    def home(self, job: TensorJob) -> int:
+        stored = self.stored(job)
+        return self.file.storages[stored.storage].offset if stored is not None else 0
+
+    def prove_unfit(self, pairs: list[tuple[TensorJob, StoredTensor | None]]) -> None:
+        """A tensor that was not cast must have had a weight that does not fit."""
+        if self.options is None:
+            return
+        kept = [
+            job
+            for job, stored in pairs
+            if stored is not None
+            and stored.dtype is not job.target
+            and job.source not in self.tensor_problems
+        ]
+        for job, stats in stream(self.source.container, kept, lambda _job, _first, _data: None):
+            if not stats.overflowed or self.options.on_overflow is not OnOverflow.KEEP:
+                self.tensor_problems[job.source] = (
+                    f"was not cast to {job.target.name}, though every weight fits"
+                )
+
+    def check_names(self, plan: ConversionPlan) -> None:
+        known = {job.name for job in plan.jobs}
+        if self.options is None:
+            known |= {job.source for job in plan.jobs}
+        self.problems += [
+            f"holds {escape(name)}, which its source does not give"
+            for name in self.file.tensors
+            if name not in known
+        ]
+
+    def check_metadata(self, plan: ConversionPlan, digest: str | None) -> None:
+        if self.options is None:
+            return
+        metadata = self.file.metadata
+        claimed = metadata.get(f"{METADATA_PREFIX}source_sha256")
+        if claimed is not None and digest is not None and claimed != digest:
+            self.problems.append(f"names a source of SHA-256 {escape(claimed)}, which this is not")
+        aliases = {
+            name: kept
+            for name, kept in metadata.items()
+            if name != "format" and not name.startswith(METADATA_PREFIX)
+        }
+        if aliases != {alias.name: alias.of for alias in plan.aliases}:
+            self.problems.append("lists other aliases than its source gives")
+
+    def proof(self, job: TensorJob, stored: StoredTensor | None) -> TensorProof:
+        problem = self.tensor_problems.get(job.source)
+        if stored is None:
+            problem = "is missing"
+        elif job.source in self.differing:
+            problem = f"{self.differing[job.source]} of {job.view.numel} elements differ"
+        name = stored.key if stored is not None else job.name
+        return TensorProof(name, job.source, problem is None, problem)
+
+
+def _file(container: Container, digest: str | None) -> VerifiedFile:
+    return VerifiedFile(container.source.name, container.source.size, digest)
+
+
+def _options_in(metadata: Mapping[str, str]) -> Options | None:
+    """The options a file of ours was made with; None if it is not ours."""
+    text = metadata.get(f"{METADATA_PREFIX}options")
+    if text is None:
+        return None
+    kinds = {
+        "precision": Precision,
+        "on_overflow": OnOverflow,
+        "ema": Ema,
+        "dedupe": Dedupe,
+        "keep_names": bool,
+    }
+    try:
+        given = json.loads(text)
+        return Options(
+            **{
+                field.name: kinds.get(field.name, Action)(given[field.name])
+                for field in fields(Options)
+            }
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as err:
+        raise Unsupported(
+            "the converted file names options that this version of ckptaudit does not know; "
+            "verify it with the version that wrote it"
+        ) from err
+
+
+def _differing(one: bytes, other: bytes, dtype: DType) -> int:
+    """Elements whose bits differ, NaN counting as equal to NaN."""
+    width = f"u{min(dtype.itemsize, 8)}"
+    differ = np.frombuffer(one, width) != np.frombuffer(other, width)
+    if dtype.name in {"float16", "float32", "float64"}:
+        first, second = np.frombuffer(one, dtype.numpy), np.frombuffer(other, dtype.numpy)
+        differ &= ~(np.isnan(first) & np.isnan(second))
+    return int(np.count_nonzero(differ))

@@ -1,0 +1,19 @@
+"""From a pickle's tree to named, validated tensor views; nothing is read until asked."""
+
+from __future__ import annotations
+
+from ckptaudit.tensors.blocks import BLOCK_BYTES, Block, blocks_of
+from ckptaudit.tensors.rebuild import rebuilt_names
+from ckptaudit.tensors.statedict import find_state_dict
+from ckptaudit.tensors.view import Leftover, StateDict, TensorView
+
+__all__ = [
+    "BLOCK_BYTES",
+    "Block",
+    "Leftover",
+    "StateDict",
+    "TensorView",
+    "blocks_of",
+    "find_state_dict",
+    "rebuilt_names",
+]

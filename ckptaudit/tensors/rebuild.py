@@ -1,0 +1,249 @@
+"""torch's rebuild functions: which calls in a pickle stand for a tensor, and which tensor.
+
+Knows:      torch/_utils.py, torch/_tensor.py and torch/nn/parameter.py, 0.1 to 2.13.
+Is told:    a node, and the storages of its file.
+Never asks: whether the call is allowed (`policy`), what the tensor is called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from ckptaudit.containers import StorageRef, storage_of
+from ckptaudit.dtypes import DType, by_name
+from ckptaudit.errors import MalformedInput
+from ckptaudit.tensors.view import TensorView
+from ckptaudit.vm import Call, Global, PersistentId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ckptaudit.containers import Container
+    from ckptaudit.vm import Node
+
+__all__ = ["Tensor", "Unreadable", "rebuild", "rebuilt_names"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A dense tensor as its pickle describes it, not yet checked against its storage.
+
+    Attributes:
+        storage: Key of its storage.
+        dtype: Type of its elements, or None for that of the storage.
+        shape: Elements per dimension.
+        stride: Elements to step per dimension.
+        offset: First element, counted in elements from the start of the storage.
+    """
+
+    storage: str
+    dtype: DType | None
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    def view(self, key: str, container: Container) -> TensorView:
+        """The checked view of this tensor under the name *key*.
+
+        Raises:
+            MalformedInput: The storage is missing, or the view does not lie inside it.
+        """
+        storage = container.storages.get(self.storage)
+        if storage is None:
+            raise MalformedInput(
+                f"storage {self.storage!r} is missing or contradicts itself", where=key
+            )
+        dtype = self.dtype or storage.dtype
+        return TensorView(key, storage, dtype, self.shape, self.stride, self.offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Something that is a tensor to torch, but that we do not turn into one.
+
+    Attributes:
+        what: What it is.
+        reason: Why we leave it.
+    """
+
+    what: str
+    reason: str
+
+
+Rebuilt: TypeAlias = "Tensor | Unreadable"
+
+_MOST_WRAPPERS = 8
+_BROKEN = Unreadable("tensor", "its rebuild call has arguments torch would not take")
+
+
+def rebuild(node: Node, container: Container) -> Rebuilt | None:
+    """The tensor that *node* stands for, or None if it stands for none."""
+    if isinstance(node, PersistentId):
+        return _framed(node, container)
+    for _ in range(_MOST_WRAPPERS):
+        if not isinstance(node, Call) or not isinstance(node.func, Global):
+            return None
+        name = (node.func.module, node.func.name)
+        handler = _REBUILDERS.get(name)
+        if handler is None:
+            return _stateful(node) if _is_tensor_class(node.func) else None
+        done = handler(node)
+        if not isinstance(done, _Wrapped):
+            return done
+        node = done.inner
+        if isinstance(node, PersistentId):
+            return _framed(node, container) or _BROKEN
+    return _BROKEN
+
+
+def rebuilt_names() -> frozenset[tuple[str, str]]:
+    """Every (module, name) that this room turns into a tensor."""
+    return frozenset(_REBUILDERS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wrapped:
+    """The tensor is what *inner* stands for."""
+
+    inner: Node
+
+
+def _args(call: Call) -> tuple[Node, ...]:
+    return call.args if isinstance(call.args, tuple) else ()
+
+
+def _dense(storage: Node, offset: Node, size: Node, stride: Node, dtype: DType | None) -> Rebuilt:
+    ref = storage_of(storage) if isinstance(storage, PersistentId) else None
+    shape, steps = _sizes(size), _sizes(stride)
+    if ref is None or shape is None or steps is None or type(offset) is not int:
+        return _BROKEN
+    if dtype is not None and ref.typed:
+        return _BROKEN
+    return Tensor(ref.key, dtype, shape, steps, offset + _view_offset(ref, dtype))
+
+
+def _view_offset(ref: StorageRef, dtype: DType | None) -> int:
+    # A legacy storage may be a view on a root storage, counted in the root's elements.
+    return ref.view_offset // dtype.itemsize if dtype else ref.view_offset
+
+
+def _sizes(node: Node) -> tuple[int, ...] | None:
+    """A tuple of ints, or the ``torch.Size`` of one."""
+    if isinstance(node, Call) and isinstance(node.func, Global):
+        args = _args(node)
+        if (node.func.module, node.func.name) != ("torch", "Size") or len(args) != 1:
+            return None
+        node = args[0]
+    if not isinstance(node, (tuple, list)):
+        return None
+    sizes = [size for size in node if type(size) is int]
+    return tuple(sizes) if len(sizes) == len(node) else None
+
+
+def _tensor_v1(call: Call) -> Rebuilt:
+    match _args(call):
+        case (storage, offset, size, stride):
+            return _dense(storage, offset, size, stride, None)
+        case _:
+            return _BROKEN
+
+
+def _tensor_v2(call: Call) -> Rebuilt:
+    # storage, offset, size, stride, requires_grad, backward_hooks[, metadata]
+    match _args(call):
+        case (storage, offset, size, stride, _, _) | (storage, offset, size, stride, _, _, _):
+            return _dense(storage, offset, size, stride, None)
+        case _:
+            return _BROKEN
+
+
+def _tensor_v3(call: Call) -> Rebuilt:
+    # storage, offset, size, stride, requires_grad, backward_hooks, dtype[, metadata]
+    match _args(call):
+        case (storage, offset, size, stride, _, _, Global() as dtype, *rest) if len(rest) <= 1:
+            known = by_name(dtype.name) if dtype.module == "torch" else None
+            return _dense(storage, offset, size, stride, known) if known else _BROKEN
+        case _:
+            return _BROKEN
+
+
+def _first_argument(call: Call) -> Rebuilt | _Wrapped:
+    args = _args(call)
+    return _Wrapped(args[0]) if args else _BROKEN
+
+
+def _parameter(call: Call) -> Rebuilt | _Wrapped:
+    """A Parameter holds its tensor, or (torch 0.1) is given one's state by BUILD."""
+    return _stateful(call) or _first_argument(call)
+
+
+def _from_type(call: Call) -> Rebuilt | _Wrapped:
+    # func, type, args, state: func(*args) makes the tensor, which is then given its type.
+    match _args(call):
+        case (Global() as func, _, tuple() as args, _):
+            return _Wrapped(Call("REDUCE", func, args, None, call.offset))
+        case _:
+            return _BROKEN
+
+
+def _unreadable(what: str, reason: str) -> Callable[[Call], Rebuilt]:
+    return lambda _: Unreadable(what, reason)
+
+
+def _stateful(call: Call) -> Rebuilt | None:
+    """Torch 0.1 made an empty tensor and gave it (storage, offset, size, stride) by BUILD."""
+    match call.state:
+        case (PersistentId() as storage, offset, size, stride):
+            return _dense(storage, offset, size, stride, None)
+        case _:
+            return None
+
+
+def _is_tensor_class(func: Global) -> bool:
+    return func.module in {"torch", "torch.cuda", "torch.tensor", "torch._tensor"} and (
+        func.name.endswith("Tensor")
+    )
+
+
+def _framed(pid: PersistentId, container: Container) -> Rebuilt | None:
+    """A tensor that the framing itself describes: in a tar, the persistent id is its key."""
+    if not isinstance(pid.pid, (int, str)) or not container.tensors:
+        return None
+    stored = container.tensors.get(str(pid.pid))
+    if stored is None:
+        return None
+    return Tensor(stored.storage, stored.dtype, stored.shape, stored.stride, stored.offset)
+
+
+_NO_DATA = "it has no data in the file"
+_REBUILDERS: dict[tuple[str, str], Callable[[Call], Rebuilt | _Wrapped | None]] = {
+    ("torch._utils", "_rebuild_tensor"): _tensor_v1,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor_v2,
+    ("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
+    ("torch._utils", "_rebuild_parameter"): _first_argument,
+    ("torch._utils", "_rebuild_parameter_with_state"): _first_argument,
+    ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _first_argument,
+    ("torch.nn.parameter", "Parameter"): _parameter,
+    ("torch.nn.parameter", "Buffer"): _parameter,
+    ("torch.nn", "Parameter"): _parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
+    ("torch._tensor", "_rebuild_from_type"): _from_type,
+    ("torch._utils", "_rebuild_sparse_tensor"): _unreadable(
+        "sparse tensor", "safetensors holds dense tensors only"
+    ),
+    ("torch._utils", "_rebuild_sparse_csr_tensor"): _unreadable(
+        "sparse tensor", "safetensors holds dense tensors only"
+    ),
+    ("torch._utils", "_rebuild_qtensor"): _unreadable(
+        "quantised tensor", "safetensors has no place for its scale and zero point"
+    ),
+    ("torch._utils", "_rebuild_nested_tensor"): _unreadable(
+        "nested tensor", "safetensors holds dense tensors only"
+    ),
+    ("torch._utils", "_rebuild_device_tensor_from_numpy"): _unreadable(
+        "tensor held as a NumPy array", "its values lie inside the pickle, not in a storage"
+    ),
+    ("torch._utils", "_rebuild_meta_tensor_no_storage"): _unreadable("meta tensor", _NO_DATA),
+    ("torch._utils", "_rebuild_wrapper_subclass"): _unreadable("tensor subclass", _NO_DATA),
+}

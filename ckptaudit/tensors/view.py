@@ -1,0 +1,145 @@
+"""Tensor descriptions: a strided window on a storage, checked before anyone reads.
+
+Knows:      shape and stride arithmetic, in integers that cannot overflow.
+Is told:    storages with their byte spans, from `containers`.
+Never asks: what a key means (`layouts`), whether a global is safe (`policy`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING
+
+from ckptaudit.errors import MalformedInput
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ckptaudit.containers import Storage
+    from ckptaudit.dtypes import DType
+
+__all__ = ["Leftover", "StateDict", "TensorView"]
+
+# torch/_tensor.py: no tensor has more dimensions.
+_MOST_DIMENSIONS = 64
+# An expanded view (stride 0) may stand for more elements than are stored, but not so many
+# more that writing it out fills a disk.
+_MOST_EXPANSION = 64
+_EXPANSION_FLOOR_BYTES = 16 << 20
+_BEYOND_ANY_FILE = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class TensorView:
+    """A strided window onto one storage: what torch calls a tensor, minus the data.
+
+    Several views may share a storage; that is how tied weights look on disk.
+
+    Attributes:
+        key: State-dict key, verbatim.
+        storage: The storage it looks into.
+        dtype: Type of its elements; the storage's own, unless that is untyped.
+        shape: Elements per dimension; ``()`` is a scalar.
+        stride: Elements (not bytes) to step per dimension; same length as shape.
+        offset: First element of the view, counted in elements from storage start.
+
+    Raises:
+        MalformedInput: The view is not one, or does not lie inside its storage.
+    """
+
+    key: str
+    storage: Storage
+    dtype: DType
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != len(self.stride):
+            raise MalformedInput(
+                f"rank {len(self.shape)} shape with rank {len(self.stride)} stride", where=self.key
+            )
+        if len(self.shape) > _MOST_DIMENSIONS:
+            raise MalformedInput(f"has {len(self.shape)} dimensions", where=self.key)
+        if min((self.offset, *self.shape, *self.stride)) < 0:
+            raise MalformedInput("negative shape, stride or offset", where=self.key)
+        if max((self.offset, *self.shape, *self.stride)) >= _BEYOND_ANY_FILE:
+            raise MalformedInput("shape, stride or offset beyond 2^62", where=self.key)
+        if self.storage.typed and self.dtype is not self.storage.dtype:
+            raise MalformedInput(
+                f"is {self.dtype.name} on a storage of {self.storage.dtype.name}", where=self.key
+            )
+        stored = self.storage.nbytes // self.dtype.itemsize
+        if self.extent.stop > stored and self.numel:
+            raise MalformedInput(
+                f"reaches element {self.extent.stop} of a storage of {stored}", where=self.key
+            )
+        most = max(self.storage.nbytes * _MOST_EXPANSION, _EXPANSION_FLOOR_BYTES)
+        if self.nbytes > most:
+            raise MalformedInput(
+                f"expands {self.storage.nbytes} stored bytes to {self.nbytes}", where=self.key
+            )
+
+    @property
+    def numel(self) -> int:
+        """Elements of the view."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the view when written out, in its own dtype."""
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def extent(self) -> range:
+        """Storage elements the view can touch, as a half-open range; empty if numel is 0."""
+        if 0 in self.shape:
+            return range(self.offset, self.offset)
+        steps = zip(self.shape, self.stride, strict=True)
+        last = self.offset + sum((size - 1) * step for size, step in steps)
+        return range(self.offset, last + 1)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether its elements lie one behind the other in row-major order."""
+        expected = 1
+        for size, step in zip(reversed(self.shape), reversed(self.stride), strict=True):
+            if size != 1 and step != expected and self.numel:
+                return False
+            expected *= size
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Something in the file that is not part of the state dict.
+
+    Attributes:
+        path: Where in the pickle it stands, as a Python expression: ``optimizer.state[0].step``.
+        what: What it is, in short printable text.
+        reason: Why it is no part of the state dict.
+        is_tensor: Whether weights are left behind with it.
+    """
+
+    path: str
+    what: str
+    reason: str
+    is_tensor: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StateDict:
+    """The named tensors of a checkpoint.
+
+    Attributes:
+        views: In the order of the file's own dict.
+        storages: By key, every storage the framing located.
+        path: Where in the pickle it was found, as a Python expression; "" is the root.
+        leftovers: Every other tensor, and every other value, of the file.
+    """
+
+    views: tuple[TensorView, ...]
+    storages: Mapping[str, Storage]
+    path: str
+    leftovers: tuple[Leftover, ...] = field(default=())

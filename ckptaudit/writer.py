@@ -1,0 +1,263 @@
+"""Safetensors files, streamed: header first, data in any order, a final name only when whole.
+
+Knows:      the safetensors format, and how a file comes into being without being seen half done.
+Is told:    names, types, shapes and offsets, then bytes for offsets.
+Never asks: where the bytes come from.
+
+Layout: 8 bytes little-endian header length; a JSON object, padded with spaces to a
+multiple of 8; the data.  The official writer wants all tensors in memory, makes
+files nobody else may read and does not sync; this one does none of these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import safetensors
+
+from ckptaudit.errors import OutputExists, OutputFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from ckptaudit.dtypes import DType
+
+__all__ = ["Draft", "Slot", "check_destination", "header_of", "write_text"]
+
+_ALIGNMENT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where one tensor goes.
+
+    Attributes:
+        name: Its name in the header.
+        dtype: Type of its elements; one that safetensors has a code for.
+        shape: Elements per dimension.
+        offset: First byte, counted from the start of the data.
+        nbytes: Bytes it takes.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+def header_of(slots: Iterable[Slot], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a file before its data.
+
+    Args:
+        slots: In the order of their offsets, without gap or overlap.
+        metadata: Goes under ``__metadata__``, sorted by key.
+    """
+    entries: dict[str, object] = {}
+    if metadata:
+        entries["__metadata__"] = dict(sorted(metadata.items()))
+    for slot in slots:
+        entries[slot.name] = {
+            "dtype": slot.dtype.safetensors,
+            "shape": list(slot.shape),
+            "data_offsets": [slot.offset, slot.offset + slot.nbytes],
+        }
+    # Lone surrogates cannot be written as UTF-8, but as an escape they can.
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False)
+    try:
+        body = text.encode("utf-8")
+    except UnicodeEncodeError:
+        body = json.dumps(entries, separators=(",", ":")).encode("ascii")
+    body += b" " * (-len(body) % _ALIGNMENT)
+    return len(body).to_bytes(8, "little") + body
+
+
+def check_destination(path: Path, *, overwrite: bool) -> None:
+    """Refuse early what would be refused at the end.
+
+    Raises:
+        OutputExists: There is a file already, and it may not be overwritten.
+        OutputFailed: The folder is missing or not one, or *path* is a folder.
+    """
+    if path.is_dir():
+        raise OutputFailed(f"{path}: is a directory; name a file in it")
+    if not overwrite and path.exists():
+        raise OutputExists(f"{path}: exists; choose another name or --if-exists overwrite")
+    if not path.parent.is_dir():
+        raise OutputFailed(f"{path.parent}: is no directory; create it first")
+
+
+class Draft:
+    """A file on its way: it has no final name until `publish`.
+
+    Use it as a context manager; leaving without `publish` removes every trace of it.
+
+    Args:
+        path: The final name.
+        size: Bytes the file will have; the space is reserved at once where the file system can.
+
+    Raises:
+        OutputFailed: The file cannot be made, or there is no space for it.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        self.size = size
+        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        with _output_errors(path):
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            # 0o666 less the umask: what any other tool would give a new file.
+            self._fd = os.open(self._temporary, flags, 0o666)
+        try:
+            with _output_errors(path):
+                _reserve(self._fd, size)
+        except OutputFailed:
+            self.discard()
+            raise
+
+    def __enter__(self) -> Draft:  # noqa: PYI034 - typing.Self is Python 3.11's
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+    def write_at(self, offset: int, data: memoryview | bytes) -> None:
+        """Put *data* at byte *offset* of the file.
+
+        Raises:
+            OutputFailed: The operating system would not take it.
+        """
+        view = memoryview(data)
+        done = 0
+        with _output_errors(self.path):
+            while done < len(view):
+                done += os.pwrite(self._fd, view[done:], offset + done)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill *buffer* from byte *offset* of what has been written.
+
+        Raises:
+            OutputFailed: The bytes are not there.
+        """
+        done = 0
+        with _output_errors(self.path):
+            while done < len(buffer):
+                count = os.preadv(self._fd, [buffer[done:]], offset + done)
+                if count == 0:
+                    raise OSError(errno.EIO, "the file is shorter than what was written")
+                done += count
+
+    def check_opens(self) -> None:
+        """Have the official safetensors library open the file.
+
+        Raises:
+            OutputFailed: It does not; the file is not published.
+        """
+        try:
+            with safetensors.safe_open(self._temporary, framework="np") as file:
+                file.keys()
+        except (safetensors.SafetensorError, OSError) as err:
+            raise OutputFailed(
+                f"{self.path}: the safetensors library does not open what was written ({err}); "
+                "this is a bug in ckptaudit: please report it"
+            ) from err
+
+    def publish(self, *, overwrite: bool) -> None:
+        """Sync the file to disk and give it its final name, all at once.
+
+        Raises:
+            OutputExists: Somebody has made a file of that name meanwhile.
+            OutputFailed: The operating system would not.
+        """
+        with _output_errors(self.path):
+            os.fsync(self._fd)
+            if overwrite:
+                self._temporary.replace(self.path)
+            else:
+                _rename_if_free(self._temporary, self.path)
+            _sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Close the file, and remove it unless it was published."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, data: bytes, *, overwrite: bool) -> None:
+    """Write a small file the same way: whole or not at all.
+
+    Raises:
+        OutputExists: There is a file of that name, and it may not be overwritten.
+        OutputFailed: The operating system would not take it.
+    """
+    check_destination(path, overwrite=overwrite)
+    with Draft(path, len(data)) as draft:
+        draft.write_at(0, data)
+        draft.publish(overwrite=overwrite)
+
+
+def _reserve(fd: int, size: int) -> None:
+    """Give the file its size, and its blocks too where the file system can."""
+    try:
+        if size:
+            os.posix_fallocate(fd, 0, size)
+    except OSError as err:
+        if err.errno not in {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}:
+            raise
+        os.ftruncate(fd, size)
+
+
+def _rename_if_free(temporary: Path, path: Path) -> None:
+    """Rename without replacing: a hard link fails where the name is taken, rename does not."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError as err:
+        raise OutputExists(
+            f"{path}: was made by someone else meanwhile; choose another name"
+        ) from err
+    except OSError as err:
+        if err.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
+            raise
+        # No hard links here (FAT, some network file systems).
+        if path.exists():
+            raise OutputExists(f"{path}: exists; choose another name") from err
+        temporary.rename(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+_ADVICE = {
+    errno.ENOSPC: "no space left on the device; free some, or write elsewhere",
+    errno.EDQUOT: "the disk quota is used up; free some space, or write elsewhere",
+    errno.EACCES: "may not be written; check the folder's permissions, or write elsewhere",
+    errno.EPERM: "may not be written; check the folder's permissions, or write elsewhere",
+    errno.EROFS: "is on a read-only file system; write elsewhere",
+    errno.ENOENT: "its folder does not exist; create it first",
+    errno.ENOTDIR: "its folder is not one; write elsewhere",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.EFBIG: "the file system does not take files of this size; write elsewhere",
+}
+
+
+@contextlib.contextmanager
+def _output_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        advice = _ADVICE.get(err.errno or 0, f"cannot be written ({err.strerror})")
+        raise OutputFailed(f"{path}: {advice}") from err

@@ -1,0 +1,495 @@
+"""The pickle machine: it rebuilds what was pickled, and outlives what was not."""
+
+from __future__ import annotations
+
+import _pickle
+import pickletools
+import tracemalloc
+from typing import TYPE_CHECKING, cast
+
+import pytest
+from forge import (
+    APPEND,
+    APPENDS,
+    BINPERSID,
+    DUP,
+    EMPTY_DICT,
+    EMPTY_LIST,
+    EMPTY_TUPLE,
+    MARK,
+    MEMOIZE,
+    NEWOBJ,
+    NONE,
+    POP,
+    POP_MARK,
+    REDUCE,
+    SETITEM,
+    SETITEMS,
+    STOP,
+    TUPLE1,
+    TUPLE2,
+    Raw,
+    binbytes,
+    binbytes8,
+    binget,
+    binput,
+    binstring,
+    binunicode,
+    binunicode8,
+    bytearray8,
+    frame,
+    get,
+    global_,
+    long4,
+    long_binget,
+    long_binput,
+    pickled,
+    proto,
+    put,
+    value,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ckptaudit.errors import LimitExceeded, MalformedInput
+from ckptaudit.source import BufferSource, Cursor
+from ckptaudit.vm import Call, Dict, Limits, Node, Oddity, Set, Trace, trace_pickle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+OPCODES = [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]
+
+
+def run(pickle: bytes, limits: Limits | None = None) -> Trace:
+    return trace_pickle(BufferSource(pickle), 0, len(pickle), record="p", limits=limits)
+
+
+def result(*parts: bytes) -> Node:
+    trace = run(b"".join(parts) + STOP)
+    assert trace.error is None
+    return trace.root
+
+
+def oddities(*parts: bytes) -> list[str]:
+    trace = run(b"".join(parts) + STOP)
+    assert trace.error is None
+    return [event.code for event in trace.events if isinstance(event, Oddity)]
+
+
+# Plain data
+
+
+class Rebuild:
+    """Makes the value that a tree of plain data describes, each list and dict once."""
+
+    def __init__(self) -> None:
+        self.made: dict[int, object] = {}
+
+    def __call__(self, node: Node) -> object:
+        """The value of *node*."""
+        if id(node) not in self.made:
+            self.made[id(node)] = self._make(node)
+        return self.made[id(node)]
+
+    def _make(self, node: Node) -> object:
+        match node:
+            case list():
+                rebuilt = self.made[id(node)] = cast("list[object]", [])
+                rebuilt.extend(map(self, node))
+                return rebuilt
+            case Dict():
+                table = self.made[id(node)] = cast("dict[object, object]", {})
+                table.update((self(key), self(val)) for key, val in node.pairs)
+                return table
+            case tuple():
+                return tuple(map(self, node))
+            case Set():
+                elements = map(self, node.elements)
+                return frozenset(elements) if node.frozen else set(elements)
+            case Call():
+                return self._call(node)
+            case _:
+                return node
+
+    def _call(self, node: Call) -> object:
+        """The calls by which low protocols write bytes and sets."""
+        args = self(node.args)
+        assert isinstance(args, tuple)
+        match str(node.func), args:
+            case "_codecs.encode", (str(text), "latin1"):
+                return text.encode("latin-1")
+            case (("__builtin__.bytes" | "builtins.bytes"), ()):
+                return b""
+            case (("__builtin__.bytearray" | "builtins.bytearray"), _):
+                return bytearray(*args)
+            case (("__builtin__.set" | "builtins.set"), (list(elements),)):
+                return set(elements)
+            case (("__builtin__.frozenset" | "builtins.frozenset"), (list(elements),)):
+                return frozenset(elements)
+        pytest.fail(f"plain data calls {node.func}")
+
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(1 << 3000), 1 << 3000)
+    | st.floats(allow_nan=False)
+    | st.text(st.characters())
+    | st.binary()
+)
+keys = scalars | st.tuples(scalars, scalars) | st.frozensets(scalars, max_size=3)
+plain_data = st.recursive(
+    scalars | st.binary().map(bytearray) | st.sets(scalars, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.lists(inner, max_size=5).map(tuple)
+        | st.dictionaries(keys, inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=400)
+@given(plain_data, st.integers(0, 5))
+def test_the_trace_of_a_pickle_rebuilds_its_value(data: object, protocol: int) -> None:
+    trace = run(_pickle.dumps(data, protocol=protocol))
+
+    rebuilt = Rebuild()(trace.root)
+
+    assert trace.error is None
+    assert rebuilt == data
+    assert type(rebuilt) is type(data)
+    assert not any(isinstance(event, Oddity) for event in trace.events)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_shared_list_stays_shared(protocol: int) -> None:
+    shared = ["x"]
+
+    root = run(_pickle.dumps((shared, shared, ["x"]), protocol=protocol)).root
+
+    assert isinstance(root, tuple)
+    assert root[0] is root[1]
+    assert root[0] is not root[2]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_list_in_itself_stays_in_itself(protocol: int) -> None:
+    recursive: list[object] = [1]
+    recursive.append((recursive, {"again": recursive}))
+
+    root = run(_pickle.dumps(recursive, protocol=protocol)).root
+
+    assert isinstance(root, list)
+    assert isinstance(root[1], tuple)
+    assert root[1][0] is root
+    assert isinstance(root[1][1], Dict)
+    assert root[1][1].pairs[0][1] is root
+
+
+def test_a_trace_says_where_the_pickle_ended_and_what_it_cost() -> None:
+    pickle = pickled(value([1, 2]), protocol=3)
+
+    trace = run(pickle + b"more")
+
+    assert (trace.end, trace.protocol, trace.opcodes) == (len(pickle), 3, 7)
+
+
+def test_a_pickle_may_begin_anywhere_and_its_offsets_count_from_there() -> None:
+    pickle = pickled(NONE, global_("posix", "system"), POP)
+    source = BufferSource(b"before" + pickle)
+
+    trace = trace_pickle(source, 6, source.size, record="p")
+
+    assert [event.offset for event in trace.events] == [3]
+    assert trace.end == len(pickle)
+
+
+# The memo
+
+
+@pytest.mark.parametrize(
+    ("store", "fetch"),
+    [
+        (put(7), get(7)),
+        (binput(7), binget(7)),
+        (long_binput(7), long_binget(7)),
+        (put(7), long_binget(7)),
+        (long_binput(255), binget(255)),
+        (b"p 7 \n", get(7)),
+        (long_binput((1 << 32) - 1), long_binget((1 << 32) - 1)),
+    ],
+)
+def test_all_ways_into_the_memo_and_out_share_one_memo(store: bytes, fetch: bytes) -> None:
+    assert result(value("wanted"), store, POP, fetch) == "wanted"
+
+
+def test_memoize_stores_under_the_number_of_entries() -> None:
+    stored = [value("a") + put(5) + POP, value("b") + MEMOIZE + POP, value("c") + binput(5) + POP]
+
+    assert result(*stored, value("d"), MEMOIZE, POP, binget(1)) == "b"
+    assert result(*stored, value("d"), MEMOIZE, POP, binget(2)) == "d"
+
+
+def test_the_last_value_stored_under_an_index_counts() -> None:
+    assert result(value("old"), put(0), POP, value("new"), put(0), POP, get(0)) == "new"
+
+
+def test_the_memo_holds_the_value_and_not_a_copy() -> None:
+    root = result(EMPTY_LIST, binput(0), value(1), APPEND, POP, binget(0))
+
+    assert root == [1]
+
+
+@pytest.mark.parametrize("fetch", [get(3), binget(3), long_binget(3), b"gx\n", put(-1), put(0)])
+def test_a_memo_entry_that_cannot_be_is_an_error(fetch: bytes) -> None:
+    assert isinstance(run(fetch + STOP).error, MalformedInput)
+
+
+# Framing
+
+
+@pytest.mark.parametrize(
+    ("parts", "codes"),
+    [
+        ([proto(2), NONE], []),
+        ([NONE], []),
+        ([proto(4), frame(2), NONE], []),
+        ([NONE, proto(2)], ["proto-not-first"]),
+        ([proto(2), proto(4), NONE], ["proto-not-first"]),
+        ([proto(6), NONE], ["proto-unknown"]),
+        ([proto(4), frame(3), NONE], ["frame-mismatch"]),
+        ([proto(4), frame((1 << 64) - 1), NONE], ["frame-mismatch"]),
+        ([proto(4), frame(11), frame(2), NONE], ["frame-mismatch"]),
+        ([proto(4), frame(1), NONE, frame(1)], []),
+        ([NONE, NONE], ["stack-not-empty"]),
+        ([EMPTY_TUPLE, value(1), APPEND], ["append-to-other"]),
+        ([EMPTY_TUPLE, MARK, value(1), APPENDS], ["append-to-other"]),
+        ([EMPTY_LIST, value(1), value(2), SETITEM], ["setitem-on-other"]),
+        ([EMPTY_LIST, MARK, value(1), b"\x90"], ["additems-to-other"]),
+    ],
+)
+def test_what_no_pickler_writes_is_an_oddity(parts: list[bytes], codes: list[str]) -> None:
+    assert oddities(*parts) == codes
+
+
+def test_the_protocol_is_the_highest_one_named() -> None:
+    assert run(proto(4) + proto(2) + NONE + STOP).protocol == 4
+
+
+# Errors and opcodes
+
+
+@pytest.mark.parametrize("opcode", pickletools.opcodes, ids=lambda opcode: opcode.name)
+def test_every_opcode_is_handled(opcode: pickletools.OpcodeInfo) -> None:
+    trace = run(opcode.code.encode("latin-1") + b"\n" * 20)
+
+    assert f"no opcode 0x{ord(opcode.code):02x}" not in str(trace.error)
+
+
+@pytest.mark.parametrize("code", sorted({bytes([n]) for n in range(256)} - set(OPCODES)))
+def test_no_other_byte_is_an_opcode(code: bytes) -> None:
+    error = run(code).error
+
+    assert error is not None
+    assert f"no opcode 0x{code[0]:02x}" in str(error)
+    assert error.offset == 0
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"",
+        NONE,
+        STOP,
+        POP + STOP,
+        POP_MARK + STOP,
+        MARK + STOP,
+        NONE + MARK + STOP,
+        NONE + MARK + DUP + STOP,
+        NONE + MARK + TUPLE1 + STOP,
+        TUPLE2 + STOP,
+        EMPTY_DICT + MARK + NONE + SETITEMS + STOP,
+        EMPTY_DICT + NONE + SETITEM + STOP,
+        MARK + NONE + b"d" + STOP,
+        MARK + b"o" + STOP,
+        EMPTY_LIST + MARK + NONE + APPEND + STOP,
+        MARK + NONE + APPENDS + STOP,
+        REDUCE + STOP,
+        NONE + REDUCE + STOP,
+        NONE + NEWOBJ + STOP,
+        NONE + b"b" + STOP,
+        BINPERSID + STOP,
+        b"X\x02\0\0\0\xff\xff" + STOP,
+        b"U\x01\xff" + STOP,
+        b"c\xff\nname\n" + STOP,
+        b"imodule\nname\n" + STOP,
+        b"P\xff\n" + STOP,
+    ],
+)
+def test_a_broken_pickle_gives_an_error_with_its_place(broken: bytes) -> None:
+    trace = run(broken)
+
+    assert isinstance(trace.error, MalformedInput)
+    assert trace.error.offset is not None
+    assert 0 <= trace.error.offset <= len(broken)
+    assert trace.root is None
+
+
+opcode_soup = st.lists(
+    st.sampled_from(OPCODES) | st.sampled_from([value(1), value("a"), NONE, MARK, b"\n", b"\0\0"]),
+    max_size=40,
+).map(b"".join)
+
+
+@settings(max_examples=1000)
+@given(st.binary(max_size=200) | opcode_soup)
+def test_no_bytes_make_the_machine_raise(pickle: bytes) -> None:
+    """Any error comes back in the trace, and says where in the pickle it happened."""
+    trace = run(pickle)
+
+    assert 0 <= trace.end <= len(pickle)
+    if trace.error is None:
+        assert pickle[trace.end - 1 : trace.end] == STOP
+    else:
+        assert trace.error.offset is not None
+        assert 0 <= trace.error.offset <= len(pickle)
+        assert str(trace.error).startswith("p @ byte ")
+
+
+# Windows
+
+
+@pytest.mark.parametrize("window", range(1, 12))
+def test_where_windows_end_does_not_show(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opcodes that straddle a border have the same values and the same offsets."""
+    inner = [1, 300, 70000, 1 << 70, "text", b"bytes", (1, 2, 3), 2.5, None, True]
+    pickle = b"".join(
+        [
+            proto(2),
+            frame(9),
+            value([*inner, Raw(global_("torch", "FloatStorage") + binput(1) + POP + binget(1))]),
+            long_binput(70000),
+            POP,
+            long_binget(70000),
+            value("pid") + BINPERSID + POP,
+            b"I123\nL456L\nS'old'\n\x82\x01" + MARK + b"iposix\nsystem\n",
+            STOP,
+        ]
+    )
+    whole = run(pickle)
+    monkeypatch.setattr(Cursor, "WINDOW", window)
+    monkeypatch.setattr(Cursor, "FIRST_WINDOW", window)
+
+    trace = run(pickle)
+
+    assert trace.error is None
+    assert (trace.end, trace.opcodes) == (whole.end, whole.opcodes)
+    assert _places(trace.events) == _places(whole.events)
+    assert all(pickle[offset] in b"\x95cQ\x82i" for _, offset in _places(trace.events)[:-1])
+
+
+def _places(events: Iterable[object]) -> list[tuple[str, int]]:
+    return [(type(event).__name__, event.offset) for event in events]  # type: ignore[attr-defined] # all have one
+
+
+# Limits
+
+
+def test_a_bomb_of_shared_tuples_costs_no_more_than_its_opcodes() -> None:
+    """Two to the thousandth elements, each there once."""
+    trace = run(value("boom") + (DUP + TUPLE2) * 1000 + STOP)
+
+    assert trace.error is None
+    assert trace.opcodes == 2002
+
+
+def test_a_bomb_in_the_memo_costs_no_more_than_its_opcodes() -> None:
+    doubling = b"".join(
+        EMPTY_LIST + MARK + binget(n) * 2 + APPENDS + binput(n + 1) for n in range(60)
+    )
+
+    trace = run(value("boom") + binput(0) + doubling + STOP)
+
+    node = trace.root
+    for _ in range(60):
+        assert isinstance(node, list)
+        assert node[0] is node[1]
+        node = node[0]
+    assert node == "boom"
+
+
+@pytest.mark.parametrize(
+    ("wrap", "times"),
+    [
+        (TUPLE1, 200_000),
+        (BINPERSID, 50_000),
+        (b"\x98", 50_000),
+        (value("x") + value(("y",)) + REDUCE + TUPLE2, 50_000),
+    ],
+    ids=["tuples", "persistent ids", "buffers", "calls"],
+)
+def test_deep_nesting_neither_recurses_nor_crashes_on_its_way_out(wrap: bytes, times: int) -> None:
+    trace = run(EMPTY_TUPLE + wrap * times + STOP)
+
+    assert trace.error is None
+    del trace
+
+
+def test_deep_lists_neither_recurse_nor_crash_on_their_way_out() -> None:
+    trace = run(EMPTY_LIST * 200_000 + APPEND * 199_999 + STOP)
+
+    assert isinstance(trace.root, list)
+    del trace
+
+
+@pytest.mark.parametrize(
+    ("limits", "pickle", "what"),
+    [
+        (Limits(opcodes=5000), NONE + (NONE + POP) * 10_000 + STOP, "opcodes"),
+        (Limits(stack=5000), NONE * 10_000 + STOP, "stack entries"),
+        (Limits(stack=5000), NONE + MARK * 10_000 + STOP, "stack entries"),
+        (Limits(memo=5), NONE + b"".join(map(binput, range(10))) + STOP, "memo entries"),
+        (Limits(memo=5), NONE + MEMOIZE * 10 + STOP, "memo entries"),
+        (Limits(literal=5), binbytes(b"longer") + STOP, "bytes in one literal"),
+        (Limits(literal=5), long4(b"longer") + STOP, "bytes in one literal"),
+    ],
+)
+def test_a_limit_ends_the_pickle_with_an_error_that_says_which(
+    limits: Limits, pickle: bytes, what: str
+) -> None:
+    error = run(pickle, limits).error
+
+    assert isinstance(error, LimitExceeded)
+    assert f"more {what} than the limit allows" in str(error)
+    assert not isinstance(run(pickle).error, LimitExceeded)
+
+
+@pytest.mark.parametrize(
+    "opcode",
+    [
+        lambda length: binunicode("x", length % (1 << 32)),
+        lambda length: binunicode8("x", length),
+        lambda length: binstring(b"x", length % (1 << 32)),
+        lambda length: binbytes(b"x", length % (1 << 32)),
+        lambda length: binbytes8(b"x", length),
+        lambda length: bytearray8(b"x", length),
+        lambda length: long4(b"x", length % (1 << 31)),
+        frame,
+    ],
+    ids=["unicode", "unicode8", "string", "bytes", "bytes8", "bytearray8", "long4", "frame"],
+)
+@pytest.mark.parametrize("length", [(1 << 63) - 1, (1 << 64) - 1, (1 << 31) - 1])
+def test_a_length_that_lies_allocates_nothing(opcode: Callable[[int], bytes], length: int) -> None:
+    pickle = opcode(length)
+    tracemalloc.start()
+    try:
+        trace = run(pickle, Limits(literal=1 << 65))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert isinstance(trace.error, MalformedInput)
+    assert peak < 100_000
