@@ -53,7 +53,7 @@ from hypothesis import strategies as st
 
 from ckptaudit.errors import LimitExceeded, MalformedInput
 from ckptaudit.source import BufferSource, Cursor
-from ckptaudit.vm import Call, Dict, Limits, Node, Oddity, Set, Trace, trace_pickle
+from ckptaudit.vm import Call, Dict, Global, Limits, Node, Oddity, Set, Trace, trace_pickle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -116,6 +116,7 @@ class Rebuild:
         """The calls by which low protocols write bytes and sets."""
         args = self(node.args)
         assert isinstance(args, tuple)
+        assert isinstance(node.func, Global)
         match str(node.func), args:
             case "_codecs.encode", (str(text), "latin1"):
                 return text.encode("latin-1")
@@ -127,7 +128,7 @@ class Rebuild:
                 return set(elements)
             case (("__builtin__.frozenset" | "builtins.frozenset"), (list(elements),)):
                 return frozenset(elements)
-        pytest.fail(f"plain data calls {node.func}")
+        pytest.fail(f"plain data calls {node.func!s}")
 
 
 scalars = (

@@ -94,7 +94,6 @@ class Answers(Generic[Result]):
     def deliver(self, format_: str, json_path: Path | None) -> int:
         """Write the answers and return the exit status: 1 outranks 2 outranks 0."""
         from ckptaudit.report import to_json
-        from ckptaudit.writer import write_text
 
         self._statuses |= {0 if self.is_good(result) else BAD for result in self.results}
         if format_ == "json":
@@ -102,6 +101,8 @@ class Answers(Generic[Result]):
         else:
             _to_stdout("".join(self.as_text(result) for result in self.results))
         if json_path is not None:
+            from ckptaudit.writer import write_text
+
             try:
                 write_text(json_path, to_json(self.results, self.failures), overwrite=True)
             except CkptauditError as err:

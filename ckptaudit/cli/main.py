@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from typing import NoReturn
 
 import click
@@ -68,6 +67,8 @@ def _status() -> int:
             raise
         click.echo(f"ckptaudit: internal error: {type(err).__name__}: {err}", err=True)
         if os.environ.get("CKPTAUDIT_DEBUG"):
+            import traceback
+
             traceback.print_exc()
         else:
             click.echo("  this is a bug; CKPTAUDIT_DEBUG=1 shows where: please report it", err=True)
