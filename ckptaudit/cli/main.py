@@ -13,13 +13,15 @@ Exit status, for every command:
 
 from __future__ import annotations
 
-import os
+import io
+import signal
 import sys
 from typing import NoReturn
 
 import click
 
 from ckptaudit import __version__
+from ckptaudit.cli.answers import bug_text, show
 from ckptaudit.cli.convert import convert
 from ckptaudit.cli.inspect import inspect
 from ckptaudit.cli.scan import scan
@@ -53,24 +55,25 @@ def run() -> NoReturn:
 
 def _status() -> int:
     """Run the command line; click alone would turn a bug, and an interrupt, into 1."""
+    # What `timeout`, Slurm and container engines send; it must leave as little as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         # Without standalone mode click returns what ctx.exit was given, and raises the rest.
         status = main.main(standalone_mode=False, auto_envvar_prefix="CKPTAUDIT")
     except click.ClickException as err:
-        err.show()
+        usage = io.StringIO()
+        err.show(usage)
+        for line in usage.getvalue().splitlines():
+            show(line)
         return _NO_ANSWER
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        show("interrupted")
         return _INTERRUPTED
-    except BaseException as err:
-        if isinstance(err, SystemExit):
-            raise
-        click.echo(f"ckptaudit: internal error: {type(err).__name__}: {err}", err=True)
-        if os.environ.get("CKPTAUDIT_DEBUG"):
-            import traceback
-
-            traceback.print_exc()
-        else:
-            click.echo("  this is a bug; CKPTAUDIT_DEBUG=1 shows where: please report it", err=True)
+    except SystemExit:
+        # click makes one, of status 1, where nobody reads --help or --version to its end;
+        # answers look after themselves.
+        return 0
+    except BaseException as err:  # noqa: BLE001 - a bug has a status of its own
+        show(f"ckptaudit: {bug_text(err)}")
         return _NO_ANSWER
     return status if isinstance(status, int) else 0

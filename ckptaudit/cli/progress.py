@@ -39,6 +39,8 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         TransferSpeedColumn,
     )
 
+    from ckptaudit.report import printable
+
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -47,7 +49,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(printable(what), total=None)
 
         def advance(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)

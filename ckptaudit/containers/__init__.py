@@ -15,6 +15,7 @@ from ckptaudit.containers.container import (
 from ckptaudit.containers.dispatch import open_container
 from ckptaudit.containers.persistent import (
     StorageRef,
+    key_of,
     module_of,
     storage_of,
     storage_type,
@@ -30,6 +31,7 @@ __all__ = [
     "Storage",
     "StorageRef",
     "StoredTensor",
+    "key_of",
     "module_of",
     "open_container",
     "storage_of",

@@ -5,12 +5,15 @@ Is told:    a source.
 Never asks: what the file is called.
 
 Source: torch/serialization.py, load: zip if the first four bytes say so, else tar,
-else the legacy stream.  Safetensors comes first: torch would run its bytes as a
-pickle and stop, every other reader opens it.
+else the legacy stream.  Safetensors comes first, since every other reader opens it; but
+a file can be safetensors and a pickle at once (a header length of ``V`` makes the header
+a string and the data the next opcodes), and torch.load would run that.  So what is not a
+zip is run as a pickle in any case.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers.container import Container, Gap, Kind, Mishap, Record, Role
@@ -68,14 +71,39 @@ def open_container(source: ByteSource, limits: Limits | None = None) -> Containe
         raise MalformedInput("is empty; fetch it again", where=source.name, offset=0)
     if source.read_at(0, min(4, source.size)) == SIGNATURE:
         return open_zip(source, limits)
+    first = trace_pickle(source, 0, source.size, record="pickle", limits=limits)
+    try:
+        framed = _open_framed(source, limits)
+    except MalformedInput:
+        if not _asks_for_anything(first):
+            raise
+    else:
+        if framed is not None:
+            return _with_pickle(framed, first) if _asks_for_anything(first) else framed
+    if begins_with_magic(first):
+        return open_legacy(source, limits)
+    return _open_pickle(source, first, limits)
+
+
+def _open_framed(source: ByteSource, limits: Limits) -> Container | None:
+    """The container, if *source* has a framing that its first bytes tell; None if not."""
     if looks_like_safetensors(source):
         return open_safetensors(source)
     if has_tar_header(source):
         return open_tar(source, limits)
-    first = trace_pickle(source, 0, source.size, record="pickle", limits=limits)
-    if begins_with_magic(first):
-        return open_legacy(source, limits)
-    return _open_pickle(source, first, limits)
+    return None
+
+
+def _with_pickle(framed: Container, pickle: Trace) -> Container:
+    """*framed*, whose bytes are at the same time a pickle that asks for something."""
+    message = f"is a pickle as well as {framed.kind.value}, and torch.load may run it"
+    return replace(
+        framed,
+        records=(Record(pickle.record, 0, pickle.end, "stored", Role.PICKLE), *framed.records),
+        traces=(pickle, *framed.traces),
+        main=None if framed.main is None else framed.main + 1,
+        mishaps=(*framed.mishaps, Mishap("extra-pickle", message, pickle.record, 0)),
+    )
 
 
 def _open_pickle(source: ByteSource, first: Trace, limits: Limits) -> Container:
@@ -84,7 +112,7 @@ def _open_pickle(source: ByteSource, first: Trace, limits: Limits) -> Container:
     torch would go on with its legacy schedule if the first pickle, once *executed*, gave
     the magic number, so every pickle that follows is run as well.
     """
-    if first.error is not None and not _asks_for_anything(first):
+    if first.error is not None and all(isinstance(event, Oddity) for event in first.events):
         raise _not_a_checkpoint(source, first.error)
     traces = [first]
     end = first.end
@@ -98,6 +126,9 @@ def _open_pickle(source: ByteSource, first: Trace, limits: Limits) -> Container:
         end += following.end
     mishaps = []
     gaps = []
+    if first.error is not None:
+        # A PNG file is one: its first bytes are a pickle that has a persistent id.
+        gaps += [Gap(f"looks like {what}", "", 0) for what in _looks_like(source)]
     if len(traces) > 1:
         message = f"{len(traces)} pickles, one behind the other"
         mishaps.append(Mishap("several-pickles", message, "", traces[0].end))
@@ -122,18 +153,19 @@ def _open_pickle(source: ByteSource, first: Trace, limits: Limits) -> Container:
 
 
 def _asks_for_anything(trace: Trace) -> bool:
-    """Whether a broken pickle got as far as a name or a call.
-
-    The first bytes of a PNG file are a pickle that has a persistent id.
-    """
+    """Whether a pickle got as far as a name or a call."""
     return not all(isinstance(event, (Oddity, PersistentId)) for event in trace.events)
 
 
-def _not_a_checkpoint(source: ByteSource, error: MalformedInput) -> MalformedInput | Unsupported:
+def _looks_like(source: ByteSource) -> list[str]:
+    """What else the file may be, by how it begins."""
     head = source.read_at(0, min(_LONGEST_BEGINNING, source.size)).lstrip().lower()
-    for beginning, what in _BEGINNINGS:
-        if head.startswith(beginning):
-            return Unsupported(f"{source.name}: is {what}")
+    return [what for beginning, what in _BEGINNINGS if head.startswith(beginning)]
+
+
+def _not_a_checkpoint(source: ByteSource, error: MalformedInput) -> MalformedInput | Unsupported:
+    for what in _looks_like(source):
+        return Unsupported(f"{source.name}: is {what}")
     if error.offset == 0:
         return Unsupported(
             f"{source.name}: is neither zip, tar, pickle nor safetensors; is it a checkpoint?"

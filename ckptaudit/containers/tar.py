@@ -97,6 +97,7 @@ class _Reading:
             if member.at < member.end:
                 message = f"{member.end - member.at} bytes after what torch reads"
                 self.mishaps.append(Mishap("bytes-after-pickle", message, member.name, member.at))
+                self.gaps.append(Gap(message, member.name, member.at))
         return Container(
             source=self.source,
             kind=Kind.TAR,

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SIGNATURE", "open_zip"]
 
-_MOST_PICKLE_BYTES = 1 << 30
+# It is inflated into memory, and a megabyte can inflate to a gigabyte.
+_MOST_PICKLE_BYTES = 256 << 20
 # The longest is .data/serialization_id, 40 digits.
 _MOST_METADATA_BYTES = 64
 
@@ -56,7 +57,11 @@ class _Reading:
         self.limits = limits
         self.entries = directory.entries
         self.mishaps = directory.mishaps
-        self.gaps: list[Gap] = []
+        self.gaps = [
+            Gap(mishap.message, mishap.record, mishap.offset)
+            for mishap in directory.mishaps
+            if mishap.code == "zip-gap"
+        ]
         self.traces: list[Trace] = []
         # By entry, not by name: of two entries of one name both are looked into.
         self.roles: dict[Entry, Role] = {}
@@ -112,6 +117,10 @@ class _Reading:
     def odd(self, code: str, message: str, entry: Entry) -> None:
         self.mishaps.append(Mishap(code, message, entry.name, entry.header))
 
+    def unread(self, code: str, message: str, entry: Entry, offset: int | None) -> None:
+        self.mishaps.append(Mishap(code, message, entry.name, offset))
+        self.gaps.append(Gap(message, entry.name, offset))
+
     def find(self, name: str) -> Entry | None:
         """The entry torch would find: exact name first, then letter case ignored."""
         path = f"{self.root}/{name}"
@@ -141,23 +150,18 @@ class _Reading:
         source, start = self.content(entry)
         if entry.method != 0:
             if entry.size > _MOST_PICKLE_BYTES:
-                raise LimitExceeded("is a compressed pickle over 1 GiB", where=entry.name)
+                raise LimitExceeded("is a compressed pickle over 256 MiB", where=entry.name)
             source = inflate(source)
             if self.sources[entry].unread:
-                self.odd("zip-gap", "bytes after the end of the compressed data", entry)
+                self.unread("zip-gap", "bytes after the end of the compressed data", entry, None)
         trace = trace_pickle(
             source, start, start + entry.size, record=entry.name, limits=self.limits
         )
         self.traces.append(trace)
         if trace.error is None and trace.end != entry.size:
-            self.mishaps.append(
-                Mishap(
-                    "bytes-after-pickle",
-                    f"{entry.size - trace.end} bytes after the pickle's end",
-                    entry.name,
-                    entry.data + trace.end if entry.method == 0 else None,
-                )
-            )
+            message = f"{entry.size - trace.end} bytes after the pickle's end"
+            at = entry.data + trace.end if entry.method == 0 else None
+            self.unread("bytes-after-pickle", message, entry, at)
 
     def locate(self, wanted: dict[str, list[StorageRef]]) -> dict[str, Storage]:
         storages = {}

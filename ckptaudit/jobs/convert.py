@@ -8,17 +8,21 @@ Never asks: how its answer is shown.
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptaudit import __version__
-from ckptaudit.errors import MalformedInput, Refused
+from ckptaudit.errors import MalformedInput, OutputFailed, Refused
 from ckptaudit.jobs.inspect import Meaning, meaning_of
 from ckptaudit.jobs.opening import Opened, hash_of, notes_on, opened
 from ckptaudit.jobs.stream import digest_of, stream
+from ckptaudit.layouts import Component
 from ckptaudit.plan import (
+    METADATA_PREFIX,
     ConversionPlan,
+    Ema,
     OnOverflow,
     Options,
     TensorJob,
@@ -28,7 +32,7 @@ from ckptaudit.plan import (
 from ckptaudit.policy import RULES, Finding, Judgement, Severity, judge
 from ckptaudit.tensors import find_state_dict
 from ckptaudit.vm import escape
-from ckptaudit.writer import Draft, Slot, check_destination, header_of
+from ckptaudit.writer import Draft, Slot, check_destination, header_of, path_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.containers import Container, Kind
     from ckptaudit.jobs.stream import Sink
-    from ckptaudit.layouts import Component, ComponentCount
+    from ckptaudit.layouts import ComponentCount
     from ckptaudit.numerics import TensorStats
     from ckptaudit.tensors import Leftover, StateDict
 
@@ -52,8 +56,7 @@ __all__ = [
     "plan_for",
 ]
 
-# Our own keys in ``__metadata__``; every other but "format" is an alias.
-METADATA_PREFIX = "ckptaudit."
+# As long as any: what a header takes does not depend on which hash is in it.
 _NO_HASH = "0" * 64
 
 
@@ -220,15 +223,15 @@ def convert(
     """
     options = options or Options()
     target = Path(output)
-    if not dry_run:
-        check_destination(target, overwrite=overwrite)
     with opened(path, with_hash=with_hash and not dry_run) as file:
+        if not dry_run:
+            _check_target(target, path, overwrite=overwrite)
         judgement = judge(file.container)
         if not allow_unsafe:
             _refuse_unsafe(file.container, judgement)
         run = _Run(file, target, options, judgement, progress)
         if dry_run:
-            return run.dry()
+            return run.dry(with_hash=with_hash)
         return run.write(with_hash=with_hash, overwrite=overwrite)
 
 
@@ -251,6 +254,17 @@ def plan_for(
         )
 
     return plan
+
+
+def _check_target(target: Path, source: str | PathLike[str], *, overwrite: bool) -> None:
+    """Refuse a destination that cannot be written, or that is the source itself."""
+    check_destination(target, overwrite=True)
+    if target.exists() and target.samefile(source):
+        raise OutputFailed(
+            f"{path_text(target)}: is the source itself, which is never written; "
+            "name another output with -o"
+        )
+    check_destination(target, overwrite=overwrite)
 
 
 def _refuse_unsafe(container: Container, judgement: Judgement) -> None:
@@ -292,29 +306,28 @@ class _Run:
         # By source key, why a tensor is not cast.
         self.unfit: dict[str, str] = {}
 
-    def dry(self) -> Conversion:
+    def dry(self, *, with_hash: bool) -> Conversion:
         plan = self.plan_with({})
-        size = len(self.header(plan, None)) + plan.nbytes
+        size = len(self.header(plan, _NO_HASH if with_hash else None)) + plan.nbytes
         self.file.finish()
-        return self.result(plan, Output(str(self.target), size, None), None, written=False)
+        output = Output(path_text(self.target), size, None)
+        return self.result(plan, output, None, written=False)
 
     def write(self, *, with_hash: bool, overwrite: bool) -> Conversion:
-        plan = self.plan_with({})
-        digest = self.attempt(plan, with_hash=with_hash, overwrite=overwrite)
-        if self.unfit:
-            # Which tensors stay as they are decides where every other one lies: once more.
+        output = None
+        while output is None:
+            # Which tensors stay as they are decides where every other one lies; they are
+            # known after one attempt, which then writes nothing.
             plan = self.plan_with(self.unfit)
-            digest = self.attempt(plan, with_hash=with_hash, overwrite=overwrite)
-        source_digest = self.file.sha256()
-        size = len(self.header(plan, source_digest)) + plan.nbytes
-        output = Output(str(self.target), size, digest)
-        return self.result(plan, output, source_digest, written=True)
+            output = self.attempt(plan, with_hash=with_hash, overwrite=overwrite)
+        return self.result(plan, output, self.file.sha256(), written=True)
 
-    def attempt(self, plan: ConversionPlan, *, with_hash: bool, overwrite: bool) -> str | None:
-        """Write the file the plan describes; give up quietly if weights turn out not to fit.
+    def attempt(self, plan: ConversionPlan, *, with_hash: bool, overwrite: bool) -> Output | None:
+        """Write the file that *plan* describes.
 
         Returns:
-            The hash of what was written; None if it was not wanted, or nothing was written.
+            What was written; None if nothing was, because there are weights that do not fit
+            and the plan did not know of: `unfit` has more of them than before.
         """
         known = len(self.unfit)
         length = len(self.header(plan, _NO_HASH if with_hash else None))
@@ -332,7 +345,7 @@ class _Run:
             draft.check_opens()
             digest = hash_of(draft.read_into, draft.size) if with_hash else None
             draft.publish(overwrite=overwrite)
-            return digest
+            return Output(path_text(self.target), draft.size, digest)
 
     def cast(self, plan: ConversionPlan, sink: Sink) -> None:
         total = sum(job.view.nbytes for job in plan.jobs)
@@ -343,16 +356,14 @@ class _Run:
             done += nbytes
             self.progress(done, total)
 
-        for job, stats in stream(
-            self.file.container,
-            plan.jobs,
-            sink,
-            clamp=self.options.on_overflow is OnOverflow.CLAMP,
-            progress=advance,
-        ):
-            self.stats[job.source] = stats
-            if stats.overflowed and self.options.on_overflow is not OnOverflow.CLAMP:
-                self.misfit(job, stats)
+        clamp = self.options.on_overflow is OnOverflow.CLAMP
+        done_jobs = stream(self.file.container, plan.jobs, sink, clamp=clamp, progress=advance)
+        # Closed, so that no thread writes any more when the draft is discarded.
+        with closing(done_jobs):
+            for job, stats in done_jobs:
+                self.stats[job.source] = stats
+                if stats.overflowed and not clamp:
+                    self.misfit(job, stats)
 
     def misfit(self, job: TensorJob, stats: TensorStats) -> None:
         what = (
@@ -405,13 +416,13 @@ class _Run:
             dropped=tuple(DropEntry(drop.source, drop.what, drop.reason) for drop in plan.drops),
             leftovers=plan.leftovers,
             findings=(*self.judgement.findings, *self.numeric_findings(plan)),
-            notes=notes_on(container),
+            notes=(*notes_on(container), *self.ema_notes(plan)),
         )
 
     def entry(self, job: TensorJob) -> TensorEntry:
         return TensorEntry(
             name=job.name,
-            file=self.target.name,
+            file=path_text(Path(self.target.name)),
             source=job.source,
             component=job.component,
             op="identity",
@@ -421,6 +432,17 @@ class _Run:
             shape=job.view.shape,
             stats=self.stats.get(job.source),
         )
+
+    def ema_notes(self, plan: ConversionPlan) -> list[str]:
+        """Say so where averaged copies were asked for and weights have none."""
+        if self.options.ema is not Ema.USE:
+            return []
+        if not any(job.component is Component.EMA for job in plan.jobs):
+            return ["holds no averaged (EMA) copies: the weights themselves are written"]
+        without = sum(job.component is Component.UNET for job in plan.jobs)
+        if not without:
+            return []
+        return [f"{without} weights of the unet have no averaged copy and are written themselves"]
 
     def numeric_findings(self, plan: ConversionPlan) -> list[Finding]:
         found = []

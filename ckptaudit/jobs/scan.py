@@ -1,8 +1,8 @@
 """`scan`: can this file be trusted, and was all of it read?
 
-Knows:      how the reader and the policy meet.
+Knows:      how the reader, the tensors and the policy meet.
 Is told:    a path.
-Never asks: what the tensors are.
+Never asks: which of the tensors are the weights.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.jobs.opening import notes_on, opened
 from ckptaudit.policy import Coverage, Finding, GlobalUse, Severity, judge
+from ckptaudit.tensors import misfits
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -61,7 +62,7 @@ def scan(path: str | PathLike[str], *, with_hash: bool = True) -> ScanResult:
     """
     with opened(path, with_hash=with_hash) as file:
         container = file.container
-        judgement = judge(container)
+        judgement = judge(container, misfits(container))
         return ScanResult(
             path=container.source.name,
             sha256=file.finish(),

@@ -22,7 +22,7 @@ from ckptaudit.numerics import Caster, TensorStats
 from ckptaudit.tensors import BLOCK_BYTES, Block, blocks_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from ckptaudit.containers import Container
     from ckptaudit.plan import TensorJob
@@ -50,7 +50,7 @@ def stream(
     *,
     clamp: bool = False,
     progress: Callable[[int], None] = lambda _: None,
-) -> Iterator[tuple[TensorJob, TensorStats]]:
+) -> Generator[tuple[TensorJob, TensorStats], None, None]:
     """Cast every job's tensor into *sink*, in the order of the source.
 
     Args:
@@ -61,7 +61,8 @@ def stream(
         progress: Told after each block how many bytes of weights it was.
 
     Yields:
-        Each job with the statistics of its tensor, as soon as it is cast.
+        Each job with the statistics of its tensor, as soon as it is cast.  Whoever stops
+        early must close the generator: only then are its threads done with source and sink.
 
     Raises:
         CkptauditError: Whatever reading the source or the sink raises.
@@ -86,6 +87,11 @@ def _position(view: TensorView) -> tuple[int, str]:
     return view.storage.offset + view.offset * view.dtype.itemsize, view.storage.record
 
 
+def _room(nbytes: int) -> memoryview:
+    # A bytearray would be filled with zeros first, which costs more than a small file does.
+    return np.empty(nbytes, np.uint8).data
+
+
 class _ReadAhead:
     """The blocks of some views in order, read by a thread of their own."""
 
@@ -95,7 +101,7 @@ class _ReadAhead:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ckptaudit-read")
         self._pending: deque[Future[memoryview]] = deque()
         # While one block is cast, _AHEAD others are being read: none of them shares its buffer.
-        self._ring = [memoryview(bytearray(BLOCK_BYTES)) for _ in range(_AHEAD + 1)]
+        self._ring = [_room(BLOCK_BYTES) for _ in range(_AHEAD + 1)]
         self._submitted = 0
 
     def __enter__(self) -> _ReadAhead:  # noqa: PYI034 - typing.Self is Python 3.11's
@@ -156,7 +162,7 @@ class _WriteBehind:
         self._sink = sink
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ckptaudit-write")
         self._pending: deque[Future[None]] = deque()
-        self._ring = [bytearray(BLOCK_BYTES) for _ in range(_BEHIND + 1)]
+        self._ring = [_room(BLOCK_BYTES) for _ in range(_BEHIND + 1)]
         self._handed_out = 0
 
     def __enter__(self) -> _WriteBehind:  # noqa: PYI034 - typing.Self is Python 3.11's
@@ -176,8 +182,8 @@ class _WriteBehind:
         index = self._handed_out % len(self._ring)
         self._handed_out += 1
         if len(self._ring[index]) < nbytes:
-            self._ring[index] = bytearray(nbytes)
-        return memoryview(self._ring[index])[:nbytes]
+            self._ring[index] = _room(nbytes)
+        return self._ring[index][:nbytes]
 
     def put(self, job: TensorJob, block: Block, data: memoryview) -> None:
         """Hand over the buffer asked for last."""
@@ -199,7 +205,7 @@ def digest_of(container: Container, view: TensorView) -> bytes:
     differ in hash from a contiguous one of equal elements.
     """
     hasher = hashlib.sha256()
-    buffer = memoryview(bytearray(BLOCK_BYTES))
+    buffer = _room(BLOCK_BYTES)
     for block in blocks_of(view):
         if block.stride is not None:
             hasher.update(repr(block.runs).encode())

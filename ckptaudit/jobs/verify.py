@@ -9,6 +9,7 @@ Never asks: to be believed: from the converted file it takes which options were 
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -29,12 +30,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from os import PathLike
 
+    from numpy.typing import NDArray
+
     from ckptaudit.containers import Container, StoredTensor
     from ckptaudit.dtypes import DType
     from ckptaudit.plan import ConversionPlan, TensorJob
 
 __all__ = ["TensorProof", "Verification", "VerifiedFile", "verify"]
 
+# What a float may have been cast to.
+_CASTS = ("float32", "float16", "bfloat16")
 # A file by another tool is held against every tensor of the source under its own name.
 _FOREIGN = Options(precision=Precision.KEEP, ema=Ema.KEEP, dedupe=Dedupe.NONE)
 
@@ -131,6 +136,9 @@ class _Proof:
         self.options = _options_in(self.file.metadata)
         # By source key, how many elements differ.
         self.differing: dict[str, int] = {}
+        self.notes: list[str] = []
+        if self.options is None:
+            self.notes.append("was not written by ckptaudit; names and types are its own")
 
     def run(self, progress: Callable[[int, int], None]) -> Verification:
         plan = self.plan()
@@ -152,9 +160,7 @@ class _Proof:
             equal=not self.problems and all(proof.equal for proof in proofs),
             tensors=proofs,
             problems=tuple(self.problems),
-            notes=()
-            if self.options
-            else ("was not written by ckptaudit; names and types are its own",),
+            notes=tuple(self.notes),
         )
 
     def plan(self) -> ConversionPlan:
@@ -191,7 +197,7 @@ class _Proof:
     def may_be(self, dtype: DType, job: TensorJob) -> bool:
         if dtype in (job.target, job.view.dtype):
             return True
-        return self.options is None and dtype.is_float and job.view.dtype.is_float
+        return self.options is None and job.view.dtype.is_float and dtype.name in _CASTS
 
     def compare(self, jobs: list[TensorJob], progress: Callable[[int, int], None]) -> None:
         total = sum(job.view.nbytes for job in jobs)
@@ -208,12 +214,26 @@ class _Proof:
             at = homes[job.source] + first * job.target.itemsize
             there = self.file.source.read_at(at, len(data))
             if data != there:
-                count = _differing(bytes(data), there, job.target)
+                count = _differing(bytes(data), there, job)
                 self.differing[job.source] = self.differing.get(job.source, 0) + count
 
         clamp = self.options is not None and self.options.on_overflow is OnOverflow.CLAMP
-        for _ in stream(self.source.container, jobs, sink, clamp=clamp, progress=advance):
-            pass
+        cast = stream(self.source.container, jobs, sink, clamp=clamp, progress=advance)
+        infinite = 0
+        with closing(cast):
+            for job, stats in cast:
+                if stats.overflowed and not clamp:
+                    infinite += stats.overflowed
+                    self.overflows(job, stats.overflowed)
+        if infinite and self.options is None:
+            self.notes.append(f"{infinite} weights became infinite: the source has them finite")
+
+    def overflows(self, job: TensorJob, count: int) -> None:
+        """We never write an infinity that the source does not have; another tool may."""
+        if self.options is not None:
+            self.tensor_problems[job.source] = (
+                f"{count} of {job.view.numel} weights are infinite, which the source has finite"
+            )
 
     def home(self, job: TensorJob) -> int:
         stored = self.stored(job)
@@ -230,11 +250,17 @@ class _Proof:
             and stored.dtype is not job.target
             and job.source not in self.tensor_problems
         ]
-        for job, stats in stream(self.source.container, kept, lambda _job, _first, _data: None):
-            if not stats.overflowed or self.options.on_overflow is not OnOverflow.KEEP:
-                self.tensor_problems[job.source] = (
-                    f"was not cast to {job.target.name}, though every weight fits"
-                )
+        if self.options.on_overflow is not OnOverflow.KEEP:
+            for job in kept:
+                self.tensor_problems[job.source] = f"was not cast to {job.target.name}"
+            return
+        cast = stream(self.source.container, kept, lambda _job, _first, _data: None)
+        with closing(cast):
+            for job, stats in cast:
+                if not stats.overflowed:
+                    self.tensor_problems[job.source] = (
+                        f"was not cast to {job.target.name}, though every weight fits"
+                    )
 
     def check_names(self, plan: ConversionPlan) -> None:
         known = {job.name for job in plan.jobs}
@@ -265,7 +291,7 @@ class _Proof:
         problem = self.tensor_problems.get(job.source)
         if stored is None:
             problem = "is missing"
-        elif job.source in self.differing:
+        elif self.differing.get(job.source):
             problem = f"{self.differing[job.source]} of {job.view.numel} elements differ"
         name = stored.key if stored is not None else job.name
         return TensorProof(name, job.source, problem is None, problem)
@@ -302,11 +328,20 @@ def _options_in(metadata: Mapping[str, str]) -> Options | None:
         ) from err
 
 
-def _differing(one: bytes, other: bytes, dtype: DType) -> int:
-    """Elements whose bits differ, NaN counting as equal to NaN."""
-    width = f"u{min(dtype.itemsize, 8)}"
-    differ = np.frombuffer(one, width) != np.frombuffer(other, width)
-    if dtype.name in {"float16", "float32", "float64"}:
-        first, second = np.frombuffer(one, dtype.numpy), np.frombuffer(other, dtype.numpy)
-        differ &= ~(np.isnan(first) & np.isnan(second))
+def _differing(one: bytes, other: bytes, job: TensorJob) -> int:
+    """Elements whose bits differ; of a cast, which NaN it makes is the processor's affair."""
+    dtype = job.target
+    width = f"<u{dtype.itemsize}"
+    first, second = np.frombuffer(one, width), np.frombuffer(other, width)
+    differ = first != second
+    if job.view.dtype is not dtype:
+        differ &= ~(_is_nan(first, dtype) & _is_nan(second, dtype))
     return int(np.count_nonzero(differ))
+
+
+def _is_nan(bits: NDArray[np.unsignedinteger], dtype: DType) -> NDArray[np.bool_]:
+    # A bfloat16 is the upper half of a float32.
+    is_half = dtype.name == "bfloat16"
+    floats = (bits.astype("<u4") << 16).view("<f4") if is_half else bits.view(dtype.numpy)
+    nan: NDArray[np.bool_] = np.isnan(floats)
+    return nan

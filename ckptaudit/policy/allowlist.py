@@ -4,6 +4,9 @@ Knows:      what torch, NumPy, Lightning and the standard library put into check
 Is told:    a module and a name, exactly as a pickle spells them.
 Never asks: for a prefix or a wildcard: ``torch.*`` holds dozens of ways to run code.
 
+What may be done with a name is part of its entry: `arguments` says which arguments and
+which state are those that picklers write.
+
 Names were seen in files written by torch 0.1 to 2.13, in torch's own list for
 ``weights_only`` (torch/_weights_only_unpickler.py), or in issues of loaders that
 refused a benign file for them.
@@ -12,56 +15,85 @@ refused a benign file for them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from typing import TYPE_CHECKING
 
 from ckptaudit.dtypes import DTYPES
+from ckptaudit.policy import arguments as given
 
-__all__ = ["Allowed", "Use", "allowed", "dangerous"]
+if TYPE_CHECKING:
+    from ckptaudit.policy.arguments import Arguments, State
 
-
-class Use(str, Enum):
-    """What may be done with an allowed name."""
-
-    VALUE = "value"  # stand there; never be called
-    CALL = "call"  # be called with arguments
-    OBJECT = "object"  # make an object, which may be given state
+__all__ = ["MAPPINGS", "SEQUENCES", "UNCHECKED", "Allowed", "allowed"]
 
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """Why a name is allowed, and for what."""
+    """Why a name is allowed, and for what.
 
-    use: Use
+    Attributes:
+        reason: Why it stands in checkpoints.
+        takes: Whether these are arguments it may be called with; None if it may never be called.
+        state: Whether this is state that what it makes may be given; None if there is none.
+        keywords: Whether it may be called with keyword arguments.
+    """
+
     reason: str
+    takes: Arguments | None
+    state: State | None
+    keywords: bool
+
+
+_NAMES: dict[tuple[str, str], Allowed] = {}
+
+
+def _allow(
+    reason: str,
+    module: str,
+    *names: str,
+    takes: Arguments | None = None,
+    state: State | None = None,
+    keywords: bool = False,
+) -> None:
+    for name in names:
+        _NAMES[module, name] = Allowed(reason, takes, state, keywords)
 
 
 _PICKLE_LEAVES = "what pickle itself writes for a plain Python value"
 _NUMPY = "scalars and arrays that training scripts leave beside the weights"
+_TENSOR = "rebuilds a tensor"
 
-# torch's modules moved; each pair stands here as some file spells it.
-_NAMES: dict[tuple[str, str], Allowed] = {}
+# Dicts and their like.
+_allow(
+    "the dict that holds a state dict",
+    "collections",
+    "OrderedDict",
+    takes=given.pairs,
+    state=given.attributes,
+)
+_allow(
+    "OrderedDict under another name",
+    "typing",
+    "OrderedDict",
+    takes=given.pairs,
+    state=given.attributes,
+)
+_allow(_PICKLE_LEAVES, "collections", "Counter", takes=given.counts)
+_allow(_PICKLE_LEAVES, "collections", "defaultdict", takes=given.factory_and_pairs)
+_allow(_PICKLE_LEAVES, "collections", "deque", takes=given.queue)
 
-
-def _allow(use: Use, reason: str, module: str, *names: str) -> None:
-    for name in names:
-        _NAMES[module, name] = Allowed(use, reason)
-
-
-_allow(Use.OBJECT, "the dict that holds a state dict", "collections", "OrderedDict")
-_allow(Use.OBJECT, "OrderedDict under another name", "typing", "OrderedDict")
-_allow(Use.OBJECT, _PICKLE_LEAVES, "collections", "Counter", "defaultdict", "deque")
+# Storages, which only stand in persistent ids, and tensors.
 for _module in ("torch", "torch.cuda"):
     for _dtype in DTYPES:
-        _allow(Use.VALUE, "type of a storage", _module, *_dtype.storages)
+        _allow("type of a storage", _module, *_dtype.storages)
         _allow(
-            Use.OBJECT,
             "tensor class of torch 0.1",
             _module,
             *(storage.replace("Storage", "Tensor") for storage in _dtype.storages),
+            takes=given.nothing,
+            state=given.tensor_state,
         )
-    _allow(Use.VALUE, "type of a storage", _module, "UntypedStorage")
+    _allow("type of a storage", _module, "UntypedStorage")
 _allow(
-    Use.VALUE,
     "type of a storage",
     "torch.storage",
     "UntypedStorage",
@@ -70,47 +102,57 @@ _allow(
     "_TypedStorage",
 )
 _allow(
-    Use.CALL,
-    "rebuilds a tensor",
+    _TENSOR,
     "torch._utils",
     "_rebuild_tensor",
-    "_rebuild_tensor_v2",
-    "_rebuild_tensor_v3",
-    "_rebuild_parameter",
-    "_rebuild_parameter_with_state",
     "_rebuild_sparse_tensor",
     "_rebuild_sparse_csr_tensor",
-    "_rebuild_qtensor",
     "_rebuild_nested_tensor",
     "_rebuild_meta_tensor_no_storage",
     "_rebuild_wrapper_subclass",
     "_rebuild_device_tensor_from_numpy",
     "_rebuild_device_tensor_from_cpu_tensor",
+    takes=given.tensor,
 )
+# torch/_utils.py: backward_hooks are functions that a training step would call.
+_allow(_TENSOR, "torch._utils", "_rebuild_tensor_v2", takes=given.with_hooks(5))
+_allow(_TENSOR, "torch._utils", "_rebuild_tensor_v3", takes=given.with_hooks(5))
+_allow(_TENSOR, "torch._utils", "_rebuild_qtensor", takes=given.with_hooks(6))
+_allow(_TENSOR, "torch._utils", "_rebuild_parameter", takes=given.with_hooks(2))
+_allow(_TENSOR, "torch._utils", "_rebuild_parameter_with_state", takes=given.with_state)
 _allow(
-    Use.CALL,
     "rebuilds a tensor of a subclass",
     "torch._tensor",
     "_rebuild_from_type_v2",
     "_rebuild_from_type",
+    takes=given.rebuild_by,
 )
-_allow(Use.OBJECT, "a trainable tensor", "torch.nn.parameter", "Parameter", "Buffer")
-_allow(Use.OBJECT, "a trainable tensor", "torch.nn", "Parameter")
+for _module in ("torch.nn.parameter", "torch.nn"):
+    _allow(
+        "a trainable tensor",
+        _module,
+        "Parameter",
+        "Buffer",
+        takes=given.parameter,
+        state=given.tensor_state,
+    )
 _allow(
-    Use.OBJECT,
     "the dict or list of parameters in a textual inversion",
     "torch.nn.modules.container",
     "ParameterDict",
     "ParameterList",
+    takes=given.nothing,
+    state=given.attributes,
 )
-_allow(Use.OBJECT, "the class of a tensor", "torch", "Tensor")
-_allow(Use.OBJECT, "the class of a tensor", "torch._tensor", "Tensor")
-_allow(Use.CALL, "a tensor's shape", "torch", "Size")
-_allow(Use.CALL, "names a device, which is never used", "torch", "device")
-_allow(Use.CALL, "names a memory layout", "torch.serialization", "_get_layout")
-_allow(Use.VALUE, "an element type", "torch", *(dtype.name for dtype in DTYPES))
+for _module in ("torch", "torch._tensor"):
+    _allow(
+        "the class of a tensor", _module, "Tensor", takes=given.nothing, state=given.tensor_state
+    )
+_allow("a tensor's shape", "torch", "Size", takes=given.sizes)
+_allow("names a device, which is never used", "torch", "device", takes=given.device)
+_allow("names a memory layout", "torch.serialization", "_get_layout", takes=given.texts)
+_allow("an element type", "torch", *(dtype.name for dtype in DTYPES))
 _allow(
-    Use.VALUE,
     "a kind of quantisation",
     "torch",
     "per_tensor_affine",
@@ -119,75 +161,77 @@ _allow(
     "per_channel_symmetric",
     "per_channel_affine_float_qparams",
 )
+
+# Plain values.  Numbers and strings are opcodes, so their classes are named (as what a
+# defaultdict makes) but not called.
 for _module in ("builtins", "__builtin__"):
     _allow(
-        Use.CALL,
         _PICKLE_LEAVES,
         _module,
         "set",
         "frozenset",
-        "bytearray",
-        "complex",
-        "slice",
-        "range",
         "list",
         "dict",
         "tuple",
-        "int",
-        "long",
-        "float",
-        "str",
-        "unicode",
-        "bool",
-        "bytes",
-        "xrange",
+        takes=given.container,
     )
-    _allow(Use.VALUE, "the base of every class, named when an object is rebuilt", _module, "object")
+    _allow(_PICKLE_LEAVES, _module, "bytearray", "bytes", takes=given.octets)
+    _allow(_PICKLE_LEAVES, _module, "complex", "slice", "range", "xrange", takes=given.numbers)
+    _allow(_PICKLE_LEAVES, _module, "int", "long", "float", "str", "unicode", "bool")
+    _allow("the base of every class, named when an object is rebuilt", _module, "object")
 _allow(
-    Use.CALL,
     "a typed list in a TorchScript archive",
     "torch.jit._pickle",
     "build_intlist",
     "build_tensorlist",
     "build_doublelist",
     "build_boollist",
+    "restore_type_tag",
+    takes=given.any_values,
 )
-_allow(Use.CALL, "how protocol 2 writes bytes", "_codecs", "encode")
+_allow("how protocol 2 writes bytes", "_codecs", "encode", takes=given.latin1)
+for _module in ("copyreg", "copy_reg"):
+    _allow(
+        "rebuilds an object of a class that is named too",
+        _module,
+        "_reconstructor",
+        takes=given.complete_state,
+    )
+
+# NumPy.
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-    _allow(Use.OBJECT, _NUMPY, _module, "_reconstruct")
-    _allow(Use.CALL, _NUMPY, _module, "scalar")
+    _allow(_NUMPY, _module, "_reconstruct", takes=given.made_array, state=given.array_state)
+    _allow(_NUMPY, _module, "scalar", takes=given.scalar)
 for _module in ("numpy.core.numeric", "numpy._core.numeric"):
-    _allow(Use.CALL, _NUMPY, _module, "_frombuffer")
-_allow(Use.OBJECT, _NUMPY, "numpy", "dtype", "ndarray")
+    _allow(_NUMPY, _module, "_frombuffer", takes=given.raw_array)
+_allow(_NUMPY, "numpy", "dtype", takes=given.dtype, state=given.dtype_state)
+_allow(_NUMPY, "numpy", "ndarray")
 _allow(
-    Use.OBJECT,
     _NUMPY,
     "numpy.dtypes",
     *(f"{name}DType" for name in ("Float64", "Float32", "Float16", "Int64", "Int32", "Bool")),
 )
-for _module in ("copyreg", "copy_reg"):
-    _allow(Use.OBJECT, "rebuilds an object of a class that is named too", _module, "_reconstructor")
-_allow(Use.OBJECT, "command-line options of the training script", "argparse", "Namespace")
+
+# What training scripts leave behind.
 _allow(
-    Use.CALL,
-    "a path, kept as text",
-    "pathlib",
-    "PurePosixPath",
-    "PosixPath",
-    "PureWindowsPath",
-    "WindowsPath",
+    "command-line options of the training script",
+    "argparse",
+    "Namespace",
+    takes=given.nothing,
+    state=given.attributes,
+    keywords=True,
 )
+for _module in ("pathlib", "pathlib._local"):
+    _allow(
+        "a path, kept as text",
+        _module,
+        "PurePosixPath",
+        "PosixPath",
+        "PureWindowsPath",
+        "WindowsPath",
+        takes=given.texts,
+    )
 _allow(
-    Use.CALL,
-    "a path, kept as text",
-    "pathlib._local",
-    "PurePosixPath",
-    "PosixPath",
-    "PureWindowsPath",
-    "WindowsPath",
-)
-_allow(
-    Use.CALL,
     "a point or span of time",
     "datetime",
     "datetime",
@@ -195,92 +239,67 @@ _allow(
     "time",
     "timedelta",
     "timezone",
+    takes=given.any_values,
 )
-_allow(Use.CALL, "an exact number", "decimal", "Decimal")
-_allow(Use.CALL, "an exact number", "fractions", "Fraction")
-_allow(Use.OBJECT, "an identifier", "uuid", "UUID")
-_OMEGACONF = "the training configuration"
-_allow(Use.OBJECT, _OMEGACONF, "omegaconf.listconfig", "ListConfig")
-_allow(Use.OBJECT, _OMEGACONF, "omegaconf.dictconfig", "DictConfig")
-_allow(Use.OBJECT, _OMEGACONF, "omegaconf.base", "ContainerMetadata", "Metadata")
-_allow(Use.OBJECT, _OMEGACONF, "omegaconf.nodes", "AnyNode")
-_allow(Use.VALUE, _OMEGACONF, "typing", "Any")
+_allow("an exact number", "decimal", "Decimal", takes=given.texts)
+_allow("an exact number", "fractions", "Fraction", takes=given.fraction)
+_allow("an identifier", "uuid", "UUID", takes=given.nothing, state=given.attributes)
+for _module, _name in (
+    ("omegaconf.listconfig", "ListConfig"),
+    ("omegaconf.dictconfig", "DictConfig"),
+    ("omegaconf.base", "ContainerMetadata"),
+    ("omegaconf.base", "Metadata"),
+    ("omegaconf.nodes", "AnyNode"),
+):
+    _allow(
+        "the training configuration",
+        _module,
+        _name,
+        takes=given.nothing,
+        state=given.attributes,
+    )
+_allow("the training configuration", "typing", "Any")
 _CALLBACK = "the key under which Lightning keeps a callback's state"
 for _module in (
     "pytorch_lightning.callbacks.model_checkpoint",
     "lightning.pytorch.callbacks.model_checkpoint",
 ):
-    _allow(Use.VALUE, _CALLBACK, _module, "ModelCheckpoint")
-_allow(Use.VALUE, _CALLBACK, "pytorch_lightning.callbacks", "model_checkpoint", "ModelCheckpoint")
-_HYPERPARAMETERS = "the hyper-parameters Lightning saves"
-for _module in ("pytorch_lightning.utilities.parsing", "lightning_fabric.utilities.data"):
-    _allow(Use.OBJECT, _HYPERPARAMETERS, _module, "AttributeDict")
-_allow(Use.OBJECT, _HYPERPARAMETERS, "lightning.fabric.utilities.data", "AttributeDict")
+    _allow(_CALLBACK, _module, "ModelCheckpoint")
+_allow(_CALLBACK, "pytorch_lightning.callbacks", "model_checkpoint", "ModelCheckpoint")
+_ATTRIBUTE_DICTS = {
+    ("pytorch_lightning.utilities.parsing", "AttributeDict"),
+    ("lightning_fabric.utilities.data", "AttributeDict"),
+    ("lightning.fabric.utilities.data", "AttributeDict"),
+}
+for _module, _name in sorted(_ATTRIBUTE_DICTS):
+    _allow(
+        "the hyper-parameters Lightning saves",
+        _module,
+        _name,
+        takes=given.nothing,
+        state=given.attributes,
+    )
 
-# Whatever these offer, no checkpoint needs it.  The list raises severity and wording;
-# a name that is not on it is not allowed for that.
-_DANGEROUS_MODULES = frozenset(
-    """
-    os posix nt ntpath posixpath sys subprocess _posixsubprocess shutil pty commands popen2
-    importlib imp runpy pkgutil zipimport ctypes _ctypes cffi code codeop pdb bdb
-    marshal types _pickle pickle cPickle cloudpickle dill joblib shelve operator _operator functools
-    socket _socket ssl http urllib urllib2 requests ftplib smtplib imaplib webbrowser
-    multiprocessing threading _thread asyncio signal atexit gc inspect linecache
-    timeit profile cProfile trace doctest pydoc idlelib lib2to3 ensurepip pip distutils setuptools
-    tempfile io _io fileinput glob platform yaml logging
-    _xxsubinterpreters _interpreters test site _aix_support _osx_support _pyrepl
-    """.split()
-)
-_DANGEROUS_NAMES = frozenset(
+# In what these make, a pickle may store items, or append to it.
+MAPPINGS = frozenset(
     {
-        *(
-            (module, name)
-            for module in ("builtins", "__builtin__", "__builtins__")
-            for name in (
-                "eval",
-                "exec",
-                "execfile",
-                "compile",
-                "open",
-                "file",
-                "input",
-                "getattr",
-                "setattr",
-                "delattr",
-                "__import__",
-                "apply",
-                "globals",
-                "locals",
-                "vars",
-                "map",
-                "filter",
-                "breakpoint",
-                "type",
-                "memoryview",
-            )
-        ),
-        ("copyreg", "add_extension"),
-        ("copy_reg", "add_extension"),
-        ("torch", "load"),
-        ("torch.hub", "load"),
-        ("torch.jit", "load"),
-        ("torch.serialization", "load"),
-        ("torch.storage", "_load_from_bytes"),
-        ("codecs", "open"),
-        ("numpy", "load"),
+        ("collections", "OrderedDict"),
+        ("collections", "defaultdict"),
+        ("collections", "Counter"),
+        ("typing", "OrderedDict"),
+        ("builtins", "dict"),
+        ("__builtin__", "dict"),
     }
+    | _ATTRIBUTE_DICTS
+)
+SEQUENCES = frozenset({("collections", "deque")})
+# torch 2.13, _utils.py, _validate_loaded_sparse_tensors: the indices of a sparse tensor are
+# not checked unless the user asks for it, and one out of range reads and writes past the end.
+UNCHECKED = frozenset(
+    {("torch._utils", "_rebuild_sparse_tensor"), ("torch._utils", "_rebuild_sparse_csr_tensor")}
 )
 
 
 def allowed(module: str, name: str) -> Allowed | None:
     """Why this exact pair may be asked for, or None if nothing says it may."""
     return _NAMES.get((module, name))
-
-
-def dangerous(module: str, name: str) -> bool:
-    """Whether the pair is known to run code or to reach files, processes or the network."""
-    return (
-        module.split(".", 1)[0] in _DANGEROUS_MODULES
-        or module in _DANGEROUS_MODULES
-        or (module, name) in _DANGEROUS_NAMES
-    )

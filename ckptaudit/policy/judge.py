@@ -5,16 +5,21 @@ Is told:    an open container.
 Never asks: what the tensors are, or what the caller will do with the answer.
 
 Default deny: a name counts as harmless only if its exact (module, name) pair is on
-the allowlist, and a call only if that entry says it may be called.
+the allowlist, a call only if its arguments are those that picklers write, and the same
+for state.
 """
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers import Kind, module_of, storage_of
-from ckptaudit.policy.allowlist import Use, allowed, dangerous
+from ckptaudit.containers import Kind, key_of, module_of, storage_of
+from ckptaudit.policy.allowlist import MAPPINGS, SEQUENCES, UNCHECKED, allowed
+from ckptaudit.policy.arguments import attribute_names
+from ckptaudit.policy.dangerous import dangerous
 from ckptaudit.policy.rules import RULES, Coverage, Finding, Severity
 from ckptaudit.vm import (
     Build,
@@ -29,14 +34,26 @@ from ckptaudit.vm import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from ckptaudit.containers import Container, Record
+    from ckptaudit.containers import Container, Mishap, Record
     from ckptaudit.vm import Node, Trace
 
 __all__ = ["GlobalUse", "Judgement", "judge"]
 
-_MAPPING_CLASSES = {"OrderedDict", "defaultdict", "Counter", "dict"}
+# A hostile pickle of a megabyte can give a million reasons; so many are spelled out.
+_MOST_FINDINGS = 1000
+# Oddities of the machine that change something else than a list, a dict or a set.
+_CHANGES = {"append-to-other", "setitem-on-other", "additems-to-other"}
+_MOST_MESSAGE = 500
+_MOST_NAME = 60
+# How a sentence about a name ends.
+_WHY = {
+    "CKA101": " when unpickled",
+    "CKA102": ", which is not on the allowlist",
+    "CKA105": " when unpickled",
+    "CKA108": "",
+}
 # Which rule each contradiction of a framing falls under.
 _MISHAP_RULES = {
     "zip-several-ends": "CKA201",
@@ -52,6 +69,7 @@ _MISHAP_RULES = {
     "zip-size-mismatch": "CKA201",
     "zip-flags": "CKA201",
     "zip-second-root": "CKA201",
+    "zip-header": "CKA201",
     "storage-missing": "CKA204",
     "storage-size": "CKA204",
     "storage-contradiction": "CKA204",
@@ -67,7 +85,9 @@ _MISHAP_RULES = {
     "legacy-byteorder": "CKA206",
     "tar-member": "CKA203",
     "tar-duplicate": "CKA201",
+    "tar-gap": "CKA202",
     "safetensors-cover": "CKA202",
+    "tensor-outside": "CKA207",
 }
 
 
@@ -105,23 +125,27 @@ class Judgement:
     globals: tuple[GlobalUse, ...]
 
 
-def judge(container: Container) -> Judgement:
-    """Judge everything *container* holds."""
+def judge(container: Container, mishaps: Iterable[Mishap] = ()) -> Judgement:
+    """Judge everything *container* holds.
+
+    Args:
+        container: An open file.
+        mishaps: What else was found wrong with it, beside its framing.
+    """
     findings: list[Finding] = []
     gaps: list[str] = []
-    records = {record.name: record for record in container.records}
-    scripted = container.kind is Kind.TORCHSCRIPT
+    records = _records_by_name(container)
     for trace in container.traces:
-        findings += _TraceJudge(trace, records.get(trace.record), scripted=scripted).findings()
+        findings += _TraceJudge(trace, container, records.get(trace.record)).findings()
         if trace.error is not None:
             gaps.append(escape(str(trace.error)))
-    for mishap in container.mishaps:
+    for mishap in (*container.mishaps, *mishaps):
         rule = RULES[_MISHAP_RULES[mishap.code]]
         record = escape(mishap.record)
         findings.append(
             Finding(rule.id, rule.severity, escape(mishap.message), record, mishap.offset)
         )
-    if scripted:
+    if container.kind is Kind.TORCHSCRIPT:
         rule = RULES["CKA205"]
         findings.append(Finding(rule.id, rule.severity, rule.title, "", None))
     gaps += [
@@ -135,6 +159,12 @@ def judge(container: Container) -> Judgement:
         findings=tuple(findings),
         globals=_global_uses(container),
     )
+
+
+def _records_by_name(container: Container) -> dict[str, Record]:
+    """Where two records have one name, which of them a pickle stands in is not known."""
+    times = Counter(record.name for record in container.records)
+    return {record.name: record for record in container.records if times[record.name] == 1}
 
 
 def _global_uses(container: Container) -> tuple[GlobalUse, ...]:
@@ -155,127 +185,182 @@ def _global_uses(container: Container) -> tuple[GlobalUse, ...]:
 class _TraceJudge:
     """One pickle being judged."""
 
-    def __init__(self, trace: Trace, record: Record | None, *, scripted: bool) -> None:
-        self.scripted = scripted
+    def __init__(self, trace: Trace, container: Container, record: Record | None) -> None:
         self.trace = trace
+        self.container = container
         self.record = record
-        self.module_classes = self._module_classes()
-        self.called = {
-            id(_function_of(event)): event for event in trace.events if isinstance(event, Call)
-        }
+        self.scripted = container.kind is Kind.TORCHSCRIPT
+        self.module_classes = _module_classes(trace)
+        self.called = {id(_function_of(event)) for event in trace.events if isinstance(event, Call)}
 
     def findings(self) -> list[Finding]:
+        """What is wrong with the pickle, in its order; beyond `_MOST_FINDINGS` only how often."""
         found: list[Finding] = []
+        more: Counter[str] = Counter()
+        for finding in self.all_findings():
+            if len(found) < _MOST_FINDINGS:
+                found.append(finding)
+            else:
+                more[finding.rule] += 1
+        record = escape(self.trace.record)
+        for rule_id, count in more.items():
+            rule = RULES[rule_id]
+            message = f"{count} more: {rule.title}"
+            found.append(Finding(rule.id, rule.severity, message, record, None))
+        return found
+
+    def all_findings(self) -> Iterator[Finding]:
         for event in self.trace.events:
             match event:
                 case Global():
-                    found += self.judge_global(event)
+                    yield from self.judge_global(event)
                 case Call():
-                    found += self.judge_call(event)
+                    yield from self.judge_call(event)
                 case PersistentId():
-                    found += self.judge_persistent_id(event)
+                    yield from self.judge_persistent_id(event)
                 case Build():
-                    found += self.judge_build(event)
+                    yield from self.judge_build(event)
                 case Opaque():
-                    found += self.judge_opaque(event)
+                    what = ", ".join(brief(arg) for arg in event.args)
+                    message = f"{event.op} asks for something by {what}"
+                    yield self.finding("CKA104", message, event.offset)
                 case Oddity():
-                    found.append(self.finding("CKA109", escape(event.message), event.offset))
-        return found
+                    rule_id = "CKA103" if event.code in _CHANGES else "CKA109"
+                    yield self.finding(rule_id, escape(event.message), event.offset)
 
     def finding(self, rule_id: str, message: str, at: int) -> Finding:
         rule = RULES[rule_id]
         record = self.record
         offset = record.offset + at if record and record.method == "stored" else None
+        if len(message) > _MOST_MESSAGE:
+            message = f"{message[:_MOST_MESSAGE]}..."
         return Finding(
             rule.id, rule.severity, message, escape(self.trace.record), offset, stream_offset=at
         )
 
-    def _module_classes(self) -> set[int]:
-        """Classes whose objects are modules, by what the pickle does with them.
-
-        Either torch wrote the class's source beside it, or every object made of the class
-        takes no arguments and is given the state of a ``torch.nn.Module``.
-        """
-        declared = set()
-        made: dict[int, bool] = {}
-        for event in self.trace.events:
-            if isinstance(event, PersistentId):
-                cls = module_of(event)
-                declared |= {id(cls)} if cls is not None else set()
-            elif isinstance(event, Call):
-                cls = _class_made(event)
-                if cls is not None:
-                    made[id(cls)] = made.get(id(cls), True) and _has_module_state(event)
-        return declared | {cls for cls, always in made.items() if always}
+    def rule_of(self, name: Global) -> str | None:
+        """The rule that asking for *name* falls under, or None if it is allowed."""
+        if dangerous(name.module, name.name):
+            return "CKA101"
+        if allowed(name.module, name.name) is not None:
+            return None
+        if self.scripted and name.module.split(".", 1)[0] == "__torch__":
+            # A class defined by the archive's own code, which CKA205 speaks of.
+            return None
+        if "." in name.name or "__" in name.name or not _plain(name):
+            return "CKA105"
+        if id(name) in self.module_classes or _is_torch_module_helper(name):
+            return "CKA108"
+        return "CKA102"
 
     def judge_global(self, event: Global) -> Iterator[Finding]:
+        rule_id = self.rule_of(event)
+        if rule_id is None:
+            return
         shown = brief(event)
-        if dangerous(event.module, event.name):
-            call = self.called.get(id(event))
-            would = f"would call {brief(call)}" if call else f"asks for {shown}"
-            where = call.offset if call else event.offset
-            yield self.finding("CKA101", f"{would} when unpickled", where)
-        elif allowed(event.module, event.name) is not None:
-            return
-        elif self.scripted and event.module.split(".", 1)[0] == "__torch__":
-            # A class defined by the archive's own code, which CKA205 speaks of.
-            return
-        elif "." in event.name or "__" in event.name or not _plain(event):
-            yield self.finding("CKA105", f"asks for {shown}", event.offset)
-        elif id(event) in self.module_classes:
+        if id(event) in self.module_classes:
             message = f"holds an object of class {shown}, whose code is not in the file"
-            yield self.finding("CKA108", message, event.offset)
-        elif _is_torch_module_helper(event):
-            yield self.finding("CKA108", f"asks for {shown}", event.offset)
-        else:
-            call = self.called.get(id(event))
-            would = f"would call {brief(call)}" if call else f"asks for {shown}"
-            message = f"{would}, which is not on the allowlist"
-            yield self.finding("CKA102", message, call.offset if call else event.offset)
+            yield self.finding(rule_id, message, event.offset)
+        elif id(event) not in self.called:
+            # Else each call says so, with its arguments.
+            yield self.finding(rule_id, f"asks for {shown}{_WHY[rule_id]}", event.offset)
 
     def judge_call(self, event: Call) -> Iterator[Finding]:
         func = _function_of(event)
         if not isinstance(func, Global):
-            if _class_made(event) is None:
-                message = f"would call the result of something else: {brief(event)}"
-                yield self.finding("CKA103", message, event.offset)
+            message = f"would call the result of something else: {brief(event)}"
+            yield self.finding("CKA103", message, event.offset)
             return
         entry = allowed(func.module, func.name)
-        if entry is None:
-            return  # The name itself is a finding already.
-        if entry.use is Use.VALUE:
+        rule_id = self.rule_of(func)
+        if rule_id is not None and id(func) not in self.module_classes:
+            message = f"would call {brief(event)}{_WHY[rule_id]}"
+            yield self.finding(rule_id, message, event.offset)
+        elif entry is None:
+            return
+        elif entry.takes is None:
             yield self.finding("CKA103", f"would call {brief(event)}", event.offset)
-        elif (event.pairs and func.name not in _MAPPING_CLASSES) or (
-            event.elements and entry.use is not Use.OBJECT
+        elif not (isinstance(event.args, tuple) and entry.takes(event.args)) or (
+            event.kwargs is not None and not entry.keywords
         ):
+            message = f"would call {brief(event)}, with arguments that no pickler writes"
+            yield self.finding("CKA103", message, event.offset)
+        elif (func.module, func.name) in UNCHECKED:
+            yield self.finding("CKA111", f"would call {brief(event)}", event.offset)
+        elif not _may_be_empty(_class_made(event)):
+            message = f"would make an empty object: {brief(event)}"
+            yield self.finding("CKA103", message, event.offset)
+        yield from self.judge_contents(event, func)
+
+    def judge_contents(self, event: Call, func: Global) -> Iterator[Finding]:
+        """Storing calls a method of what the call made, and any object may bring its own."""
+        made = _class_made(event) or func
+        name = (made.module, made.name)
+        if (event.pairs and name not in MAPPINGS) or (event.elements and name not in SEQUENCES):
             message = f"would store items in the result of {brief(event)}"
             yield self.finding("CKA103", message, event.offset)
 
     def judge_persistent_id(self, event: PersistentId) -> Iterator[Finding]:
-        # In a tar of torch < 0.1.10 a persistent id is the number of a tensor.
-        if storage_of(event) is None and module_of(event) is None and type(event.pid) is not int:
-            message = f"refers to {brief(event.pid)}, which is no storage"
-            yield self.finding("CKA106", message, event.offset)
+        if storage_of(event) is not None:
+            return
+        kind = self.container.kind
+        if kind is Kind.LEGACY and module_of(event) is not None:
+            return
+        if kind is Kind.TAR and type(event.pid) is int:
+            # In a tar of torch < 0.1.10 a persistent id is the number of a tensor or storage.
+            key = key_of(event.pid)
+            if key in self.container.tensors or key in self.container.storages:
+                return
+        message = f"refers to {brief(event.pid)}, which is no storage"
+        yield self.finding("CKA106", message, event.offset)
 
     def judge_build(self, event: Build) -> Iterator[Finding]:
         target = event.target
-        if not isinstance(target, Call):
+        hidden = False
+        for key in attribute_names(event.state):
+            if key.startswith("__") and key.endswith("__"):
+                hidden = True
+                message = f"would replace {escape(key[:_MOST_NAME])} of {brief(target)}"
+                yield self.finding("CKA107", message, event.offset)
+        if hidden:
+            return
+        made = (_class_made(target) or _function_of(target)) if isinstance(target, Call) else None
+        if made is None:
             message = f"would set the state of {brief(target)}"
             yield self.finding("CKA107", message, event.offset)
             return
-        func = _function_of(target)
-        entry = allowed(func.module, func.name) if isinstance(func, Global) else None
-        if entry is not None and entry.use is not Use.OBJECT:
-            message = f"would set the state of what {brief(target)} returns"
+        entry = allowed(made.module, made.name) if isinstance(made, Global) else None
+        if entry is not None and (entry.state is None or not entry.state(event.state)):
+            message = f"would set the state of what {brief(target)} returns to {brief(event.state)}"
             yield self.finding("CKA107", message, event.offset)
-        for key in _state_names(event.state):
-            if key.startswith("__") and key.endswith("__"):
-                message = f"would replace {escape(key)} of {brief(target)}"
-                yield self.finding("CKA107", message, event.offset)
 
-    def judge_opaque(self, event: Opaque) -> Iterator[Finding]:
-        what = ", ".join(brief(arg) for arg in event.args)
-        yield self.finding("CKA104", f"{event.op} asks for something by {what}", event.offset)
+
+def _module_classes(trace: Trace) -> frozenset[int]:
+    """Classes (by id of their node) whose objects are modules, by what the pickle does with them.
+
+    Whenever it calls the class it does so to make an empty object, and every state that the
+    object is given is that of a ``torch.nn.Module``.  A function cannot pass for one: it
+    would be called with arguments, or the loader would stop when it is asked for an object.
+    """
+    states: dict[int, list[Node]] = {}
+    for event in trace.events:
+        if isinstance(event, Build):
+            states.setdefault(id(event.target), []).append(event.state)
+    made: dict[int, bool] = {}
+    for event in trace.events:
+        if not isinstance(event, Call):
+            continue
+        cls = _class_made(event)
+        func = cls or _function_of(event)
+        given = states.get(id(event), [])
+        fits = (
+            cls is not None
+            and cls.module.split(".", 1)[0] not in sys.stdlib_module_names
+            and bool(given)
+            and all(_is_module_state(state) for state in given)
+        )
+        made[id(func)] = made.get(id(func), True) and fits
+    return frozenset(node for node, always in made.items() if always)
 
 
 def _function_of(call: Call) -> Node:
@@ -299,15 +384,14 @@ def _class_made(call: Call) -> Global | None:
     return func if call.op == "NEWOBJ" and call.args == () else None
 
 
-def _has_module_state(call: Call) -> bool:
-    return {"_parameters", "_modules"} <= set(_state_names(call.state))
+def _may_be_empty(cls: Global | None) -> bool:
+    """Whether *cls*, if it is on the allowlist, is there for objects made without arguments."""
+    entry = allowed(cls.module, cls.name) if cls else None
+    return entry is None or (entry.takes is not None and entry.takes(()))
 
 
-def _state_names(state: Node) -> Iterator[str]:
-    """The attribute names BUILD would set: of a dict, or of (dict, dict of slots)."""
-    for part in state if isinstance(state, tuple) else (state,):
-        if isinstance(part, Dict):
-            yield from (key for key, _ in part.pairs if isinstance(key, str))
+def _is_module_state(state: Node) -> bool:
+    return isinstance(state, Dict) and {"_parameters", "_modules"} <= set(attribute_names(state))
 
 
 def _plain(event: Global) -> bool:

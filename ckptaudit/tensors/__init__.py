@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ckptaudit.tensors.blocks import BLOCK_BYTES, Block, blocks_of
+from ckptaudit.tensors.misfits import misfits
 from ckptaudit.tensors.rebuild import rebuilt_names
 from ckptaudit.tensors.statedict import find_state_dict
 from ckptaudit.tensors.view import Leftover, StateDict, TensorView
@@ -15,5 +16,6 @@ __all__ = [
     "TensorView",
     "blocks_of",
     "find_state_dict",
+    "misfits",
     "rebuilt_names",
 ]

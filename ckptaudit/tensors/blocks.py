@@ -27,6 +27,8 @@ __all__ = ["BLOCK_BYTES", "Block", "blocks_of"]
 BLOCK_BYTES = 4 << 20
 # The most that is read at once to gather the elements of a tile.
 _TILE_BYTES = 8 << 20
+# The most ranges of the output that one block fills.
+_MOST_RUNS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,8 @@ def _tiles(view: TensorView, low: tuple[int, ...], shape: tuple[int, ...]) -> It
     """Cut the box of *shape* at *low*, largest stride first, until each tile is small."""
     size = view.dtype.itemsize
     span = 1 + sum((n - 1) * step for n, step in zip(shape, view.stride, strict=True))
-    if prod(shape) * size <= BLOCK_BYTES and span * size <= _TILE_BYTES:
+    is_near = span * size <= _TILE_BYTES
+    if is_near and prod(shape) * size <= BLOCK_BYTES and _count_runs(view, shape) <= _MOST_RUNS:
         first = view.offset + sum(at * step for at, step in zip(low, view.stride, strict=True))
         yield Block(
             start=first * size,
@@ -91,10 +94,9 @@ def _tiles(view: TensorView, low: tuple[int, ...], shape: tuple[int, ...]) -> It
             runs=tuple(_runs(view.shape, low, shape)),
         )
         return
-    axis = max(
-        (axis for axis in range(len(shape)) if shape[axis] > 1),
-        key=lambda axis: (view.stride[axis], shape[axis]),
-    )
+    axes = [axis for axis in range(len(shape)) if shape[axis] > 1]
+    # Cut along the first axis a box leaves the runs of the output whole.
+    axis = axes[0] if is_near else max(axes, key=lambda at: (view.stride[at], shape[at]))
     half = shape[axis] // 2
     for at, count in ((low[axis], half), (low[axis] + half, shape[axis] - half)):
         yield from _tiles(
@@ -104,16 +106,25 @@ def _tiles(view: TensorView, low: tuple[int, ...], shape: tuple[int, ...]) -> It
         )
 
 
+def _outer(whole: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """How many leading axes a box of *shape* in *whole* has whose elements lie apart."""
+    full = len(whole)
+    # From this axis on the box spans the whole view, so that its elements lie together.
+    while full and shape[full - 1] == whole[full - 1]:
+        full -= 1
+    return max(0, full - 1)
+
+
+def _count_runs(view: TensorView, shape: tuple[int, ...]) -> int:
+    return prod(shape[: _outer(view.shape, shape)])
+
+
 def _runs(
     whole: tuple[int, ...], low: tuple[int, ...], shape: tuple[int, ...]
 ) -> Iterator[tuple[int, int]]:
     """The ranges of row-major positions in *whole* that the box of *shape* at *low* covers."""
     strides = [prod(whole[axis + 1 :]) for axis in range(len(whole))]
-    # From this axis on the box spans the whole view, so that its elements lie together.
-    full = len(whole)
-    while full and shape[full - 1] == whole[full - 1]:
-        full -= 1
-    outer = max(0, full - 1)
+    outer = _outer(whole, shape)
     length = prod(shape[outer:])
     base = sum(at * step for at, step in zip(low, strides, strict=True))
     for index in product(*(range(count) for count in shape[:outer])):

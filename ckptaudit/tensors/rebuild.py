@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from ckptaudit.containers import StorageRef, storage_of
+from ckptaudit.containers import key_of, storage_of
 from ckptaudit.dtypes import DType, by_name
 from ckptaudit.errors import MalformedInput
 from ckptaudit.tensors.view import TensorView
-from ckptaudit.vm import Call, Global, PersistentId
+from ckptaudit.vm import Call, Dict, Global, PersistentId
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ckptaudit.containers import Container
     from ckptaudit.vm import Node
 
-__all__ = ["Tensor", "Unreadable", "rebuild", "rebuilt_names"]
+__all__ = ["Tensor", "Unreadable", "made_by", "rebuild", "rebuilt_names"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class Tensor:
         shape: Elements per dimension.
         stride: Elements to step per dimension.
         offset: First element, counted in elements from the start of the storage.
+        room: Elements from the start of the storage that it may look into; None for all.
     """
 
     storage: str
@@ -42,6 +43,7 @@ class Tensor:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int
+    room: int | None = None
 
     def view(self, key: str, container: Container) -> TensorView:
         """The checked view of this tensor under the name *key*.
@@ -55,7 +57,13 @@ class Tensor:
                 f"storage {self.storage!r} is missing or contradicts itself", where=key
             )
         dtype = self.dtype or storage.dtype
-        return TensorView(key, storage, dtype, self.shape, self.stride, self.offset)
+        view = TensorView(key, storage, dtype, self.shape, self.stride, self.offset)
+        if self.room is not None and view.numel and view.extent.stop > self.room:
+            raise MalformedInput(
+                f"reaches element {view.extent.stop} of a storage that ends at {self.room}",
+                where=key,
+            )
+        return view
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +73,20 @@ class Unreadable:
     Attributes:
         what: What it is.
         reason: Why we leave it.
+        is_broken: Whether torch could not make it either.
     """
 
     what: str
     reason: str
+    is_broken: bool = False
 
 
 Rebuilt: TypeAlias = "Tensor | Unreadable"
 
 _MOST_WRAPPERS = 8
-_BROKEN = Unreadable("tensor", "its rebuild call has arguments torch would not take")
+_BROKEN = Unreadable(
+    "tensor", "its rebuild call has arguments torch would not take", is_broken=True
+)
 
 
 def rebuild(node: Node, container: Container) -> Rebuilt | None:
@@ -95,6 +107,14 @@ def rebuild(node: Node, container: Container) -> Rebuilt | None:
         if isinstance(node, PersistentId):
             return _framed(node, container) or _BROKEN
     return _BROKEN
+
+
+def made_by(call: Call) -> bool:
+    """Whether *call* itself puts a tensor on a storage, and does not wrap one already made."""
+    if not isinstance(call.func, Global):
+        return False
+    name = (call.func.module, call.func.name)
+    return name in _MAKERS or (call.state is not None and _stateful(call) is not None)
 
 
 def rebuilt_names() -> frozenset[tuple[str, str]]:
@@ -120,12 +140,12 @@ def _dense(storage: Node, offset: Node, size: Node, stride: Node, dtype: DType |
         return _BROKEN
     if dtype is not None and ref.typed:
         return _BROKEN
-    return Tensor(ref.key, dtype, shape, steps, offset + _view_offset(ref, dtype))
-
-
-def _view_offset(ref: StorageRef, dtype: DType | None) -> int:
     # A legacy storage may be a view on a root storage, counted in the root's elements.
-    return ref.view_offset // dtype.itemsize if dtype else ref.view_offset
+    size = dtype.itemsize if dtype else 1
+    if ref.view_offset % size or offset < 0:
+        return _BROKEN
+    room = (ref.view_offset + ref.view_numel) // size
+    return Tensor(ref.key, dtype, shape, steps, offset + ref.view_offset // size, room)
 
 
 def _sizes(node: Node) -> tuple[int, ...] | None:
@@ -152,8 +172,8 @@ def _tensor_v1(call: Call) -> Rebuilt:
 def _tensor_v2(call: Call) -> Rebuilt:
     # storage, offset, size, stride, requires_grad, backward_hooks[, metadata]
     match _args(call):
-        case (storage, offset, size, stride, _, _) | (storage, offset, size, stride, _, _, _):
-            return _dense(storage, offset, size, stride, None)
+        case (storage, offset, size, stride, _, _, *metadata) if len(metadata) <= 1:
+            return _altered(metadata) or _dense(storage, offset, size, stride, None)
         case _:
             return _BROKEN
 
@@ -163,9 +183,28 @@ def _tensor_v3(call: Call) -> Rebuilt:
     match _args(call):
         case (storage, offset, size, stride, _, _, Global() as dtype, *rest) if len(rest) <= 1:
             known = by_name(dtype.name) if dtype.module == "torch" else None
-            return _dense(storage, offset, size, stride, known) if known else _BROKEN
+            if known is None:
+                return _BROKEN
+            return _altered(rest) or _dense(storage, offset, size, stride, known)
         case _:
             return _BROKEN
+
+
+def _altered(metadata: list[Node]) -> Rebuilt | None:
+    """What a tensor is whose metadata change its values; None for any other.
+
+    torch/_utils.py, get_tensor_metadata: ``conj`` and ``neg`` say that the values in the
+    storage are still to be conjugated or negated.
+    """
+    match metadata:
+        case [] | [None]:
+            return None
+        case [Dict() as flags] if not any(is_set for _, is_set in flags.pairs):
+            return None
+        case _:
+            return Unreadable(
+                "tensor with deferred changes", "its values are negated or conjugated on loading"
+            )
 
 
 def _first_argument(call: Call) -> Rebuilt | _Wrapped:
@@ -174,8 +213,13 @@ def _first_argument(call: Call) -> Rebuilt | _Wrapped:
 
 
 def _parameter(call: Call) -> Rebuilt | _Wrapped:
-    """A Parameter holds its tensor, or (torch 0.1) is given one's state by BUILD."""
-    return _stateful(call) or _first_argument(call)
+    """A Parameter is given its tensor, or by BUILD: one's state, or a Variable's (torch 0.1)."""
+    match call.state:
+        # data, gradient, backward hooks, requires_grad, volatile
+        case (data, _, _, _, _):
+            return _Wrapped(data)
+        case _:
+            return _stateful(call) or _first_argument(call)
 
 
 def _from_type(call: Call) -> Rebuilt | _Wrapped:
@@ -208,9 +252,7 @@ def _is_tensor_class(func: Global) -> bool:
 
 def _framed(pid: PersistentId, container: Container) -> Rebuilt | None:
     """A tensor that the framing itself describes: in a tar, the persistent id is its key."""
-    if not isinstance(pid.pid, (int, str)) or not container.tensors:
-        return None
-    stored = container.tensors.get(str(pid.pid))
+    stored = container.tensors.get(key_of(pid.pid) or "")
     if stored is None:
         return None
     return Tensor(stored.storage, stored.dtype, stored.shape, stored.stride, stored.offset)
@@ -246,4 +288,11 @@ _REBUILDERS: dict[tuple[str, str], Callable[[Call], Rebuilt | _Wrapped | None]] 
     ),
     ("torch._utils", "_rebuild_meta_tensor_no_storage"): _unreadable("meta tensor", _NO_DATA),
     ("torch._utils", "_rebuild_wrapper_subclass"): _unreadable("tensor subclass", _NO_DATA),
+}
+_MAKERS = {
+    ("torch._utils", "_rebuild_tensor"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_tensor_v3"),
+    ("torch._tensor", "_rebuild_from_type_v2"),
+    ("torch._tensor", "_rebuild_from_type"),
 }

@@ -11,16 +11,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers import Kind
+from ckptaudit.containers import Kind, storage_of
 from ckptaudit.errors import Unsupported
 from ckptaudit.tensors.rebuild import Tensor, Unreadable
-from ckptaudit.tensors.tree import Key, Tree, is_module, pairs_of, path_of
+from ckptaudit.tensors.tree import Steps, Tree, is_module, pairs_of, path_of
 from ckptaudit.tensors.view import Leftover, StateDict, TensorView
-from ckptaudit.vm import Call, Dict, Global, Limits, Set, brief
+from ckptaudit.vm import Call, Dict, Global, Limits, PersistentId, Set, brief
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from ckptaudit.containers import Container
+    from ckptaudit.tensors.tree import Child
     from ckptaudit.vm import Node
+
+    # A name, the way, and what stands there.
+    _Part: TypeAlias = tuple[str, Steps | None, Node]
 
 __all__ = ["find_state_dict"]
 
@@ -86,14 +92,19 @@ class _Search:
         self.root = root
         self.views: dict[str, TensorView] = {}
         self.leftovers: list[Leftover] = []
+        # The storages, and the windows on them, that have been accounted for.
+        self.storages: set[str] = set()
+        self.windows: set[tuple[str, tuple[int, ...], int]] = set()
 
     def state_dict(self) -> StateDict:
+        self.tree.check_size(self.root)
         steps, found = self.descend()
         self.collect_outside(steps)
         if self.tree.tensor(found) is not None:
             self.add(_BARE_TENSOR, steps, found)
         else:
             self.collect(found, steps)
+        self.collect_unnamed()
         return StateDict(
             tuple(self.views.values()),
             self.container.storages,
@@ -101,16 +112,17 @@ class _Search:
             tuple(self.leftovers),
         )
 
-    def descend(self) -> tuple[tuple[Key, ...], Node]:
+    def descend(self) -> tuple[Steps | None, Node]:
         """Follow wrapper keys from the root for as long as the weights lie behind one."""
         node = self.root
-        steps: tuple[Key, ...] = ()
-        while (child := self.wrapped(node)) is not None:
-            key, node = child
-            steps = (*steps, key)
+        steps: Steps | None = None
+        while (child := self.wrapped(node)) is not None and not (steps and steps.passes(node)):
+            self.tree.visit(steps)
+            steps = Steps.below(steps, child[0], node)
+            node = child[1]
         return steps, node
 
-    def wrapped(self, node: Node) -> tuple[Key, Node] | None:
+    def wrapped(self, node: Node) -> Child | None:
         if is_module(node) or pairs_of(node) is None:
             return None
         held = self.last_of_each_key(node)
@@ -125,107 +137,163 @@ class _Search:
                 return key, child
         return None
 
-    def last_of_each_key(self, node: Node) -> dict[str, tuple[Key, Node]]:
+    def last_of_each_key(self, node: Node) -> dict[str, Child]:
         """A dict keeps the last value stored under a key."""
-        held: dict[str, tuple[Key, Node]] = {}
+        held: dict[str, Child] = {}
         for key, child in self.tree.children(node):
             if isinstance(key.name, str) and not key.is_attribute:
                 held[key.name] = key, child
         return held
 
-    def collect_outside(self, steps: tuple[Key, ...]) -> None:
+    def collect_outside(self, steps: Steps | None) -> None:
         """Name what stands beside the state dict on each level above it."""
-        node = self.root
-        for depth, step in enumerate(steps):
-            inside: Node = None
-            for key, child in self.tree.children(node):
-                if key is step:
-                    inside = child
-                else:
-                    self.leave(child, (*steps[:depth], key), "is outside the state dict")
-            node = inside
+        above: list[Steps] = []
+        while steps is not None:
+            above.append(steps)
+            steps = steps.above
+        for step in reversed(above):
+            for key, child in self.tree.parts(step.passed):
+                if key is not step.key:
+                    way = Steps.below(step.above, key, step.passed)
+                    self.leave(child, way, "is outside the state dict")
 
-    def collect(self, found: Node, steps: tuple[Key, ...]) -> None:
+    def collect(self, found: Node, steps: Steps | None) -> None:
         """Flatten *found* into dotted keys; a module gives the keys its state_dict() would."""
-        stack: list[tuple[str, tuple[Key, ...], Node]] = [("", steps, found)]
+        # For each node still to be seen: the name of its parent, its own in it, the way to it.
+        stack: list[tuple[str, str, Steps | None, Node]] = [("", "", steps, found)]
         while stack:
-            prefix, at, node = stack.pop()
+            prefix, name, at, node = stack.pop()
             self.tree.visit(at)
-            if prefix and (self.tree.tensor(node) is not None):
-                self.add(prefix[:-1], at, node)
+            whole = self.tree.written(f"{prefix}.{name}" if prefix else name)
+            if at is not steps and self.tree.tensor(node) is not None:
+                self.add(whole, at, node)
             elif self.tree.count(node) == 0:
                 self.leave(node, at, "is not a tensor")
-            else:
+            elif at is None or not at.passes(node):
                 parts = self.module_parts(node, at) if is_module(node) else self.parts(node, at)
-                stack.extend(
-                    (f"{prefix}{name}.", path, child) for name, path, child in reversed(parts)
-                )
+                stack.extend((whole, inner, path, child) for inner, path, child in reversed(parts))
 
-    def parts(self, node: Node, at: tuple[Key, ...]) -> list[tuple[str, tuple[Key, ...], Node]]:
+    def parts(self, node: Node, at: Steps | None) -> list[_Part]:
         """The children of a container that may hold weights; the others are leftovers."""
-        parts: dict[str, tuple[str, tuple[Key, ...], Node]] = {}
-        for key, child in self.tree.children(node):
-            path = (*at, key)
+        parts: dict[str, _Part] = {}
+        for key, child in self.tree.parts(node):
+            path = Steps.below(at, key, node)
             name = key.text
             if key.is_attribute or name is None:
                 self.leave(child, path, "is no entry of the state dict")
-            elif not at and isinstance(key.name, str) and key.name.startswith(_TRAINING):
+            elif at is None and isinstance(key.name, str) and key.name.startswith(_TRAINING):
                 self.leave(child, path, "is training state")
             else:
-                if name in parts:
-                    _, earlier_path, earlier = parts.pop(name)
-                    self.leave(
-                        earlier, earlier_path, "is replaced by a later entry of the same key"
-                    )
-                parts[name] = (name, path, child)
+                self.place(parts, (name, path, child))
         return list(parts.values())
 
-    def module_parts(
-        self, node: Node, at: tuple[Key, ...]
-    ) -> list[tuple[str, tuple[Key, ...], Node]]:
+    def module_parts(self, node: Node, at: Steps | None) -> list[_Part]:
         """What ``Module.state_dict`` would name: parameters, persistent buffers, submodules."""
-        parts: list[tuple[str, tuple[Key, ...], Node]] = []
+        parts: dict[str, _Part] = {}
+        # Of two attributes of one name the last stays.
         attributes = {
-            key.name: child
+            key.name: (key, child)
             for key, child in self.tree.children(node)
             if key.is_attribute and isinstance(key.name, str)
         }
-        passing = _names(attributes.get("_non_persistent_buffers_set"))
-        for key, child in self.tree.children(node):
-            if key.name in ("_parameters", "_buffers", "_modules") and key.is_attribute:
-                for inner, held in self.tree.children(child):
-                    path = (*at, key, inner)
-                    if key.name == "_buffers" and inner.name in passing:
-                        self.leave(held, path, "is a buffer that state_dict() leaves out")
-                    elif inner.text is None or inner.is_attribute:
-                        self.leave(held, path, "is no part of the module's state_dict()")
-                    elif held is not None:
-                        parts.append((inner.text, path, held))
-            elif self.tree.count(child):
-                self.leave(child, (*at, key), "is no part of the module's state_dict()")
-        return parts
+        holders = [attributes.get(name) for name in ("_parameters", "_buffers", "_modules")]
+        _, passing = attributes.get("_non_persistent_buffers_set", (None, None))
+        passing_names = _names(passing)
+        for key, child in self.tree.parts(node):
+            path = Steps.below(at, key, node)
+            if not any(holder is not None and holder[0] is key for holder in holders):
+                if self.tree.count(child):
+                    self.leave(child, path, "is no part of the module's state_dict()")
+                continue
+            for inner, held in self.tree.parts(child):
+                way = Steps.below(path, inner, child)
+                if key.name == "_buffers" and inner.name in passing_names:
+                    self.leave(held, way, "is a buffer that state_dict() leaves out")
+                elif inner.text is None or inner.is_attribute:
+                    if self.tree.count(held):
+                        self.leave(held, way, "is no part of the module's state_dict()")
+                elif held is not None:
+                    self.place(parts, (inner.text, way, held))
+        return list(parts.values())
 
-    def add(self, key: str, steps: tuple[Key, ...], node: Node) -> None:
+    def place(self, parts: dict[str, _Part], part: _Part) -> None:
+        """Let *part* take the place of what had its name before, as it would in a dict."""
+        name = part[0]
+        if name in parts:
+            _, path, earlier = parts.pop(name)
+            self.leave(earlier, path, "is replaced by a later entry of the same key")
+        parts[name] = part
+
+    def add(self, key: str, steps: Steps | None, node: Node) -> None:
         tensor = self.tree.tensor(node)
         if isinstance(tensor, Unreadable):
             self.leave(node, steps, tensor.reason)
         elif key in self.views:
             self.leave(node, steps, f"has the same key as another tensor, {brief(key)}")
         elif tensor is not None:
+            self.account(node, tensor)
             self.views[key] = tensor.view(key, self.container)
 
-    def leave(self, node: Node, steps: tuple[Key, ...], reason: str) -> None:
+    def leave(self, node: Node, at: Steps | None, reason: str) -> None:
         """Put every tensor of *node* among the leftovers, and what else it holds."""
-        for inner, leaf in self.tree.leaves(node):
+        for steps, leaf in self.tree.leaves(node, at):
             tensor = self.tree.tensor(leaf)
+            self.account(leaf, tensor)
             self.leftovers.append(
                 Leftover(
-                    path_of((*steps, *inner)),
-                    _describe(tensor, leaf, self.container),
+                    self.tree.written(path_of(steps)),
+                    self.tree.written(_describe(tensor, leaf, self.container)),
                     reason,
                     is_tensor=tensor is not None,
                 )
             )
+
+    def account(self, node: Node, tensor: Tensor | Unreadable | None) -> None:
+        if isinstance(tensor, Tensor):
+            self.storages.add(tensor.storage)
+            self.windows.add((tensor.storage, tensor.shape, tensor.offset))
+        if isinstance(tensor, Unreadable):
+            self.storages |= _storages_below(node)
+
+    def collect_unnamed(self) -> None:
+        """Name the weights that no tensor of the object refers to.
+
+        A pickle may make a tensor and throw it away, or hang one on another tensor.
+        """
+        reason = "is in the file, but no tensor of the object is in it"
+        if self.container.kind is Kind.TAR:
+            for stored in self.container.tensors.values():
+                if (stored.storage, stored.shape, stored.offset) not in self.windows:
+                    what = f"{stored.dtype.name} {list(stored.shape)}"
+                    self.leftovers.append(Leftover("", what, reason, is_tensor=True))
+            return
+        for key, storage in self.container.storages.items():
+            if key not in self.storages:
+                what = f"storage {brief(key)}: {storage.dtype.name} [{storage.numel}]"
+                self.leftovers.append(Leftover("", what, reason, is_tensor=True))
+
+
+def _storages_below(node: Node) -> set[str]:
+    """Keys of all storages that the parts of an unreadable tensor lie in."""
+    found = set()
+    seen: set[int] = set()
+    stack = [node]
+    while stack:
+        inner = stack.pop()
+        if id(inner) in seen:
+            continue
+        seen.add(id(inner))
+        match inner:
+            case PersistentId():
+                ref = storage_of(inner)
+                found |= {ref.key} if ref else set()
+            case Call():
+                stack += (inner.args, inner.state)
+            case Dict():
+                stack += (value for _, value in inner.pairs)
+            case list() | tuple():
+                stack += inner
+    return found
 
 
 def _names(node: Node) -> list[str]:

@@ -4,8 +4,8 @@ Knows:      which calls make mappings, sequences and modules, and what they hold
 Is told:    the root node of a pickle.
 Never asks: which part of it is the state dict.
 
-Every walk here is a loop that counts: a hostile tree may nest 200,000 deep or
-share itself 2^60 times over.
+Every walk here is a loop that pays for each step and each character: a hostile tree may
+nest 200,000 deep, share itself 2^60 times over, or repeat one long name on every level.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ckptaudit.errors import LimitExceeded
 from ckptaudit.tensors.rebuild import Rebuilt, rebuild
-from ckptaudit.vm import Call, Dict, Global, PersistentId, Set
+from ckptaudit.vm import Call, Dict, Global, Opaque, PersistentId, Set
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,11 +23,18 @@ if TYPE_CHECKING:
     from ckptaudit.containers import Container
     from ckptaudit.vm import Node
 
-__all__ = ["Child", "Key", "Tree", "path_of"]
+__all__ = ["Child", "Key", "Steps", "Tree", "attributes_of", "is_module", "pairs_of", "path_of"]
 
-# No real checkpoint names as many tensors; sharing can make a small pickle name 2^60.
-_MOST_LEAVES = 1_000_000
-_MOST_VISITS = 4 * _MOST_LEAVES
+# A pickle spends an opcode on each value and a byte on each character, unless it shares
+# them: a tree may be walked through, and written out, so many times larger than its pickle.
+_VISITS_PER_OPCODE = 4
+_CHARACTERS_PER_BYTE = 64
+# Small pickles may be larger than that.
+_VISITS_FLOOR = 20_000
+_CHARACTERS_FLOOR = 1 << 20
+# No way to a tensor takes as many characters to write down.
+_MOST_PATH = 1 << 16
+_MOST_INT_BITS = 128
 
 _MAPPINGS = {
     ("collections", "OrderedDict"),
@@ -46,10 +53,13 @@ class Key:
     Attributes:
         name: The key, index or attribute name.
         is_attribute: Whether it is reached by ``.name`` and not by ``[name]``.
+        is_aside: Whether it is no value of the node but stands beside one: a key, a function.
+            It is worth a word only if there are tensors in it.
     """
 
     name: Node
     is_attribute: bool = False
+    is_aside: bool = False
 
     @property
     def text(self) -> str | None:
@@ -61,7 +71,8 @@ class Key:
                 # Lone surrogates, which no file format can hold, are escaped.
                 return self.name.encode("utf-8", "backslashreplace").decode("utf-8")
             case int():
-                return str(self.name)
+                # str() refuses integers of more than 4300 digits.
+                return str(self.name) if self.name.bit_length() <= _MOST_INT_BITS else None
             case Global():
                 return str(self.name)
             case _:
@@ -71,21 +82,66 @@ class Key:
 Child: TypeAlias = "tuple[Key, Node]"
 
 
-def path_of(steps: tuple[Key, ...]) -> str:
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The way from the root to a node, as a chain: siblings share all but their last step.
+
+    Attributes:
+        above: The way to the parent; None if that is the root.
+        key: The last step.
+        passed: The parent.
+        depth: Steps.
+        length: Characters it takes to write down, about.
+    """
+
+    above: Steps | None
+    key: Key
+    passed: Node
+    depth: int
+    length: int
+
+    @classmethod
+    def below(cls, above: Steps | None, key: Key, passed: Node) -> Steps:
+        """One step further than *above*, which leads to *passed*."""
+        length = len(key.name) if isinstance(key.name, str) else 8
+        if above is None:
+            return cls(None, key, passed, 1, length)
+        return cls(above, key, passed, above.depth + 1, above.length + length)
+
+    def keys(self) -> list[Key]:
+        """All steps, from the root on."""
+        keys = []
+        steps: Steps | None = self
+        while steps is not None:
+            keys.append(steps.key)
+            steps = steps.above
+        return keys[::-1]
+
+    def passes(self, node: Node) -> bool:
+        """Whether *node* is on the way, so that stepping to it again goes round in a circle."""
+        steps: Steps | None = self
+        while steps is not None:
+            if steps.passed is node:
+                return True
+            steps = steps.above
+        return False
+
+
+def path_of(steps: Steps | None) -> str:
     """The expression that leads along *steps*, such as ``optimizer.state[0].exp_avg``.
 
     A key that is an identifier is written like an attribute; "" is the root itself.
     """
-    text = ""
-    for step in steps:
-        name = step.name
+    text: list[str] = []
+    for key in steps.keys() if steps is not None else ():
+        name = key.name
         if isinstance(name, str) and name.isascii() and name.isidentifier():
-            text += f".{name}" if text else name
-        elif isinstance(name, (str, int, float, bool)) or name is None:
-            text += f"[{name!a}]"
+            text.append(f".{name}" if text else name)
+        elif isinstance(name, (str, int, float)) or name is None:
+            text.append(f"[{name!a}]" if key.text is not None else "[?]")
         else:
-            text += f"[{step.text!a}]" if step.text is not None else "[?]"
-    return text
+            text.append(f"[{key.text!a}]" if key.text is not None else "[?]")
+    return "".join(text)
 
 
 class Tree:
@@ -94,10 +150,13 @@ class Tree:
     def __init__(self, container: Container, depth: int) -> None:
         self._container = container
         self._depth = depth
+        trace = container.object_trace
+        self._most_visits = _VISITS_FLOOR + _VISITS_PER_OPCODE * trace.opcodes
+        self._visits = 0
+        self._characters = _CHARACTERS_FLOOR + _CHARACTERS_PER_BYTE * trace.end
         self._rebuilt: dict[int, Rebuilt | None] = {}
         self._children: dict[int, tuple[Child, ...]] = {}
         self._tensors: dict[int, int] = {}
-        self._visits = 0
 
     def tensor(self, node: Node) -> Rebuilt | None:
         """The tensor *node* stands for, or None."""
@@ -109,12 +168,20 @@ class Tree:
 
     def children(self, node: Node) -> tuple[Child, ...]:
         """What *node* holds, in order; nothing if it is a tensor or no container."""
-        if not isinstance(node, (Call, Dict, Set, list, tuple)):
+        if not isinstance(node, _HOLDERS):
             return ()
         if id(node) not in self._children:
             held = () if self.tensor(node) is not None else tuple(_children(node))
             self._children[id(node)] = held
         return self._children[id(node)]
+
+    def parts(self, node: Node) -> list[Child]:
+        """The children of *node* that are worth a word."""
+        return [
+            (key, child)
+            for key, child in self.children(node)
+            if not key.is_aside or self.count(child)
+        ]
 
     def count(self, root: Node) -> int:
         """Tensors below *root* (or *root* itself), shared ones once per name, capped."""
@@ -125,47 +192,84 @@ class Tree:
             if done:
                 on_path.discard(id(node))
                 total = sum(self._tensors.get(id(child), 0) for _, child in self.children(node))
-                self._tensors[id(node)] = min(total, _MOST_LEAVES + 1)
+                self._tensors[id(node)] = min(total, self._most_visits + 1)
             elif id(node) in self._tensors or id(node) in on_path:
                 continue
             elif self.tensor(node) is not None:
                 self._tensors[id(node)] = 1
-            elif isinstance(node, (Call, Dict, Set, list, tuple)):
+            elif isinstance(node, _HOLDERS):
                 on_path.add(id(node))
                 stack.append((node, True))
                 stack.extend((child, False) for _, child in self.children(node))
         return self._tensors.get(id(root), 0)
 
-    def visit(self, steps: tuple[Key, ...]) -> None:
+    def check_size(self, root: Node) -> None:
+        """Refuse a tree of which not all tensors can be named.
+
+        Raises:
+            LimitExceeded: It names many more than its pickle has opcodes.
+        """
+        if self.count(root) > self._most_visits:
+            raise self._too_large()
+
+    def visit(self, steps: Steps | None) -> None:
         """Pay for one step of a walk; every walk does, so that all of them together end.
 
         Raises:
             LimitExceeded: There have been too many, or this one is nested too deep.
         """
         self._visits += 1
+        if self._visits > self._most_visits:
+            raise self._too_large()
+        if steps is None:
+            return
         where = self._container.source.name
-        if self._visits > _MOST_VISITS:
-            raise LimitExceeded(f"names over {_MOST_LEAVES} values", where=where)
-        if len(steps) > self._depth:
+        if steps.depth > self._depth:
             raise LimitExceeded(f"nests tensors over {self._depth} levels deep", where=where)
+        if steps.length > _MOST_PATH:
+            raise LimitExceeded(f"has names of over {_MOST_PATH} characters", where=where)
 
-    def leaves(self, root: Node) -> Iterator[tuple[tuple[Key, ...], Node]]:
+    def written(self, text: str) -> str:
+        """Pay for *text*, a name or a path, and give it back.
+
+        Raises:
+            LimitExceeded: All of them together are many times larger than the pickle.
+        """
+        self._characters -= len(text)
+        if self._characters < 0:
+            raise self._too_large()
+        return text
+
+    def _too_large(self) -> LimitExceeded:
+        return LimitExceeded(
+            "shares its parts so often that to name them all takes many times its own size",
+            where=self._container.source.name,
+        )
+
+    def leaves(self, root: Node, at: Steps | None) -> Iterator[tuple[Steps | None, Node]]:
         """Every tensor below *root*, and every largest part of it that holds no tensor.
 
+        Args:
+            root: Where to begin.
+            at: The way there.
+
         Yields:
-            The steps from *root*, and the node.
+            The way to the leaf, and the leaf.
 
         Raises:
             LimitExceeded: There are too many, or they are nested too deep.
         """
-        stack: list[tuple[tuple[Key, ...], Node]] = [((), root)]
+        stack: list[tuple[Steps | None, Node]] = [(at, root)]
         while stack:
             steps, node = stack.pop()
             self.visit(steps)
             if self.count(node) == 0 or self.tensor(node) is not None:
                 yield steps, node
-            else:
-                stack.extend(((*steps, key), child) for key, child in reversed(self.children(node)))
+            elif steps is None or not steps.passes(node):
+                stack.extend(
+                    (Steps.below(steps, key, node), child)
+                    for key, child in reversed(self.parts(node))
+                )
 
 
 def is_module(node: Node) -> bool:
@@ -177,10 +281,10 @@ def pairs_of(node: Node) -> list[tuple[Node, Node]] | None:
     """The pairs of a dict or of a call that makes one, or None."""
     if isinstance(node, Dict):
         return node.pairs
-    if not isinstance(node, Call) or not isinstance(node.func, Global):
+    if not isinstance(node, Call):
         return None
-    if (node.func.module, node.func.name) not in _MAPPINGS:
-        return [*node.pairs] if node.pairs else None
+    if not _is_mapping(node):
+        return node.pairs or None
     pairs = []
     for argument in node.args if isinstance(node.args, tuple) else ():
         # Python 2 wrote OrderedDict([[key, value], ...]); defaultdict has its factory first.
@@ -193,6 +297,11 @@ def pairs_of(node: Node) -> list[tuple[Node, Node]] | None:
                 if isinstance(pair, (list, tuple)) and len(pair) == 2  # noqa: PLR2004 - a pair
             ]
     return pairs + node.pairs
+
+
+def _is_mapping(node: Call) -> bool:
+    func = node.func
+    return isinstance(func, Global) and (func.module, func.name) in _MAPPINGS
 
 
 def attributes_of(node: Call) -> list[tuple[Node, Node]]:
@@ -214,31 +323,48 @@ def _attribute(node: Call, name: str) -> Node:
     return found
 
 
-def _children(node: Call | Dict | Set | list[Node] | tuple[Node, ...]) -> Iterator[Child]:
+_HOLDERS = (Call, Dict, Set, list, tuple, PersistentId, Opaque)
+
+
+def _children(node: Node) -> Iterator[Child]:
     match node:
         case Dict():
-            yield from ((Key(key), value) for key, value in node.pairs)
+            yield from _children_of_pairs(node.pairs)
         case Set():
             yield from ((Key(index), value) for index, value in enumerate(node.elements))
         case list() | tuple():
             yield from ((Key(index), value) for index, value in enumerate(node))
         case Call():
             yield from _children_of_call(node)
+        case PersistentId():
+            yield Key("<persistent id>", is_aside=True, is_attribute=True), node.pid
+        case Opaque():
+            yield Key("<arguments>", is_aside=True, is_attribute=True), node.args
+
+
+def _children_of_pairs(pairs: list[tuple[Node, Node]]) -> Iterator[Child]:
+    for key, value in pairs:
+        yield Key(key), value
+        if isinstance(key, _HOLDERS):
+            yield Key("<key>", is_aside=True, is_attribute=True), key
 
 
 def _children_of_call(node: Call) -> Iterator[Child]:
     pairs = pairs_of(node)
     if pairs is not None:
-        yield from ((Key(key), value) for key, value in pairs)
-    else:
+        yield from _children_of_pairs(pairs)
+    if pairs is None or not _is_mapping(node):
         # Whatever a call was given may hold tensors; none of them may go unnoticed.
         args = node.args if isinstance(node.args, tuple) else (node.args,)
-        yield from ((Key(f"<argument {index}>"), value) for index, value in enumerate(args))
+        for index, value in enumerate(args):
+            yield Key(f"<argument {index}>", is_attribute=True), value
     yield from ((Key(index), value) for index, value in enumerate(node.elements))
     if node.kwargs is not None:
-        yield Key("<keywords>"), node.kwargs
+        yield Key("<keywords>", is_attribute=True), node.kwargs
+    if isinstance(node.func, _HOLDERS):
+        yield Key("<function>", is_aside=True, is_attribute=True), node.func
     known = attributes_of(node)
     if known:
         yield from ((Key(name, is_attribute=True), value) for name, value in known)
     elif node.state is not None:
-        yield Key("<state>"), node.state
+        yield Key("<state>", is_attribute=True), node.state

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
 
-from ckptaudit.errors import MalformedInput
+from ckptaudit.errors import LimitExceeded, MalformedInput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,6 +46,7 @@ class TensorView:
 
     Raises:
         MalformedInput: The view is not one, or does not lie inside its storage.
+        LimitExceeded: It stands for many times what is stored.
     """
 
     key: str
@@ -77,7 +78,7 @@ class TensorView:
             )
         most = max(self.storage.nbytes * _MOST_EXPANSION, _EXPANSION_FLOOR_BYTES)
         if self.nbytes > most:
-            raise MalformedInput(
+            raise LimitExceeded(
                 f"expands {self.storage.nbytes} stored bytes to {self.nbytes}", where=self.key
             )
 

@@ -38,11 +38,7 @@ def brief(node: Node, levels: int = _MOST_LEVELS) -> str:
     match node:
         case Global():
             return escape(f"{node.module[:_MOST_TEXT]}.{node.name[:_MOST_TEXT]}")
-        case PersistentId():
-            return f"<persistent id {brief(node.pid, levels - 1)}>"
-        case Opaque():
-            return f"<{node.op} {_items(node.args, levels)}>"
-        case Call() | Dict() | Set() | list() | tuple():
+        case Call() | Dict() | Set() | list() | tuple() | PersistentId() | Opaque():
             return _collection(node, levels) if levels > 0 else "..."
         case _:
             return _scalar(node)
@@ -60,8 +56,14 @@ def _scalar(value: str | bytes | bytearray | int | float | None) -> str:  # noqa
             return repr(value)
 
 
-def _collection(node: Call | Dict | Set | list[Node] | tuple[Node, ...], levels: int) -> str:
+def _collection(
+    node: Call | Dict | Set | list[Node] | tuple[Node, ...] | PersistentId | Opaque, levels: int
+) -> str:
     match node:
+        case PersistentId():
+            return f"<persistent id {brief(node.pid, levels - 1)}>"
+        case Opaque():
+            return f"<{node.op} {_items(node.args, levels)}>"
         case Call():
             args = node.args if isinstance(node.args, tuple) else (node.args,)
             return f"{brief(node.func, levels - 1)}({_items(args, levels)})"

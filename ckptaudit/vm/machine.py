@@ -319,7 +319,7 @@ class _Machine(Cursor):
 
     def memo_index(self) -> int:
         try:
-            return int(self.line().split(b"\0", 1)[0].decode("ascii"))
+            return int(self.line().split(b"\0", 1)[0])
         except ValueError as err:
             raise self.malformed("the text of a memo index is not a number") from err
 

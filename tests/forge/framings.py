@@ -18,7 +18,7 @@ def legacy_stream(
     *,
     magic: bytes | None = None,
     version: int = 1001,
-    little_endian: bool = True,
+    system: bytes | None = None,
     keys: bytes | None = None,
     tail: bytes = b"",
 ) -> bytes:
@@ -29,17 +29,17 @@ def legacy_stream(
         storages: For each its key, its number of elements, its bytes.
         magic: The first pickle, if not the one torch writes.
         version: The protocol version.
-        little_endian: What the writer says of itself.
+        system: The pickle in which the writer describes itself, if not the one torch writes.
         keys: The pickle of the keys, if not that of the keys in *storages*.
         tail: Bytes after the last storage.
     """
     sizes = {"short": 2, "int": 4, "long": 4}
-    system = {"protocol_version": version, "little_endian": little_endian, "type_sizes": sizes}
+    described = {"protocol_version": version, "little_endian": True, "type_sizes": sizes}
     return b"".join(
         [
             pickled(long1(MAGIC)) if magic is None else magic,
             pickled(value(version)),
-            pickled(value(system)),
+            pickled(value(described)) if system is None else system,
             obj,
             pickled(value([key for key, _, _ in storages])) if keys is None else keys,
             *(struct.pack("<q", numel) + data for _, numel, data in storages),

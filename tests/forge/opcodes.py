@@ -70,8 +70,7 @@ def binint2(value: int) -> bytes:
 
 
 def long1(value: int) -> bytes:
-    data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-    return b"\x8a" + bytes([len(data)]) + data
+    return b"\x8a" + _counted("<B", _integer(value))
 
 
 def long4(data: bytes, length: int | None = None) -> bytes:
@@ -171,6 +170,10 @@ def _counted(length_format: str, data: bytes, length: int | None = None) -> byte
     return struct.pack(length_format, len(data) if length is None else length) + data
 
 
+def _integer(value: int) -> bytes:
+    return value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+
+
 def utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
@@ -210,7 +213,9 @@ def _scalar(plain: object) -> bytes:
         case bool():
             return NEWTRUE if plain else NEWFALSE
         case int():
-            return binint(plain) if -(1 << 31) <= plain < 1 << 31 else long1(plain)
+            if -(1 << 31) <= plain < 1 << 31:
+                return binint(plain)
+            return long1(plain) if plain.bit_length() < 2000 else long4(_integer(plain))
         case float():
             return binfloat(plain)
         case str():

@@ -1,0 +1,363 @@
+"""What an allowed name may be given: the arguments and the state that picklers write.
+
+A harmless name can be used for harm.  ``_rebuild_from_type_v2`` calls its first argument;
+a NumPy dtype whose flags are overwritten makes an array take bytes of the file for
+pointers.  So arguments are default-deny as well: what no pickler writes is not harmless.
+
+Knows:      ``__reduce__`` and ``__getstate__`` of what stands on the allowlist.
+Is told:    the arguments of a call, or the state that BUILD gives.
+Never asks: which names are allowed.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, TypeAlias
+
+from ckptaudit.vm import Call, Dict, Global, Node, PersistentId, Set
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = [
+    "Arguments",
+    "State",
+    "any_values",
+    "array_state",
+    "attribute_names",
+    "attributes",
+    "complete_state",
+    "container",
+    "counts",
+    "device",
+    "dtype",
+    "dtype_state",
+    "factory_and_pairs",
+    "fraction",
+    "latin1",
+    "made_array",
+    "nothing",
+    "numbers",
+    "octets",
+    "pairs",
+    "parameter",
+    "queue",
+    "raw_array",
+    "rebuild_by",
+    "scalar",
+    "sizes",
+    "tensor",
+    "tensor_state",
+    "texts",
+    "with_hooks",
+    "with_state",
+]
+
+Arguments: TypeAlias = "Callable[[tuple[Node, ...]], bool]"
+State: TypeAlias = "Callable[[Node], bool]"
+
+_FACTORIES = {
+    *(
+        (module, name)
+        for module in ("builtins", "__builtin__")
+        for name in ("bool", "dict", "float", "int", "list", "long", "set", "str", "tuple")
+    ),
+    ("collections", "OrderedDict"),
+    ("collections", "Counter"),
+}
+_LATIN1 = {"latin1", "latin-1"}
+# numpy/core/src/multiarray/descriptor.c, arraydescr_reduce: kind and bytes of a builtin
+# type.  Objects ("O") are pointers, and the fields of a record ("V") may lie anywhere.
+_DTYPE = re.compile(r"b1|[iu][1248]|f(?:2|4|8|12|16)|c(?:8|16|24|32)|[SU][0-9]{1,9}|[Mm]8")
+# The state of a dtype: version, byte order, base, names, fields, size, alignment, flags,
+# and the unit of a date.
+_DTYPE_STATE = 8
+_DTYPE_FLAGS = 7
+# NPY_NEEDS_INIT, which NumPy sets for text.  Every other flag is about Python objects.
+_NEEDS_INIT = 8
+
+
+# Arguments
+
+
+def nothing(args: tuple[Node, ...]) -> bool:
+    """No arguments."""
+    return not args
+
+
+def any_values(args: tuple[Node, ...]) -> bool:
+    """Whatever is not itself a name that could be called."""
+    return not any(isinstance(arg, (Global, PersistentId)) for arg in args)
+
+
+def tensor(args: tuple[Node, ...]) -> bool:
+    """A tensor's parts; `tensors` checks them against the storage."""
+    return len(args) > 1
+
+
+def with_hooks(at: int) -> Arguments:
+    """A tensor's parts, where number *at* is its backward hooks: functions to call, so none."""
+    return lambda args: len(args) > at and _is_empty(args[at])
+
+
+def with_state(args: tuple[Node, ...]) -> bool:
+    """A parameter, whether it needs a gradient, no hooks, and attributes to set."""
+    return len(args) == 4 and _is_empty(args[2]) and attributes(args[3])  # noqa: PLR2004 - spelled out above
+
+
+def rebuild_by(args: tuple[Node, ...]) -> bool:
+    """A function that rebuilds a tensor, the class it is to have, arguments, attributes to set."""
+    match args:
+        case (Global(module="torch._utils", name=name), Global(), tuple(), state):
+            return name.startswith("_rebuild_") and attributes(state)
+        case _:
+            return False
+
+
+def parameter(args: tuple[Node, ...]) -> bool:
+    """A tensor and whether it needs a gradient; or nothing, when BUILD brings them."""
+    match args:
+        case () | (Call() | PersistentId(),) | (Call() | PersistentId(), bool()):
+            return True
+        case _:
+            return False
+
+
+def sizes(args: tuple[Node, ...]) -> bool:
+    """One sequence of integers."""
+    match args:
+        case (tuple() | list() as items,):
+            return all(type(item) is int for item in items)
+        case _:
+            return False
+
+
+def device(args: tuple[Node, ...]) -> bool:
+    """A kind of device, and a number if there are several."""
+    match args:
+        case (str(),) | (str(), int()):
+            return True
+        case _:
+            return False
+
+
+def texts(args: tuple[Node, ...]) -> bool:
+    """Strings."""
+    return all(isinstance(arg, str) for arg in args)
+
+
+def numbers(args: tuple[Node, ...]) -> bool:
+    """Numbers, or None."""
+    return all(arg is None or isinstance(arg, (int, float)) for arg in args)
+
+
+def fraction(args: tuple[Node, ...]) -> bool:
+    """Two integers, or the text of them: an exponent in it could ask for a terabyte."""
+    match args:
+        case (int(), int()):
+            return True
+        case (str(text),):
+            return re.fullmatch(r"-?[0-9]+(?:/[0-9]+)?", text) is not None
+        case _:
+            return False
+
+
+def pairs(args: tuple[Node, ...]) -> bool:
+    """Nothing, a dict, or the list of pairs that Python 2 wrote."""
+    match args:
+        case () | (Dict(),):
+            return True
+        case (list() | tuple() as items,):
+            return all(isinstance(item, (list, tuple)) and len(item) == 2 for item in items)  # noqa: PLR2004 - a pair
+        case _:
+            return False
+
+
+def counts(args: tuple[Node, ...]) -> bool:
+    """Nothing, or a dict."""
+    return not args or (len(args) == 1 and isinstance(args[0], Dict))
+
+
+def factory_and_pairs(args: tuple[Node, ...]) -> bool:
+    """What makes a missing value, a plain class; then what makes a dict."""
+    match args:
+        case ():
+            return True
+        case (None, *rest):
+            return pairs(tuple(rest))
+        case (Global() as factory, *rest):
+            return (factory.module, factory.name) in _FACTORIES and pairs(tuple(rest))
+        case _:
+            return False
+
+
+def container(args: tuple[Node, ...]) -> bool:
+    """Nothing, or a container as it stands: a range could be of a terabyte."""
+    return not args or (len(args) == 1 and isinstance(args[0], (list, tuple, Dict, Set)))
+
+
+def queue(args: tuple[Node, ...]) -> bool:
+    """What `container` says, and the most it may hold."""
+    match args:
+        case () | (list() | tuple(),) | (list() | tuple(), int() | None):
+            return True
+        case _:
+            return False
+
+
+def octets(args: tuple[Node, ...]) -> bool:
+    """Bytes however they were written; a number would ask for as many."""
+    match args:
+        case ():
+            return True
+        case (data,):
+            return isinstance(data, (bytes, bytearray)) or _is_encoded(data)
+        case _:
+            return latin1(args)
+
+
+def latin1(args: tuple[Node, ...]) -> bool:
+    """A string whose characters are bytes, and the encoding that says so."""
+    match args:
+        case (str(), str(encoding)):
+            return encoding in _LATIN1
+        case _:
+            return False
+
+
+def made_array(args: tuple[Node, ...]) -> bool:
+    """The class of arrays, and the shape and type that BUILD will replace."""
+    match args:
+        case (Global(module="numpy", name="ndarray"), (0,), kind):
+            return _is_raw(kind)
+        case _:
+            return False
+
+
+def raw_array(args: tuple[Node, ...]) -> bool:
+    """A buffer, its type, its shape, its order."""
+    match args:
+        case (bytes() | bytearray(), kind, tuple(), "C" | "F" | "A"):
+            return _is_dtype(kind)
+        case _:
+            return False
+
+
+def scalar(args: tuple[Node, ...]) -> bool:
+    """A type and the bytes of one value."""
+    match args:
+        case (kind, data):
+            return _is_dtype(kind) and _is_raw(data)
+        case _:
+            return False
+
+
+def dtype(args: tuple[Node, ...]) -> bool:
+    """The name of a type whose values are not objects, and how to copy it."""
+    match args:
+        case (str(name), int(), int()):
+            return _DTYPE.fullmatch(name) is not None
+        case _:
+            return False
+
+
+def complete_state(args: tuple[Node, ...]) -> bool:
+    """A class whose object is to be made empty."""
+    match args:
+        case (Global(), Global(module="builtins" | "__builtin__", name="object"), None):
+            return True
+        case _:
+            return False
+
+
+# State
+
+
+def attributes(state: Node) -> bool:
+    """Attributes by name: a dict, or (dict, dict of slots)."""
+    match state:
+        case None | Dict() | (Dict() | None, Dict() | None):
+            return not any(_is_hidden(name) for name in attribute_names(state))
+        case _:
+            return False
+
+
+def tensor_state(state: Node) -> bool:
+    """What tensors and variables of torch 0.1 to 0.3 were given."""
+    match state:
+        case (PersistentId(), int(), tuple(), tuple()):
+            return True
+        case (bool(), _, hooks):
+            return _is_empty(hooks)
+        case (_, _, hooks, bool(), _):
+            return _is_empty(hooks)
+        case _:
+            return False
+
+
+def dtype_state(state: Node) -> bool:
+    """Byte order and size, and nothing about objects or fields."""
+    if not isinstance(state, tuple) or len(state) < _DTYPE_STATE:
+        return False
+    match state:
+        case (int(), str(), None, None, None, int(), int(), int(), *_):
+            return state[_DTYPE_FLAGS] in (0, _NEEDS_INIT)
+        case _:
+            return False
+
+
+def array_state(state: Node) -> bool:
+    """Version, shape, type, whether columns come first, and the values as bytes."""
+    match state:
+        case (int(), tuple(), kind, int(), data):
+            return _is_dtype(kind) and _is_raw(data)
+        case _:
+            return False
+
+
+def attribute_names(state: Node) -> Iterator[str]:
+    """The attribute names BUILD would set: of a dict, or of (dict, dict of slots)."""
+    for part in state if isinstance(state, tuple) else (state,):
+        if isinstance(part, Dict):
+            yield from (key for key, _ in part.pairs if isinstance(key, str))
+        elif isinstance(part, Call):
+            # An OrderedDict is a dict as well.
+            yield from (key for key, _ in part.pairs if isinstance(key, str))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
+def _is_empty(hooks: Node) -> bool:
+    match hooks:
+        case None:
+            return True
+        case Dict():
+            return not hooks.pairs
+        case Call(func=Global(module="collections", name="OrderedDict"), args=()):
+            return not hooks.pairs
+        case _:
+            return False
+
+
+def _is_dtype(node: Node) -> bool:
+    return isinstance(node, Call) and _calls(node, "numpy", "dtype")
+
+
+def _is_raw(node: Node) -> bool:
+    return isinstance(node, (bytes, bytearray, str)) or _is_encoded(node)
+
+
+def _is_encoded(node: Node) -> bool:
+    # Python 3 writes b"" of protocol 2 as bytes().
+    return isinstance(node, Call) and (
+        _calls(node, "_codecs", "encode")
+        or _calls(node, "builtins", "bytes")
+        or _calls(node, "__builtin__", "bytes")
+    )
+
+
+def _calls(node: Call, module: str, name: str) -> bool:
+    func = node.func
+    return isinstance(func, Global) and (func.module, func.name) == (module, name)

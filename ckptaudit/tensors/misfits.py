@@ -1,0 +1,61 @@
+"""Tensors that are no windows on their storages, wherever in a pickle they are made.
+
+Knows:      which calls make a tensor, and what a view must be.
+Is told:    an open container.
+Never asks: whether the tensor is part of the state dict, or what it means that it does not fit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ckptaudit.containers import Mishap
+from ckptaudit.errors import LimitExceeded, MalformedInput
+from ckptaudit.tensors.rebuild import Tensor, Unreadable, made_by, rebuild
+from ckptaudit.vm import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ckptaudit.containers import Container
+
+__all__ = ["misfits"]
+
+
+def misfits(container: Container) -> Iterator[Mishap]:
+    """Every tensor that torch is asked to make and that does not lie inside its storage.
+
+    One whose storage is missing is left out: the framing has said so.
+    """
+    for key, stored in container.tensors.items():
+        window = (stored.storage, stored.dtype, stored.shape, stored.stride, stored.offset)
+        fault = _fault(Tensor(*window), container)
+        if fault:
+            yield Mishap("tensor-outside", f"tensor {key} {fault}", "", None)
+    if container.main is None:
+        return
+    trace = container.traces[container.main]
+    starts = [r.offset for r in container.records if r.name == trace.record]
+    stored_at = {r.offset for r in container.records if r.method == "stored"}
+    start = starts[0] if len(starts) == 1 and starts[0] in stored_at else None
+    for event in trace.events:
+        if isinstance(event, Call) and made_by(event):
+            fault = _fault(rebuild(event, container), container)
+            if fault:
+                at = None if start is None else start + event.offset
+                yield Mishap("tensor-outside", f"a tensor {fault}", trace.record, at)
+
+
+def _fault(tensor: Tensor | Unreadable | None, container: Container) -> str:
+    if not isinstance(tensor, Tensor):
+        return tensor.reason if tensor is not None and tensor.is_broken else ""
+    if tensor.storage not in container.storages:
+        return ""
+    try:
+        tensor.view("", container)
+    except LimitExceeded:
+        # It is large, but it lies inside.
+        return ""
+    except MalformedInput as err:
+        return str(err.args[0])
+    return ""

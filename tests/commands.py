@@ -1,0 +1,84 @@
+"""Runs the command line as a user would, in this process or in one of its own."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from ckptaudit.cli import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command left: its exit status and both streams."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def files(self) -> Any:
+        """The answers in the JSON document on stdout."""
+        return json.loads(self.out)["files"]
+
+
+def audit(*args: object) -> Run:
+    """Run ``ckptaudit ARGS...`` in this process."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+    arguments = ["ckptaudit", *map(str, args)]
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        with redirect_stdout(out), redirect_stderr(err), mock.patch.object(sys, "argv", arguments):
+            run()
+    except SystemExit as exit_:
+        status = exit_.code
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
+    assert isinstance(status, int)
+    return Run(status, _written(out), _written(err))
+
+
+def audit_process(*args: object, **env: str) -> Run:
+    """Run ``python -m ckptaudit ARGS...`` with *env* added to the environment."""
+    done = subprocess.run(
+        command(*args), capture_output=True, check=False, env={**os.environ, **env}, timeout=60
+    )
+    return Run(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-m", "ckptaudit", *map(str, args)]
+
+
+def assert_one_clear_line(done: Run, *words: str) -> None:
+    """What bad input gives: exit 2, nothing on stdout, one line on stderr that has *words*."""
+    assert done.status == 2, done
+    assert done.out == ""
+    (line,) = done.err.splitlines()
+    assert line.startswith("ckptaudit: ")
+    assert "internal error" not in line
+    assert len(line) < 500
+    for word in words:
+        assert word in line
+
+
+def names_in(folder: Path) -> set[str]:
+    """What lies in *folder*, temporary files and all."""
+    return {path.name for path in folder.iterdir()}
+
+
+def _written(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    data: bytes = stream.buffer.getvalue()  # type: ignore[attr-defined] # it is a BytesIO
+    return data.decode()

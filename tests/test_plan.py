@@ -1,0 +1,362 @@
+"""Plans: what is cast, renamed, stored once or left out, decided without reading a weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ckptaudit.containers import Storage
+from ckptaudit.dtypes import DTYPES, DType, by_name
+from ckptaudit.layouts import UNKNOWN, Component, Detection, Placement
+from ckptaudit.plan import (
+    Action,
+    Alias,
+    ConversionPlan,
+    Dedupe,
+    Ema,
+    Options,
+    Precision,
+    comparable_groups,
+    make_plan,
+)
+from ckptaudit.tensors import Leftover, StateDict, TensorView
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+KNOWN = Detection("sd1", None, ())
+STRANGE = Detection(UNKNOWN, None, ())
+
+UNET = "model.diffusion_model.out.weight"
+VAE = "first_stage_model.quant_conv.weight"
+TEXT = "cond_stage_model.transformer.text_model.final_layer_norm.weight"
+TEXT_SPELLED = "cond_stage_model.transformer.final_layer_norm.weight"
+EMA = "model_ema.outweight"
+
+
+@dataclass(frozen=True)
+class Given:
+    """A tensor, what it means, and on which storage it lies."""
+
+    placement: Placement
+    storage: str
+    dtype: str = "float32"
+    shape: tuple[int, ...] = (2, 3)
+
+    @property
+    def view(self) -> TensorView:
+        dtype = known(self.dtype)
+        # Six elements of room, whatever the shape; one storage at each multiple of 1000.
+        offset = 1000 * (1 + sum(self.storage.encode()))
+        size = 6 * dtype.itemsize
+        storage = Storage(self.storage, dtype, 6, offset, size, "cpu", f"data/{self.storage}")
+        stride = tuple(
+            6 // max(1, self.shape[0]) if axis == 0 and len(self.shape) > 1 else 1
+            for axis in range(len(self.shape))
+        )
+        return TensorView(self.placement.key, storage, dtype, self.shape, stride, 0)
+
+
+def known(name: str) -> DType:
+    dtype = by_name(name)
+    assert dtype is not None
+    return dtype
+
+
+def part(component: Component, key: str, storage: str, **more: str) -> Given:
+    """A tensor that loaders demand, under its canonical name unless *more* says otherwise."""
+    name = more.pop("name", key)
+    return Given(Placement(key, component, name, demanded=True), storage, **more)  # type: ignore[arg-type] # the dtype
+
+
+def stranger(key: str, storage: str, dtype: str = "float32", of: str | None = None) -> Given:
+    return Given(Placement(key, Component.OTHER, key, of=of), storage, dtype)
+
+
+def average(key: str, storage: str, of: str | None, dtype: str = "float32") -> Given:
+    return Given(Placement(key, Component.EMA, key, of=of), storage, dtype)
+
+
+def state_dict(tensors: Sequence[Given], leftovers: tuple[Leftover, ...] = ()) -> StateDict:
+    return StateDict(tuple(tensor.view for tensor in tensors), {}, "", leftovers)
+
+
+def plan(
+    tensors: Sequence[Given],
+    *,
+    detection: Detection = KNOWN,
+    unfit: Mapping[str, str] | None = None,
+    digests: Mapping[str, bytes] | None = None,
+    **options: object,
+) -> ConversionPlan:
+    return make_plan(
+        state_dict(tensors),
+        detection,
+        [tensor.placement for tensor in tensors],
+        Options(**options),  # type: ignore[arg-type] # one for each test
+        unfit=unfit,
+        digests=digests,
+    )
+
+
+def names(made: ConversionPlan) -> set[str]:
+    return {job.name for job in made.jobs}
+
+
+def targets(made: ConversionPlan) -> dict[str, str]:
+    return {job.source: job.target.name for job in made.jobs}
+
+
+MODEL = (
+    part(Component.UNET, UNET, "0"),
+    part(Component.VAE, VAE, "1"),
+    part(Component.TEXT_ENCODER, TEXT_SPELLED, "2", name=TEXT),
+    Given(Placement("betas", Component.SCHEDULE, "betas"), "3"),
+    average(EMA, "4", UNET),
+    average("model_ema.decay", "5", None),
+    stranger("junk", "6"),
+)
+
+
+@pytest.mark.parametrize("precision", Precision)
+def test_only_weights_are_cast(precision: Precision) -> None:
+    """Schedule buffers, EMA bookkeeping, integers, bools and complex numbers are none."""
+    tensors = (
+        *MODEL,
+        *(stranger(dtype.name, f"x{at}", dtype.name) for at, dtype in enumerate(DTYPES)),
+    )
+    wanted = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}.get(precision.value)
+
+    made = targets(plan(tensors, precision=precision, ema=Ema.KEEP))
+
+    for tensor in tensors:
+        key = tensor.placement.key
+        weight = tensor.dtype in ("float64", "float32", "float16", "bfloat16") and key not in (
+            "betas",
+            "model_ema.decay",
+        )
+        if known(tensor.dtype).safetensors is not None:
+            assert made[key] == (wanted if weight and wanted else tensor.dtype), key
+
+
+def test_every_tensor_is_written_aliased_or_dropped_and_only_once() -> None:
+    tensors = (*MODEL, stranger("again", "6"), stranger("c", "7", "complex128"))
+    left = Leftover("optimizer.exp_avg", "float32 [1]", "is outside the state dict", is_tensor=True)
+    count = Leftover("epoch", "3", "is outside the state dict", is_tensor=False)
+    for options in (Options(), Options(ema=Ema.USE), Options(dedupe=Dedupe.ALL, vae=Action.DROP)):
+        made = make_plan(
+            state_dict(tensors, (left, count)),
+            KNOWN,
+            [tensor.placement for tensor in tensors],
+            options,
+        )
+
+        told = [
+            *(job.source for job in made.jobs),
+            *(alias.source for alias in made.aliases),
+            *(drop.source for drop in made.drops),
+        ]
+        assert sorted(told) == sorted([*(t.placement.key for t in tensors), "optimizer.exp_avg"])
+        assert made.leftovers == (count,)
+
+
+def test_offsets_leave_no_gap_and_the_widest_types_come_first() -> None:
+    tensors = [
+        stranger(f"{letter}.{dtype.name}", f"{letter}{at}", dtype.name)
+        for at, dtype in enumerate(DTYPES)
+        for letter in "ba"
+    ]
+
+    made = plan(tensors, detection=STRANGE, precision=Precision.KEEP)
+
+    end = 0
+    for job in made.jobs:
+        assert job.offset == end
+        end += job.nbytes
+    assert end == made.nbytes
+    widths = [job.target.itemsize for job in made.jobs]
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_names_are_canonical_unless_the_users_keys_are_to_be_kept() -> None:
+    assert TEXT in names(plan(MODEL))
+    assert TEXT_SPELLED in names(plan(MODEL, keep_names=True))
+    assert len(names(plan(MODEL)) & {TEXT, TEXT_SPELLED}) == 1
+
+
+def test_averages_are_left_out_by_default() -> None:
+    made = plan(MODEL)
+
+    assert {drop.source for drop in made.drops} == {EMA, "model_ema.decay"}
+    assert targets(made)[UNET] == "float16"
+
+
+@pytest.mark.parametrize("keep_names", [False, True])
+def test_averages_take_the_place_and_the_name_of_their_weights(keep_names: bool) -> None:
+    made = plan(MODEL, ema=Ema.USE, keep_names=keep_names)
+
+    (job,) = (job for job in made.jobs if job.name == UNET)
+    assert job.source == EMA
+    assert {drop.source for drop in made.drops} == {UNET, "model_ema.decay"}
+
+
+def test_an_average_of_another_shape_or_of_no_weight_takes_no_place() -> None:
+    odd = replace(average(EMA, "4", UNET), shape=(6,))
+    lost = average("model_ema.lost", "7", "model.diffusion_model.lost")
+
+    made = plan((MODEL[0], odd, lost), ema=Ema.USE)
+
+    assert [job.source for job in made.jobs] == [UNET]
+    assert {drop.source for drop in made.drops} == {EMA, "model_ema.lost"}
+
+
+def test_both_are_written_where_averages_are_kept() -> None:
+    assert {UNET, EMA, "model_ema.decay"} <= names(plan(MODEL, ema=Ema.KEEP))
+
+
+@pytest.mark.parametrize(
+    ("option", "key"),
+    [("unet", UNET), ("vae", VAE), ("text_encoder", TEXT_SPELLED), ("other", "junk")],
+)
+def test_a_part_is_copied_or_dropped_on_request(option: str, key: str) -> None:
+    copied = plan(MODEL, **{option: Action.COPY})
+    assert targets(copied) == targets(plan(MODEL)) | {key: "float32"}
+
+    dropped = plan(MODEL, **{option: Action.DROP})
+    assert key not in targets(dropped)
+    (reason,) = (drop.reason for drop in dropped.drops if drop.source == key)
+    assert "on request" in reason
+
+
+def test_averages_go_with_the_unet() -> None:
+    made = plan(MODEL, ema=Ema.KEEP, unet=Action.DROP)
+
+    assert {UNET, EMA, "model_ema.decay"} <= {drop.source for drop in made.drops}
+
+
+def test_strangers_on_the_same_bytes_are_stored_once() -> None:
+    tensors = (stranger("b", "0"), stranger("a", "0"), stranger("c", "1"))
+
+    made = plan(tensors, detection=STRANGE)
+
+    assert made.aliases == (Alias("b", "a", "b"),)
+    assert names(made) == {"a", "c"}
+    assert names(plan(tensors, detection=STRANGE, dedupe=Dedupe.NONE)) == {"a", "b", "c"}
+
+
+def test_overlapping_but_different_views_are_both_written() -> None:
+    whole = stranger("whole", "0")
+    flat = replace(stranger("flat", "0"), shape=(6,))
+    head = replace(stranger("head", "0"), shape=(3,))
+
+    assert names(plan((whole, flat, head), detection=STRANGE)) == {"whole", "flat", "head"}
+
+
+def test_a_name_that_loaders_demand_is_written_though_its_bytes_stand_elsewhere() -> None:
+    """Tied weights of a known family: no loader restores a name that was left out."""
+    other = part(Component.UNET, "model.diffusion_model.tied.weight", "0")
+
+    assert {UNET, "model.diffusion_model.tied.weight"} <= names(plan((MODEL[0], other)))
+
+
+def test_copies_that_no_loader_asks_for_are_stored_once_if_they_are_equal() -> None:
+    tensors = (MODEL[0], average(EMA, "4", UNET), stranger("state_dict." + UNET, "9", of=UNET))
+    equal = {UNET: b"=", EMA: b"=", "state_dict." + UNET: b"="}
+
+    groups = comparable_groups(
+        state_dict(tensors), KNOWN, [t.placement for t in tensors], Options(ema=Ema.KEEP)
+    )
+    made = plan(tensors, ema=Ema.KEEP, digests=equal)
+
+    assert [{view.key for view in group} for group in groups] == [set(equal)]
+    assert names(made) == {UNET}
+    assert {(alias.name, alias.of) for alias in made.aliases} == {
+        (EMA, UNET),
+        ("state_dict." + UNET, UNET),
+    }
+    assert names(plan(tensors, ema=Ema.KEEP, digests=equal | {EMA: b"!"})) == {UNET, EMA}
+
+
+@pytest.mark.parametrize("keep_names", [False, True])
+def test_a_copy_is_found_under_whatever_name_its_original_is_written(keep_names: bool) -> None:
+    copy = stranger("state_dict." + TEXT_SPELLED, "2", of=TEXT)
+
+    made = plan((MODEL[2], copy), keep_names=keep_names)
+
+    (job,) = made.jobs
+    assert made.aliases == (Alias(copy.placement.key, job.name, copy.placement.key),)
+
+
+def test_a_copy_of_a_copy_leads_to_what_is_written() -> None:
+    copy = stranger("state_dict." + EMA, "0", of=EMA)
+    tensors = (MODEL[0], average(EMA, "0", UNET), copy)
+
+    made = plan(tensors, ema=Ema.KEEP)
+
+    assert names(made) == {UNET}
+    assert {alias.of for alias in made.aliases} == {UNET}
+
+
+def test_equal_contents_are_stored_once_only_where_everything_equal_is() -> None:
+    tensors = (stranger("a", "0"), stranger("b", "1"))
+    digests = {"a": b"=", "b": b"="}
+
+    assert names(plan(tensors, detection=STRANGE, digests=digests, dedupe=Dedupe.ALL)) == {"a"}
+    for dedupe in (Dedupe.SAFE, Dedupe.NONE):
+        options = Options(dedupe=dedupe)
+        assert not comparable_groups(
+            state_dict(tensors), STRANGE, [t.placement for t in tensors], options
+        )
+
+
+def test_of_equals_the_one_that_loaders_demand_is_written() -> None:
+    made = plan((stranger("a copy", "0"), MODEL[0]), dedupe=Dedupe.ALL)
+
+    assert made.aliases == (Alias("a copy", UNET, "a copy"),)
+
+
+@pytest.mark.parametrize("dedupe", [Dedupe.SAFE, Dedupe.ALL])
+@pytest.mark.parametrize("name", ["format", "ckptaudit.version"])
+def test_a_name_that_means_something_in_the_metadata_is_no_alias(name: str, dedupe: Dedupe) -> None:
+    """Its entry would be overwritten, and the tensor lost."""
+    tensors = (stranger("a", "0"), stranger(name, "0"))
+
+    assert names(plan(tensors, detection=STRANGE, dedupe=dedupe)) == {"a", name}
+
+
+def test_a_tensor_called_metadata_is_dropped_and_not_written_over_the_metadata() -> None:
+    made = plan((stranger("__metadata__", "0"),), detection=STRANGE)
+
+    assert not made.jobs
+    assert "reserves this name" in made.drops[0].reason
+
+
+def test_empty_tensors_are_written_each_for_itself() -> None:
+    tensors = [replace(stranger(key, "0"), shape=(0, 3)) for key in "ab"]
+
+    made = plan(tensors, detection=STRANGE, dedupe=Dedupe.ALL)
+
+    assert names(made) == {"a", "b"}
+    assert made.nbytes == 0
+
+
+def test_what_does_not_fit_stays_as_it_is_and_so_do_its_aliases() -> None:
+    """The aliases of a tensor are its equals: none of them fits."""
+    tensors = (stranger("a", "0"), stranger("b", "0"), stranger("c", "1"))
+
+    made = plan(tensors, detection=STRANGE, unfit={"a": "overflows"})
+
+    assert targets(made) == {"a": "float32", "c": "float16"}
+    assert made.aliases == (Alias("b", "a", "b"),)
+    # Wider than before, it comes before what it came after.
+    assert [job.source for job in made.jobs] == ["a", "c"]
+
+
+def test_plans_are_pure() -> None:
+    """Twice the same; and the order in the file does not show in the output."""
+    there, back = plan(MODEL), plan(MODEL[::-1])
+
+    assert plan(MODEL) == there
+    assert (there.jobs, there.aliases) == (back.jobs, back.aliases)

@@ -1,0 +1,254 @@
+"""Each way to ask for harm falls under its rule, and is found wherever the pickle breaks."""
+
+from __future__ import annotations
+
+import pytest
+from forge import (
+    ADDITEMS,
+    APPEND,
+    APPENDS,
+    BINPERSID,
+    BUILD,
+    CALLS_SYSTEM,
+    EMPTY_TUPLE,
+    MARK,
+    NEWOBJ,
+    NEWOBJ_EX,
+    NONE,
+    OBJ,
+    POP,
+    READONLY_BUFFER,
+    REDUCE,
+    SETITEM,
+    SETITEMS,
+    STACK_GLOBAL,
+    TUPLE2,
+    Raw,
+    binget,
+    binput,
+    call,
+    ext1,
+    ext4,
+    global_,
+    inst,
+    persid,
+    pickled,
+    proto,
+    storage_id,
+    tensor,
+    torch_zip,
+    unicode_line,
+    value,
+    values,
+)
+
+from ckptaudit.containers import open_container
+from ckptaudit.policy import Judgement, Severity, judge
+from ckptaudit.source import BufferSource
+
+MODULE_STATE = {"_parameters": {}, "_modules": {}}
+
+
+def judged(data: bytes) -> Judgement:
+    return judge(open_container(BufferSource(data)))
+
+
+def judged_pickle(*parts: bytes) -> Judgement:
+    return judged(torch_zip(pickled(*parts)))
+
+
+def made(module: str, name: str, state: object = None) -> bytes:
+    """NEWOBJ without arguments, and BUILD if there is a state."""
+    build = b"" if state is None else value(state) + BUILD
+    return global_(module, name) + EMPTY_TUPLE + NEWOBJ + build
+
+
+THING = made("thing", "Thing")
+NAMESPACE = made("argparse", "Namespace")
+
+
+def dtype(name: str = "O", flags: int = 0) -> bytes:
+    """A NumPy dtype with the flags of another."""
+    state = (3, "|", None, None, None, -1, -1, flags)
+    return call("numpy", "dtype", name, False, True) + value(state) + BUILD  # noqa: FBT003 - align, copy
+
+
+def ndarray(kind: bytes, data: object) -> bytes:
+    array = Raw(global_("numpy", "ndarray"))
+    made = call("numpy.core.multiarray", "_reconstruct", array, (0,), b"b")
+    return made + value((1, (1,), Raw(kind), False, data)) + BUILD
+
+
+HOSTILE: dict[str, tuple[str, bytes]] = {
+    # Names
+    "runs-a-command": ("CKA101", CALLS_SYSTEM),
+    "runs-a-command-and-drops-the-result": ("CKA101", CALLS_SYSTEM + POP + NONE),
+    "names-a-command-only": ("CKA101", global_("os", "system")),
+    "inst": ("CKA101", inst("posix", "system", "true")),
+    "obj": ("CKA101", MARK + global_("posix", "system") + value("true") + OBJ),
+    "newobj": ("CKA101", global_("subprocess", "Popen") + value(("true",)) + NEWOBJ),
+    "newobj-ex": ("CKA101", values(Raw(global_("subprocess", "Popen")), (), {"args": "true"}) + NEWOBJ_EX),
+    "stack-global": ("CKA101", values("posix", "system") + STACK_GLOBAL + value(("true",)) + REDUCE),
+    "python-2-name": ("CKA101", call("commands", "getoutput", "true")),
+    "python-2-builtin": ("CKA101", call("__builtin__", "eval", "1")),
+    "nested-pickle": ("CKA101", call("torch.storage", "_load_from_bytes", b"x")),
+    "escaped-name": ("CKA101", unicode_line(b"p\\u006fsix") + value("system") + STACK_GLOBAL),
+    "unknown-function": ("CKA102", call("thing", "run", "true")),
+    "case-differs": ("CKA102", call("Collections", "OrderedDict")),
+    "submodule-of-an-allowed-one": ("CKA102", call("collections.abc", "OrderedDict")),
+    "torch-but-not-listed": ("CKA102", call("torch.utils.collect_env", "run", "true")),
+    "dotted-name": ("CKA105", global_("torch", "serialization.os.system")),
+    "hidden-name": ("CKA105", global_("collections", "__builtins__")),
+    "cyrillic-name": ("CKA105", global_("c\u043ellections", "OrderedDict")),
+    "name-with-a-space": ("CKA105", global_("collections", "OrderedDict ")),
+    "computed-module": ("CKA104", call("builtins", "str") + value("system") + STACK_GLOBAL),
+    "name-of-bytes": ("CKA104", values(b"posix", b"system") + STACK_GLOBAL),
+    "extension": ("CKA104", ext1(1) + value(("true",)) + REDUCE),
+    "negative-extension": ("CKA104", ext4(-1)),
+    "buffer": ("CKA104", NONE + READONLY_BUFFER),
+    # Calls of allowed names
+    "calls-a-storage-type": ("CKA103", call("torch", "FloatStorage", 5)),
+    "calls-a-dtype": ("CKA103", call("torch", "float32")),
+    "calls-a-callback": ("CKA103", call("pytorch_lightning.callbacks", "ModelCheckpoint", "/etc")),
+    "calls-the-result-of-a-call": ("CKA103", call("collections", "OrderedDict") + EMPTY_TUPLE + REDUCE),
+    "calls-a-persistent-id": ("CKA103", storage_id("0", 1) + EMPTY_TUPLE + REDUCE),
+    "calls-a-string": ("CKA103", value("x") + EMPTY_TUPLE + REDUCE),
+    "arguments-are-no-tuple": ("CKA103", global_("builtins", "set") + value([]) + REDUCE),
+    "keywords": ("CKA103", values(Raw(global_("collections", "OrderedDict")), (), {"a": 1}) + NEWOBJ_EX),
+    "rebuild-by-a-function": (
+        "CKA103",
+        call(
+            "torch._tensor",
+            "_rebuild_from_type_v2",
+            Raw(global_("_codecs", "encode")),
+            Raw(global_("torch", "Tensor")),
+            ("x", "latin1"),
+            {},
+        ),
+    ),
+    "rebuild-sets-a-hidden-attribute": (
+        "CKA103",
+        call(
+            "torch._tensor",
+            "_rebuild_from_type_v2",
+            Raw(global_("torch._utils", "_rebuild_tensor_v2")),
+            Raw(global_("torch", "Tensor")),
+            (),
+            {"__class__": 1},
+        ),
+    ),
+    "parameter-sets-a-hidden-attribute": (
+        "CKA103",
+        call("torch._utils", "_rebuild_parameter_with_state", None, True, None, {"__class__": 1}),  # noqa: FBT003 - requires_grad
+    ),
+    "backward-hooks": (
+        "CKA103",
+        call("torch._utils", "_rebuild_tensor_v2", Raw(storage_id("0", 1)), 0, (1,), (1,), True, {0: Raw(global_("builtins", "set"))}),  # noqa: FBT003 - requires_grad
+    ),
+    "a-codec-of-its-own": ("CKA103", call("_codecs", "encode", "x", "zlib")),
+    "encodes-what-is-made": ("CKA103", call("_codecs", "encode", Raw(NAMESPACE), "latin1")),
+    "factory-is-a-function": ("CKA103", call("collections", "defaultdict", Raw(global_("_codecs", "encode")))),
+    "factory-is-made": ("CKA103", call("collections", "defaultdict", Raw(NAMESPACE))),
+    "a-terabyte-of-zeros": ("CKA103", call("builtins", "bytearray", 1 << 40)),
+    "a-list-of-a-range": ("CKA103", call("builtins", "list", Raw(call("builtins", "range", 1 << 40)))),
+    "a-fraction-of-a-terabyte": ("CKA103", call("fractions", "Fraction", "1e999999999999")),
+    "text-of-an-object": ("CKA103", call("builtins", "str", Raw(NAMESPACE))),
+    "config-with-arguments": ("CKA103", call("omegaconf.listconfig", "ListConfig", "${oc.env:HOME}")),
+    "reconstructor-with-a-base": (
+        "CKA103",
+        call("copyreg", "_reconstructor", Raw(global_("argparse", "Namespace")), Raw(global_("builtins", "int")), 1),
+    ),
+    "reconstructor-of-a-storage": (
+        "CKA103",
+        call("copyreg", "_reconstructor", Raw(global_("torch.storage", "TypedStorage")), Raw(global_("builtins", "object")), None),
+    ),
+    "reconstructor-of-a-class": (
+        "CKA102",
+        call("copyreg", "_reconstructor", Raw(global_("thing", "Thing")), Raw(global_("builtins", "object")), None),
+    ),
+    "numpy-dtype-of-objects": ("CKA103", call("numpy", "dtype", "O", False, True)),  # noqa: FBT003 - align, copy
+    "numpy-dtype-of-fields": ("CKA103", call("numpy", "dtype", "i4,O")),
+    "numpy-array-of-pointers": ("CKA103", ndarray(dtype("O"), b"A" * 8)),
+    "numpy-dtype-that-becomes-objects": ("CKA107", ndarray(dtype("i8", flags=63), b"A" * 8)),
+    "numpy-array-of-a-subclass": (
+        "CKA103",
+        call("numpy.core.multiarray", "_reconstruct", Raw(global_("collections", "deque")), (0,), b"b"),
+    ),
+    "numpy-array-called": ("CKA103", call("numpy", "ndarray", (1,), "O", b"A" * 8)),
+    "numpy-scalar-of-something": ("CKA103", call("numpy.core.multiarray", "scalar", "O", b"A" * 8)),
+    # Items
+    "items-in-a-tensor": ("CKA103", tensor(storage_id("0", 1), (1,)) + values(0, 1) + SETITEM),
+    "items-in-a-storage": ("CKA103", storage_id("0", 1) + values(0, 1) + SETITEM),
+    "items-in-a-class": ("CKA103", global_("torch", "Tensor") + values(0, 1) + SETITEM),
+    "items-in-a-namespace": ("CKA103", NAMESPACE + MARK + values(0, 1) + SETITEMS),
+    "appends-to-a-parameter": ("CKA103", call("torch.nn", "Parameter") + NONE + APPEND),
+    "appends-to-a-namespace": ("CKA103", NAMESPACE + MARK + values(0, 1) + APPENDS),
+    "adds-to-a-namespace": ("CKA103", NAMESPACE + MARK + values(0, 1) + ADDITEMS),
+    # State
+    "state-of-a-class": ("CKA107", global_("torch", "Tensor") + value({"x": 1}) + BUILD),
+    "state-of-a-list": ("CKA107", value([]) + value({"x": 1}) + BUILD),
+    "state-of-a-storage": ("CKA107", storage_id("0", 1) + value({"x": 1}) + BUILD),
+    "state-of-a-value": ("CKA107", call("builtins", "set") + value({"x": 1}) + BUILD),
+    "state-is-no-dict": ("CKA107", NAMESPACE + value("x") + BUILD),
+    "hidden-attribute": ("CKA107", NAMESPACE + value({"__setstate__": 1}) + BUILD),
+    "hidden-attribute-in-a-slot": ("CKA107", NAMESPACE + value((None, {"__class__": 1})) + BUILD),
+    "hidden-attribute-in-an-ordered-dict": (
+        "CKA107",
+        NAMESPACE + call("collections", "OrderedDict") + values("__class__", 1) + SETITEM + BUILD,
+    ),
+    "hidden-attribute-and-then-none": ("CKA107", NAMESPACE + value({"__class__": 1}) + BUILD + value({}) + BUILD),
+    # Persistent ids
+    "persistent-id-of-text": ("CKA106", persid("0")),
+    "persistent-id-of-a-number": ("CKA106", value(5) + BINPERSID),
+    "persistent-id-of-a-class-in-a-zip": (
+        "CKA106",
+        value(("module", Raw(global_("collections", "OrderedDict")), None, None)) + BINPERSID,
+    ),
+    "persistent-id-with-a-number-for-a-place": ("CKA106", storage_id("0", 1, location=5)),
+    "persistent-id-with-a-size-of-text": ("CKA106", storage_id("0", "1")),
+    "persistent-id-of-a-strange-type": ("CKA106", storage_id("0", 1, module="collections", storage="deque")),
+    # Modules
+    "module-state-and-a-call": (
+        "CKA102",
+        global_("thing", "Thing") + binput(0) + EMPTY_TUPLE + NEWOBJ + value(MODULE_STATE) + BUILD
+        + binget(0) + value(("true",)) + REDUCE + TUPLE2,
+    ),
+    "module-state-after-another": (
+        "CKA102",
+        made("thing", "Thing", {"x": 1}) + value(MODULE_STATE) + BUILD,
+    ),
+    "module-without-state": ("CKA102", THING),
+    "module-of-the-standard-library": ("CKA102", made("sched", "scheduler", MODULE_STATE)),
+    "module-that-is-dangerous": ("CKA101", made("threading", "Thread", MODULE_STATE)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "opcodes"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_event_falls_under_its_rule(rule: str, opcodes: bytes) -> None:
+    judgement = judged_pickle(opcodes)
+
+    assert rule in {finding.rule for finding in judgement.findings}
+    assert judgement.verdict >= Severity.SUSPICIOUS
+
+
+@pytest.mark.parametrize(("rule", "opcodes"), HOSTILE.values(), ids=HOSTILE)
+def test_an_event_is_found_though_the_pickle_breaks_after_it(rule: str, opcodes: bytes) -> None:
+    judgement = judged(torch_zip(proto(2) + opcodes + b"\xff"))
+
+    assert rule in {finding.rule for finding in judgement.findings}
+    assert not judgement.coverage.complete
+
+
+@pytest.mark.parametrize(("rule", "opcodes"), HOSTILE.values(), ids=HOSTILE)
+def test_a_finding_points_at_the_bytes_of_its_opcode(rule: str, opcodes: bytes) -> None:
+    data = torch_zip(pickled(opcodes))
+    start = data.index(pickled(opcodes))
+
+    findings = [found for found in judged(data).findings if found.rule == rule]
+
+    for finding in findings:
+        at = finding.stream_offset
+        assert at is not None
+        assert finding.offset == start + at
+        assert finding.record == "archive/data.pkl"
+        assert data[start + at] in b"ciRo\x81\x92\x93\x82\x84\x98sauebQP\x90"
