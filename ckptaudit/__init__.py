@@ -46,12 +46,12 @@ def __getattr__(name: str) -> object:
     # PEP 562: asked once per name that is not there yet.
     if name not in __all__:
         raise AttributeError(f"module 'ckptaudit' has no attribute {name!r}")
-    from ckptaudit import errors, jobs, plan
+    from ckptaudit import errors, jobs, plan  # noqa: PLC0415
 
     for room in (errors, jobs, plan):
         if hasattr(room, name):
             return getattr(room, name)
     # These two load numpy.
-    from ckptaudit.jobs import convert, verify
+    from ckptaudit.jobs import convert, verify  # noqa: PLC0415
 
     return getattr(convert if hasattr(convert, name) else verify, name)

@@ -122,9 +122,7 @@ def bench(folder: Path, *, ema: bool, rounds: int) -> str:
     size = 0
     for number in range(rounds + 1):
         for contestant in contestants:
-            subprocess.run(
-                [sys.executable, "-c", TOUCH, str(source.stat().st_size)], check=True
-            )
+            subprocess.run([sys.executable, "-c", TOUCH, str(source.stat().st_size)], check=True)
             command = contestant.command + ([str(size)] if contestant.name == "copy limit" else [])
             run(contestant, command, counted=number > 0)
             if contestant is contestants[0]:

@@ -20,9 +20,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import safetensors  # noqa: E402
 import safetensors.torch  # noqa: E402
-from make_checkpoint import Options, Summary, write_checkpoint  # noqa: E402
+from make_checkpoint import Options as Made  # noqa: E402
+from make_checkpoint import Summary, write_checkpoint  # noqa: E402
 
 from ckptaudit.layouts import FAMILIES, Entry  # noqa: E402
+
+__all__ = ["Made", "aliases_in", "at", "bits", "converted", "data_order", "flattened", "header_of",
+           "load", "metadata_of", "rewrite", "sd1_entries", "tensors_in", "torch", "write_sd1",
+           "written"]  # fmt: skip
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -132,9 +137,9 @@ def sd1_entries(*, ema: bool = False, variant: str | None = None) -> tuple[Entry
 
 def write_sd1(
     path: Path,
-    options: Options | None = None,
+    options: Made | None = None,
     *,
     ema: bool = False,
     variant: str | None = None,
 ) -> Summary:
-    return write_checkpoint(path, sd1_entries(ema=ema, variant=variant), options or Options())
+    return write_checkpoint(path, sd1_entries(ema=ema, variant=variant), options or Made())

@@ -27,11 +27,11 @@ from oracle import (
 
 from ckptaudit import __version__
 from ckptaudit.errors import OutputFailed, Refused, SourceChanged
-from ckptaudit.jobs import stream as streaming
 from ckptaudit.jobs.convert import convert
 from ckptaudit.jobs.verify import verify
 from ckptaudit.plan import Dedupe, OnOverflow, Options, Precision
 from ckptaudit.report import to_json
+from ckptaudit.tensors import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.convert import Conversion
 
 KEEP = Options(precision=Precision.KEEP)
-BLOCK = streaming.BLOCK_BYTES
+BLOCK = BLOCK_BYTES
 
 
 def save(path: Path, state_dict: Any, *, new_zip: bool = True) -> Path:
@@ -53,7 +53,7 @@ def convert_to(tmp_path: Path, source: Path, options: Options | None = None) -> 
 
 @pytest.mark.parametrize("new_zip", [True, False], ids=["zip", "legacy"])
 def test_tensors_of_several_blocks_and_odd_shapes_keep_every_bit(
-    new_zip: bool, tmp_path: Path
+    tmp_path: Path, *, new_zip: bool
 ) -> None:
     """Of 4 MiB blocks and strided tiles none is whole here, and several go at once."""
     torch.manual_seed(0)
@@ -85,7 +85,7 @@ def test_tensors_of_several_blocks_and_odd_shapes_keep_every_bit(
 def test_byte_order_and_compression_make_no_difference(
     method: int, order: str, tmp_path: Path
 ) -> None:
-    """torch swaps what a big-endian machine has written; each half of a complex number alone."""
+    """Torch swaps what a big-endian machine has written; each half of a complex number alone."""
     weight = torch.randn(BLOCK // 4 + 3)
     state_dict = {
         "turned": torch.randn(5, 3, dtype=torch.complex64).t(),
@@ -249,9 +249,10 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(tmp_path: Path) -> None
     assert names_in(tmp_path) == {"model.pt"}
     wet = convert_to(tmp_path, source)
 
+    output = tmp_path / "out.safetensors"
     assert (dry.written, wet.written) == (False, True)
     assert [entry.name for entry in dry.tensors] == [entry.name for entry in wet.tensors]
-    assert dry.outputs[0].size == wet.outputs[0].size == os.stat(wet.outputs[0].path).st_size
+    assert dry.outputs[0].size == wet.outputs[0].size == output.stat().st_size
     assert dry.source.sha256 is None
 
 
@@ -271,9 +272,10 @@ def test_the_source_is_never_written_over(tmp_path: Path) -> None:
     rewrite(source, {"a": torch.ones(3)}, {})
     before = source.read_bytes()
     (tmp_path / "link.safetensors").symlink_to(source)
+    (tmp_path / "hard.safetensors").hardlink_to(source)
 
-    for name in ("model.safetensors", "link.safetensors"):
-        with pytest.raises(OutputFailed, match="is the source itself"):
+    for name in ("model.safetensors", "link.safetensors", "hard.safetensors"):
+        with pytest.raises(OutputFailed, match=r"is the source itself|is a link"):
             convert(source, tmp_path / name, overwrite=True)
 
     assert source.read_bytes() == before
@@ -301,10 +303,10 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize("meddle", [grow, cut, touch, flip])
 @pytest.mark.parametrize("with_hash", [True, False])
 def test_a_source_that_changes_while_it_is_read_gives_no_output(
-    meddle: Any, with_hash: bool, tmp_path: Path
+    meddle: Any, tmp_path: Path, *, with_hash: bool
 ) -> None:
     source = save(tmp_path / "model.pt", {"a": torch.ones(5 * BLOCK // 4), "b": torch.ones(BLOCK)})
-    done_once = []
+    done_once: list[bool] = []
 
     def progress(_done: int, _total: int) -> None:
         if not done_once:

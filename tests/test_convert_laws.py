@@ -135,9 +135,9 @@ def from_bits(found: Any) -> Any:
     return flat[: int(np.prod(shape, dtype=int))].reshape(shape)
 
 
-@given(state_dicts(), st.booleans(), st.sampled_from(Dedupe))
+@given(state_dict=state_dicts(), new_zip=st.booleans(), dedupe=st.sampled_from(Dedupe))
 def test_keeping_precision_keeps_every_bit(
-    state_dict: dict[str, Any], new_zip: bool, dedupe: Dedupe
+    state_dict: dict[str, Any], *, new_zip: bool, dedupe: Dedupe
 ) -> None:
     options = Options(precision=Precision.KEEP, dedupe=dedupe)
     with TemporaryDirectory() as folder:
@@ -151,9 +151,9 @@ def test_keeping_precision_keeps_every_bit(
         assert verify(Path(folder) / "model.pt", output).equal
 
 
-@given(state_dicts(), st.booleans())
+@given(state_dict=state_dicts(), new_zip=st.booleans())
 def test_converting_rounds_as_torch_does_but_for_what_does_not_fit(
-    state_dict: dict[str, Any], new_zip: bool
+    state_dict: dict[str, Any], *, new_zip: bool
 ) -> None:
     """Never an infinity that was not there; each kept tensor is in a finding."""
     with TemporaryDirectory() as folder:
@@ -261,7 +261,7 @@ def test_converting_twice_gives_the_same_bytes(
 
 @pytest.mark.parametrize("new_zip", [True, False], ids=["zip", "legacy"])
 def test_values_that_torch_changes_on_loading_are_dropped_and_named(
-    new_zip: bool, tmp_path: Path
+    tmp_path: Path, *, new_zip: bool
 ) -> None:
     """A lazily negated or conjugated tensor has other values in its storage than torch gives."""
     numbers = torch.arange(1, 4).float()

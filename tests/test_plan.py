@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -47,6 +47,7 @@ class Given:
 
     @property
     def view(self) -> TensorView:
+        """The tensor as `tensors` would have found it."""
         dtype = known(self.dtype)
         # Six elements of room, whatever the shape; one storage at each multiple of 1000.
         offset = 1000 * (1 + sum(self.storage.encode()))
@@ -194,7 +195,7 @@ def test_averages_are_left_out_by_default() -> None:
 
 
 @pytest.mark.parametrize("keep_names", [False, True])
-def test_averages_take_the_place_and_the_name_of_their_weights(keep_names: bool) -> None:
+def test_averages_take_the_place_and_the_name_of_their_weights(*, keep_names: bool) -> None:
     made = plan(MODEL, ema=Ema.USE, keep_names=keep_names)
 
     (job,) = (job for job in made.jobs if job.name == UNET)
@@ -221,10 +222,12 @@ def test_both_are_written_where_averages_are_kept() -> None:
     [("unet", UNET), ("vae", VAE), ("text_encoder", TEXT_SPELLED), ("other", "junk")],
 )
 def test_a_part_is_copied_or_dropped_on_request(option: str, key: str) -> None:
-    copied = plan(MODEL, **{option: Action.COPY})
+    copy: dict[str, Any] = {option: Action.COPY}
+    copied = plan(MODEL, **copy)
     assert targets(copied) == targets(plan(MODEL)) | {key: "float32"}
 
-    dropped = plan(MODEL, **{option: Action.DROP})
+    drop_: dict[str, Any] = {option: Action.DROP}
+    dropped = plan(MODEL, **drop_)
     assert key not in targets(dropped)
     (reason,) = (drop.reason for drop in dropped.drops if drop.source == key)
     assert "on request" in reason
@@ -280,7 +283,7 @@ def test_copies_that_no_loader_asks_for_are_stored_once_if_they_are_equal() -> N
 
 
 @pytest.mark.parametrize("keep_names", [False, True])
-def test_a_copy_is_found_under_whatever_name_its_original_is_written(keep_names: bool) -> None:
+def test_a_copy_is_found_under_whatever_name_its_original_is_written(*, keep_names: bool) -> None:
     copy = stranger("state_dict." + TEXT_SPELLED, "2", of=TEXT)
 
     made = plan((MODEL[2], copy), keep_names=keep_names)

@@ -46,7 +46,7 @@ from ckptaudit.containers import open_container
 from ckptaudit.policy import Judgement, Severity, judge
 from ckptaudit.source import BufferSource
 
-MODULE_STATE = {"_parameters": {}, "_modules": {}}
+MODULE_STATE: dict[str, object] = {"_parameters": {}, "_modules": {}}
 
 
 def judged(data: bytes) -> Judgement:
@@ -55,6 +55,10 @@ def judged(data: bytes) -> Judgement:
 
 def judged_pickle(*parts: bytes) -> Judgement:
     return judged(torch_zip(pickled(*parts)))
+
+
+def named(module: str, name: str) -> Raw:
+    return Raw(global_(module, name))
 
 
 def made(module: str, name: str, state: object = None) -> bytes:
@@ -70,11 +74,11 @@ NAMESPACE = made("argparse", "Namespace")
 def dtype(name: str = "O", flags: int = 0) -> bytes:
     """A NumPy dtype with the flags of another."""
     state = (3, "|", None, None, None, -1, -1, flags)
-    return call("numpy", "dtype", name, False, True) + value(state) + BUILD  # noqa: FBT003 - align, copy
+    return call("numpy", "dtype", name, 0, 1) + value(state) + BUILD
 
 
 def ndarray(kind: bytes, data: object) -> bytes:
-    array = Raw(global_("numpy", "ndarray"))
+    array = named("numpy", "ndarray")
     made = call("numpy.core.multiarray", "_reconstruct", array, (0,), b"b")
     return made + value((1, (1,), Raw(kind), False, data)) + BUILD
 
@@ -87,8 +91,11 @@ HOSTILE: dict[str, tuple[str, bytes]] = {
     "inst": ("CKA101", inst("posix", "system", "true")),
     "obj": ("CKA101", MARK + global_("posix", "system") + value("true") + OBJ),
     "newobj": ("CKA101", global_("subprocess", "Popen") + value(("true",)) + NEWOBJ),
-    "newobj-ex": ("CKA101", values(Raw(global_("subprocess", "Popen")), (), {"args": "true"}) + NEWOBJ_EX),
-    "stack-global": ("CKA101", values("posix", "system") + STACK_GLOBAL + value(("true",)) + REDUCE),
+    "newobj-ex": ("CKA101", values(named("subprocess", "Popen"), (), {"args": "true"}) + NEWOBJ_EX),
+    "stack-global": (
+        "CKA101",
+        values("posix", "system") + STACK_GLOBAL + value(("true",)) + REDUCE,
+    ),
     "python-2-name": ("CKA101", call("commands", "getoutput", "true")),
     "python-2-builtin": ("CKA101", call("__builtin__", "eval", "1")),
     "nested-pickle": ("CKA101", call("torch.storage", "_load_from_bytes", b"x")),
@@ -110,18 +117,21 @@ HOSTILE: dict[str, tuple[str, bytes]] = {
     "calls-a-storage-type": ("CKA103", call("torch", "FloatStorage", 5)),
     "calls-a-dtype": ("CKA103", call("torch", "float32")),
     "calls-a-callback": ("CKA103", call("pytorch_lightning.callbacks", "ModelCheckpoint", "/etc")),
-    "calls-the-result-of-a-call": ("CKA103", call("collections", "OrderedDict") + EMPTY_TUPLE + REDUCE),
+    "calls-the-result-of-a-call": (
+        "CKA103",
+        call("collections", "OrderedDict") + EMPTY_TUPLE + REDUCE,
+    ),
     "calls-a-persistent-id": ("CKA103", storage_id("0", 1) + EMPTY_TUPLE + REDUCE),
     "calls-a-string": ("CKA103", value("x") + EMPTY_TUPLE + REDUCE),
     "arguments-are-no-tuple": ("CKA103", global_("builtins", "set") + value([]) + REDUCE),
-    "keywords": ("CKA103", values(Raw(global_("collections", "OrderedDict")), (), {"a": 1}) + NEWOBJ_EX),
+    "keywords": ("CKA103", values(named("collections", "OrderedDict"), (), {"a": 1}) + NEWOBJ_EX),
     "rebuild-by-a-function": (
         "CKA103",
         call(
             "torch._tensor",
             "_rebuild_from_type_v2",
-            Raw(global_("_codecs", "encode")),
-            Raw(global_("torch", "Tensor")),
+            named("_codecs", "encode"),
+            named("torch", "Tensor"),
             ("x", "latin1"),
             {},
         ),
@@ -131,48 +141,76 @@ HOSTILE: dict[str, tuple[str, bytes]] = {
         call(
             "torch._tensor",
             "_rebuild_from_type_v2",
-            Raw(global_("torch._utils", "_rebuild_tensor_v2")),
-            Raw(global_("torch", "Tensor")),
+            named("torch._utils", "_rebuild_tensor_v2"),
+            named("torch", "Tensor"),
             (),
             {"__class__": 1},
         ),
     ),
     "parameter-sets-a-hidden-attribute": (
         "CKA103",
-        call("torch._utils", "_rebuild_parameter_with_state", None, True, None, {"__class__": 1}),  # noqa: FBT003 - requires_grad
+        call("torch._utils", "_rebuild_parameter_with_state", None, 1, None, {"__class__": 1}),
     ),
     "backward-hooks": (
         "CKA103",
-        call("torch._utils", "_rebuild_tensor_v2", Raw(storage_id("0", 1)), 0, (1,), (1,), True, {0: Raw(global_("builtins", "set"))}),  # noqa: FBT003 - requires_grad
+        call(
+            "torch._utils",
+            "_rebuild_tensor_v2",
+            Raw(storage_id("0", 1)),
+            0,
+            (1,),
+            (1,),
+            1,
+            {0: named("builtins", "set")},
+        ),
     ),
     "a-codec-of-its-own": ("CKA103", call("_codecs", "encode", "x", "zlib")),
     "encodes-what-is-made": ("CKA103", call("_codecs", "encode", Raw(NAMESPACE), "latin1")),
-    "factory-is-a-function": ("CKA103", call("collections", "defaultdict", Raw(global_("_codecs", "encode")))),
+    "factory-is-a-function": (
+        "CKA103",
+        call("collections", "defaultdict", named("_codecs", "encode")),
+    ),
     "factory-is-made": ("CKA103", call("collections", "defaultdict", Raw(NAMESPACE))),
     "a-terabyte-of-zeros": ("CKA103", call("builtins", "bytearray", 1 << 40)),
-    "a-list-of-a-range": ("CKA103", call("builtins", "list", Raw(call("builtins", "range", 1 << 40)))),
+    "a-list-of-a-range": (
+        "CKA103",
+        call("builtins", "list", Raw(call("builtins", "range", 1 << 40))),
+    ),
     "a-fraction-of-a-terabyte": ("CKA103", call("fractions", "Fraction", "1e999999999999")),
     "text-of-an-object": ("CKA103", call("builtins", "str", Raw(NAMESPACE))),
-    "config-with-arguments": ("CKA103", call("omegaconf.listconfig", "ListConfig", "${oc.env:HOME}")),
+    "config-with-arguments": (
+        "CKA103",
+        call("omegaconf.listconfig", "ListConfig", "${oc.env:HOME}"),
+    ),
     "reconstructor-with-a-base": (
         "CKA103",
-        call("copyreg", "_reconstructor", Raw(global_("argparse", "Namespace")), Raw(global_("builtins", "int")), 1),
+        call(
+            "copyreg", "_reconstructor", named("argparse", "Namespace"), named("builtins", "int"), 1
+        ),
     ),
     "reconstructor-of-a-storage": (
         "CKA103",
-        call("copyreg", "_reconstructor", Raw(global_("torch.storage", "TypedStorage")), Raw(global_("builtins", "object")), None),
+        call(
+            "copyreg",
+            "_reconstructor",
+            named("torch.storage", "TypedStorage"),
+            named("builtins", "object"),
+            None,
+        ),
     ),
     "reconstructor-of-a-class": (
         "CKA102",
-        call("copyreg", "_reconstructor", Raw(global_("thing", "Thing")), Raw(global_("builtins", "object")), None),
+        call(
+            "copyreg", "_reconstructor", named("thing", "Thing"), named("builtins", "object"), None
+        ),
     ),
-    "numpy-dtype-of-objects": ("CKA103", call("numpy", "dtype", "O", False, True)),  # noqa: FBT003 - align, copy
+    "numpy-dtype-of-objects": ("CKA103", call("numpy", "dtype", "O", 0, 1)),
     "numpy-dtype-of-fields": ("CKA103", call("numpy", "dtype", "i4,O")),
     "numpy-array-of-pointers": ("CKA103", ndarray(dtype("O"), b"A" * 8)),
     "numpy-dtype-that-becomes-objects": ("CKA107", ndarray(dtype("i8", flags=63), b"A" * 8)),
     "numpy-array-of-a-subclass": (
         "CKA103",
-        call("numpy.core.multiarray", "_reconstruct", Raw(global_("collections", "deque")), (0,), b"b"),
+        call("numpy.core.multiarray", "_reconstruct", named("collections", "deque"), (0,), b"b"),
     ),
     "numpy-array-called": ("CKA103", call("numpy", "ndarray", (1,), "O", b"A" * 8)),
     "numpy-scalar-of-something": ("CKA103", call("numpy.core.multiarray", "scalar", "O", b"A" * 8)),
@@ -196,22 +234,36 @@ HOSTILE: dict[str, tuple[str, bytes]] = {
         "CKA107",
         NAMESPACE + call("collections", "OrderedDict") + values("__class__", 1) + SETITEM + BUILD,
     ),
-    "hidden-attribute-and-then-none": ("CKA107", NAMESPACE + value({"__class__": 1}) + BUILD + value({}) + BUILD),
+    "hidden-attribute-and-then-none": (
+        "CKA107",
+        NAMESPACE + value({"__class__": 1}) + BUILD + value({}) + BUILD,
+    ),
     # Persistent ids
     "persistent-id-of-text": ("CKA106", persid("0")),
     "persistent-id-of-a-number": ("CKA106", value(5) + BINPERSID),
     "persistent-id-of-a-class-in-a-zip": (
         "CKA106",
-        value(("module", Raw(global_("collections", "OrderedDict")), None, None)) + BINPERSID,
+        value(("module", named("collections", "OrderedDict"), None, None)) + BINPERSID,
     ),
     "persistent-id-with-a-number-for-a-place": ("CKA106", storage_id("0", 1, location=5)),
     "persistent-id-with-a-size-of-text": ("CKA106", storage_id("0", "1")),
-    "persistent-id-of-a-strange-type": ("CKA106", storage_id("0", 1, module="collections", storage="deque")),
+    "persistent-id-of-a-strange-type": (
+        "CKA106",
+        storage_id("0", 1, module="collections", storage="deque"),
+    ),
     # Modules
     "module-state-and-a-call": (
         "CKA102",
-        global_("thing", "Thing") + binput(0) + EMPTY_TUPLE + NEWOBJ + value(MODULE_STATE) + BUILD
-        + binget(0) + value(("true",)) + REDUCE + TUPLE2,
+        global_("thing", "Thing")
+        + binput(0)
+        + EMPTY_TUPLE
+        + NEWOBJ
+        + value(MODULE_STATE)
+        + BUILD
+        + binget(0)
+        + value(("true",))
+        + REDUCE
+        + TUPLE2,
     ),
     "module-state-after-another": (
         "CKA102",
@@ -220,7 +272,7 @@ HOSTILE: dict[str, tuple[str, bytes]] = {
     "module-without-state": ("CKA102", THING),
     "module-of-the-standard-library": ("CKA102", made("sched", "scheduler", MODULE_STATE)),
     "module-that-is-dangerous": ("CKA101", made("threading", "Thread", MODULE_STATE)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("rule", "opcodes"), HOSTILE.values(), ids=HOSTILE)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
 from dataclasses import asdict, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from oracle import header_of, load, metadata_of, rewrite, torch, write_sd1
+from oracle import Made, header_of, load, metadata_of, rewrite, torch, write_sd1
 
 from ckptaudit.errors import Unsupported
 from ckptaudit.jobs.convert import convert
@@ -89,8 +88,6 @@ def test_our_own_output_is_proven_whatever_the_options(
 
 @pytest.fixture(scope="module")
 def sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from oracle import Options as Made
-
     path = tmp_path_factory.mktemp("sd1") / "model.ckpt"
     made = Made(lightning=True, plants=("overflow:3", "nan:2"), aliases=("3",), non_contiguous=4)
     write_sd1(path, made, ema=True, variant="novelai")
@@ -128,7 +125,8 @@ def test_one_flipped_bit_is_found_wherever_it_is(pair: tuple[Path, Path]) -> Non
         free.add((start + 2) * 8 + bit)
     whole = output.read_bytes()
     base = len(whole) - len(data)
-    for bit in range(8 * len(data)):
+    # Every third bit is one of each place in a byte.
+    for bit in range(0, 8 * len(data), 3):
         if bit in free or bit == (start + 2) * 8 + 15:
             continue
         flipped = bytearray(whole)
@@ -335,7 +333,7 @@ def test_files_of_many_blocks_are_compared_to_their_ends(tmp_path: Path) -> None
     assert verify(source, output).equal
     whole = np.fromfile(output, np.uint8)
 
-    for at in (-1, -3_000_003, -6_000_000, *random.Random(0).sample(range(-6_200_000, 0), 3)):
+    for at in (-1, -3_000_003, -6_000_000, -4_100_007, -1_500_000, -77):
         flipped = whole.copy()
         flipped[at] ^= 1
         flipped.tofile(output)

@@ -104,14 +104,15 @@ class Answers(Generic[Result]):
             text = "".join(self.as_text(result) for result in self.results)
         try:
             _to_stdout(text, "utf-8" if format_ == "json" else None)
-            if json_path is not None:
-                _write_json(json_path, to_json(self.results, self.failures))
-        except CkptauditError as err:
-            show(f"ckptaudit: {err}")
-            self._statuses.add(NONE)
         except OSError as err:
             show(f"ckptaudit: the answer cannot be written to standard output ({err.strerror})")
             self._statuses.add(NONE)
+        if json_path is not None:
+            try:
+                _write_json(json_path, to_json(self.results, self.failures))
+            except CkptauditError as err:
+                show(f"ckptaudit: {err}")
+                self._statuses.add(NONE)
         return BAD if BAD in self._statuses else max(self._statuses)
 
     def _fail(self, path: str, why: str, status: int) -> None:
@@ -182,7 +183,11 @@ def _write_json(path: Path, data: bytes) -> None:
     from ckptaudit.writer import write_text
 
     # `scan --json a.ckpt b.ckpt`, where --json was taken for a flag, must not cost a checkpoint.
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        if path.is_file() and file.read(1) not in (b"", b"{"):
-            raise OutputExists(f"{path}: exists and is no JSON report; choose another name")
+    first = b""
+    with contextlib.suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as file:
+                first = file.read(1)
+    if first not in (b"", b"{"):
+        raise OutputExists(f"{path}: exists and is no JSON report; choose another name")
     write_text(path, data, overwrite=True)

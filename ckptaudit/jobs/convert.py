@@ -332,13 +332,7 @@ class _Run:
         known = len(self.unfit)
         length = len(self.header(plan, _NO_HASH if with_hash else None))
         with Draft(self.target, length + plan.nbytes) as draft:
-
-            def sink(job: TensorJob, first: int, data: memoryview) -> None:
-                if len(self.unfit) == known:
-                    at = length + job.offset + first * job.target.itemsize
-                    draft.write_at(at, data)
-
-            self.cast(plan, sink)
+            self.cast(plan, _DraftSink(draft, length, lambda: len(self.unfit) == known))
             if len(self.unfit) > known:
                 return None
             draft.write_at(0, self.header(plan, self.file.finish()))
@@ -459,6 +453,22 @@ class _Run:
                 what = f"holds {stats.nan} NaN and {stats.inf} infinite values, which stay"
                 found.append(_finding("CKA302", what, name))
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class _DraftSink:
+    """Puts blocks where the plan says, for as long as they are *wanted*."""
+
+    draft: Draft
+    start: int
+    wanted: Callable[[], bool]
+
+    def position(self, job: TensorJob, first: int) -> int:
+        return self.start + job.offset + first * job.target.itemsize
+
+    def take(self, job: TensorJob, first: int, data: memoryview) -> None:
+        if self.wanted():
+            self.draft.write_at(self.position(job, first), data)
 
 
 def _finding(rule_id: str, message: str, record: str) -> Finding:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass
+from mmap import mmap
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
@@ -83,7 +84,8 @@ def hash_of(
 ) -> str:
     """SHA-256, in hexadecimal, of *size* bytes that *read_into* gives; "" if *stop* was set."""
     hasher = hashlib.sha256()
-    buffer = memoryview(bytearray(min(size, _BLOCK_BYTES)))
+    # Whole pages, so that a file may be read past the page cache.
+    buffer = memoryview(mmap(-1, _BLOCK_BYTES))
     for at in range(0, size, _BLOCK_BYTES):
         if stop is not None and stop.is_set():
             return ""

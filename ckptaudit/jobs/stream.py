@@ -14,12 +14,14 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from mmap import mmap
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ckptaudit.numerics import Caster, TensorStats
 from ckptaudit.tensors import BLOCK_BYTES, Block, blocks_of
+from ckptaudit.writer import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from ckptaudit.plan import TensorJob
     from ckptaudit.tensors import TensorView
 
-__all__ = ["Sink", "digest_of", "stream"]
+__all__ = ["Nowhere", "Sink", "digest_of", "stream"]
 
 # Blocks read ahead of the cast, and blocks cast but not yet written.
 _AHEAD = 3
@@ -37,10 +39,31 @@ _WIDEST_INTEGER = 8
 
 
 class Sink(Protocol):
-    """Where converted blocks go; called on one thread, not the caller's."""
+    """Where converted blocks go."""
 
-    def __call__(self, job: TensorJob, first: int, data: memoryview) -> None:
-        """Take *data*: elements of *job*'s output, from element *first* on."""
+    def position(self, job: TensorJob, first: int) -> int:
+        """Where in its file element *first* of *job* goes, in bytes.
+
+        Asked before a block is cast, so that the block can lie in memory as it will lie in
+        the file, page by page.
+        """
+
+    def take(self, job: TensorJob, first: int, data: memoryview) -> None:
+        """Take *data*: elements of *job*'s output, from element *first* on.
+
+        Called on one thread, not the caller's.
+        """
+
+
+class Nowhere:
+    """A sink for those who want the statistics only."""
+
+    def position(self, _job: TensorJob, _first: int) -> int:
+        """See `Sink.position`."""
+        return 0
+
+    def take(self, _job: TensorJob, _first: int, _data: memoryview) -> None:
+        """See `Sink.take`."""
 
 
 def stream(
@@ -74,7 +97,7 @@ def stream(
             caster = Caster(job.view.dtype, job.target, clamp=clamp)
             for block in blocks_of(job.view):
                 data = reads.next()
-                out = writes.buffer(block.numel * job.target.itemsize)
+                out = writes.buffer(job, block)
                 caster.cast(data, out)
                 writes.put(job, block, out)
                 progress(len(data))
@@ -88,8 +111,8 @@ def _position(view: TensorView) -> tuple[int, str]:
 
 
 def _room(nbytes: int) -> memoryview:
-    # A bytearray would be filled with zeros first, which costs more than a small file does.
-    return np.empty(nbytes, np.uint8).data
+    """Memory that begins with a page; the kernel gives pages when they are touched."""
+    return memoryview(mmap(-1, nbytes))
 
 
 class _ReadAhead:
@@ -175,15 +198,17 @@ class _WriteBehind:
         finally:
             self._pool.shutdown(cancel_futures=True)
 
-    def buffer(self, nbytes: int) -> memoryview:
+    def buffer(self, job: TensorJob, block: Block) -> memoryview:
         """Room for the next block; waits until the sink has taken what was there before."""
         if len(self._pending) > _BEHIND:
             self._pending.popleft().result()
         index = self._handed_out % len(self._ring)
         self._handed_out += 1
-        if len(self._ring[index]) < nbytes:
-            self._ring[index] = _room(nbytes)
-        return self._ring[index][:nbytes]
+        nbytes = block.numel * job.target.itemsize
+        phase = self._sink.position(job, block.runs[0][0]) % PAGE
+        if len(self._ring[index]) < phase + nbytes:
+            self._ring[index] = _room(nbytes + PAGE)
+        return self._ring[index][phase : phase + nbytes]
 
     def put(self, job: TensorJob, block: Block, data: memoryview) -> None:
         """Hand over the buffer asked for last."""
@@ -194,7 +219,7 @@ class _WriteBehind:
         at = 0
         for first, last in block.runs:
             nbytes = (last - first) * size
-            self._sink(job, first, data[at : at + nbytes])
+            self._sink.take(job, first, data[at : at + nbytes])
             at += nbytes
 
 

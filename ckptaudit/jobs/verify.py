@@ -20,7 +20,7 @@ from ckptaudit.errors import Unsupported
 from ckptaudit.jobs.convert import METADATA_PREFIX, plan_for
 from ckptaudit.jobs.inspect import meaning_of
 from ckptaudit.jobs.opening import Opened, opened
-from ckptaudit.jobs.stream import stream
+from ckptaudit.jobs.stream import Nowhere, stream
 from ckptaudit.layouts import Component
 from ckptaudit.plan import Action, Dedupe, Ema, OnOverflow, Options, Precision
 from ckptaudit.tensors import find_state_dict
@@ -208,15 +208,7 @@ class _Proof:
             done += nbytes
             progress(done, total)
 
-        homes = {job.source: self.home(job) for job in jobs}
-
-        def sink(job: TensorJob, first: int, data: memoryview) -> None:
-            at = homes[job.source] + first * job.target.itemsize
-            there = self.file.source.read_at(at, len(data))
-            if data != there:
-                count = _differing(bytes(data), there, job)
-                self.differing[job.source] = self.differing.get(job.source, 0) + count
-
+        sink = _Comparison(self.file, {job.source: self.home(job) for job in jobs}, self.differing)
         clamp = self.options is not None and self.options.on_overflow is OnOverflow.CLAMP
         cast = stream(self.source.container, jobs, sink, clamp=clamp, progress=advance)
         infinite = 0
@@ -254,7 +246,7 @@ class _Proof:
             for job in kept:
                 self.tensor_problems[job.source] = f"was not cast to {job.target.name}"
             return
-        cast = stream(self.source.container, kept, lambda _job, _first, _data: None)
+        cast = stream(self.source.container, kept, Nowhere())
         with closing(cast):
             for job, stats in cast:
                 if not stats.overflowed:
@@ -295,6 +287,30 @@ class _Proof:
             problem = f"{self.differing[job.source]} of {job.view.numel} elements differ"
         name = stored.key if stored is not None else job.name
         return TensorProof(name, job.source, problem is None, problem)
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """Holds converted blocks against those of a file.
+
+    Attributes:
+        file: What to compare with.
+        homes: By source key, where its tensor begins in *file*, in bytes.
+        differing: By source key, how many elements were found to differ.
+    """
+
+    file: Container
+    homes: Mapping[str, int]
+    differing: dict[str, int]
+
+    def position(self, job: TensorJob, first: int) -> int:
+        return self.homes[job.source] + first * job.target.itemsize
+
+    def take(self, job: TensorJob, first: int, data: memoryview) -> None:
+        there = self.file.source.read_at(self.position(job, first), len(data))
+        if data != there:
+            count = _differing(bytes(data), there, job)
+            self.differing[job.source] = self.differing.get(job.source, 0) + count
 
 
 def _file(container: Container, digest: str | None) -> VerifiedFile:

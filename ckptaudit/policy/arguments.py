@@ -24,7 +24,7 @@ __all__ = [
     "State",
     "any_values",
     "array_state",
-    "attribute_names",
+    "attribute_dicts",
     "attributes",
     "complete_state",
     "container",
@@ -34,6 +34,7 @@ __all__ = [
     "dtype_state",
     "factory_and_pairs",
     "fraction",
+    "hidden_names",
     "latin1",
     "made_array",
     "nothing",
@@ -75,6 +76,10 @@ _DTYPE_STATE = 8
 _DTYPE_FLAGS = 7
 # NPY_NEEDS_INIT, which NumPy sets for text.  Every other flag is about Python objects.
 _NEEDS_INIT = 8
+_MOST_ARGUMENTS = 16
+_MOST_ATTRIBUTES = 100
+# torch/_tensor.py: no tensor has more.
+_MOST_DIMENSIONS = 64
 
 
 # Arguments
@@ -87,7 +92,7 @@ def nothing(args: tuple[Node, ...]) -> bool:
 
 def any_values(args: tuple[Node, ...]) -> bool:
     """Whatever is not itself a name that could be called."""
-    return not any(isinstance(arg, (Global, PersistentId)) for arg in args)
+    return _few(args) and not any(isinstance(arg, (Global, PersistentId)) for arg in args)
 
 
 def tensor(args: tuple[Node, ...]) -> bool:
@@ -102,14 +107,14 @@ def with_hooks(at: int) -> Arguments:
 
 def with_state(args: tuple[Node, ...]) -> bool:
     """A parameter, whether it needs a gradient, no hooks, and attributes to set."""
-    return len(args) == 4 and _is_empty(args[2]) and attributes(args[3])  # noqa: PLR2004 - spelled out above
+    return len(args) == 4 and _is_empty(args[2]) and _set_later(args[3])  # noqa: PLR2004 - spelled out above
 
 
 def rebuild_by(args: tuple[Node, ...]) -> bool:
     """A function that rebuilds a tensor, the class it is to have, arguments, attributes to set."""
     match args:
         case (Global(module="torch._utils", name=name), Global(), tuple(), state):
-            return name.startswith("_rebuild_") and attributes(state)
+            return name.startswith("_rebuild_") and _set_later(state)
         case _:
             return False
 
@@ -127,7 +132,7 @@ def sizes(args: tuple[Node, ...]) -> bool:
     """One sequence of integers."""
     match args:
         case (tuple() | list() as items,):
-            return all(type(item) is int for item in items)
+            return len(items) <= _MOST_DIMENSIONS and all(type(item) is int for item in items)
         case _:
             return False
 
@@ -143,12 +148,12 @@ def device(args: tuple[Node, ...]) -> bool:
 
 def texts(args: tuple[Node, ...]) -> bool:
     """Strings."""
-    return all(isinstance(arg, str) for arg in args)
+    return _few(args) and all(isinstance(arg, str) for arg in args)
 
 
 def numbers(args: tuple[Node, ...]) -> bool:
     """Numbers, or None."""
-    return all(arg is None or isinstance(arg, (int, float)) for arg in args)
+    return _few(args) and all(arg is None or isinstance(arg, (int, float)) for arg in args)
 
 
 def fraction(args: tuple[Node, ...]) -> bool:
@@ -164,13 +169,7 @@ def fraction(args: tuple[Node, ...]) -> bool:
 
 def pairs(args: tuple[Node, ...]) -> bool:
     """Nothing, a dict, or the list of pairs that Python 2 wrote."""
-    match args:
-        case () | (Dict(),):
-            return True
-        case (list() | tuple() as items,):
-            return all(isinstance(item, (list, tuple)) and len(item) == 2 for item in items)  # noqa: PLR2004 - a pair
-        case _:
-            return False
+    return not args or (len(args) == 1 and isinstance(args[0], (Dict, list, tuple)))
 
 
 def counts(args: tuple[Node, ...]) -> bool:
@@ -274,10 +273,10 @@ def complete_state(args: tuple[Node, ...]) -> bool:
 
 
 def attributes(state: Node) -> bool:
-    """Attributes by name: a dict, or (dict, dict of slots)."""
+    """Attributes by name: a dict, or (dict, dict of slots); the judge looks at the names."""
     match state:
         case None | Dict() | (Dict() | None, Dict() | None):
-            return not any(_is_hidden(name) for name in attribute_names(state))
+            return True
         case _:
             return False
 
@@ -315,18 +314,33 @@ def array_state(state: Node) -> bool:
             return False
 
 
-def attribute_names(state: Node) -> Iterator[str]:
-    """The attribute names BUILD would set: of a dict, or of (dict, dict of slots)."""
-    for part in state if isinstance(state, tuple) else (state,):
-        if isinstance(part, Dict):
-            yield from (key for key, _ in part.pairs if isinstance(key, str))
-        elif isinstance(part, Call):
-            # An OrderedDict is a dict as well.
-            yield from (key for key, _ in part.pairs if isinstance(key, str))
+def attribute_dicts(state: Node) -> Iterator[Dict | Call]:
+    """The dicts of attributes in what BUILD was given; an OrderedDict is one as well."""
+    # Modules/_pickle.c, load_build: only a tuple of two is told apart.
+    parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)  # noqa: PLR2004
+    yield from (part for part in parts if isinstance(part, (Dict, Call)))
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith("__") and name.endswith("__")
+def hidden_names(attributes: Dict | Call) -> list[str]:
+    """Those of its names that Python itself looks up, such as ``__class__``."""
+    return [
+        name
+        for name, _ in attributes.pairs
+        if isinstance(name, str) and name.startswith("__") and name.endswith("__")
+    ]
+
+
+def _set_later(state: Node) -> bool:
+    """Attributes that a function sets: as many as a tensor might have, none of them hidden."""
+    return attributes(state) and all(
+        len(part.pairs) <= _MOST_ATTRIBUTES and not hidden_names(part)
+        for part in attribute_dicts(state)
+    )
+
+
+def _few(args: tuple[Node, ...]) -> bool:
+    # One tuple may be given to ten thousand calls: none of them may take long to look at.
+    return len(args) <= _MOST_ARGUMENTS
 
 
 def _is_empty(hooks: Node) -> bool:

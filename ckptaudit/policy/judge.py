@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.containers import Kind, key_of, module_of, storage_of
 from ckptaudit.policy.allowlist import MAPPINGS, SEQUENCES, UNCHECKED, allowed
-from ckptaudit.policy.arguments import attribute_names
+from ckptaudit.policy.arguments import attribute_dicts, hidden_names
 from ckptaudit.policy.dangerous import dangerous
 from ckptaudit.policy.rules import RULES, Coverage, Finding, Severity
 from ckptaudit.vm import (
@@ -47,6 +47,7 @@ _MOST_FINDINGS = 1000
 _CHANGES = {"append-to-other", "setitem-on-other", "additems-to-other"}
 _MOST_MESSAGE = 500
 _MOST_NAME = 60
+_MOST_NAMES = 4
 # How a sentence about a name ends.
 _WHY = {
     "CKA101": " when unpickled",
@@ -190,6 +191,8 @@ class _TraceJudge:
         self.container = container
         self.record = record
         self.scripted = container.kind is Kind.TORCHSCRIPT
+        # By id of a dict of attributes, which may be given to many objects.
+        self.hidden: dict[int, list[str]] = {}
         self.module_classes = _module_classes(trace)
         self.called = {id(_function_of(event)) for event in trace.events if isinstance(event, Call)}
 
@@ -316,14 +319,15 @@ class _TraceJudge:
 
     def judge_build(self, event: Build) -> Iterator[Finding]:
         target = event.target
-        hidden = False
-        for key in attribute_names(event.state):
-            if key.startswith("__") and key.endswith("__"):
-                hidden = True
-                message = f"would replace {escape(key[:_MOST_NAME])} of {brief(target)}"
+        for part in attribute_dicts(event.state):
+            if id(part) not in self.hidden:
+                self.hidden[id(part)] = hidden_names(part)
+            names = self.hidden[id(part)]
+            if names:
+                shown = ", ".join(escape(name[:_MOST_NAME]) for name in names[:_MOST_NAMES])
+                message = f"would replace {shown} of {brief(target)}"
                 yield self.finding("CKA107", message, event.offset)
-        if hidden:
-            return
+                return
         made = (_class_made(target) or _function_of(target)) if isinstance(target, Call) else None
         if made is None:
             message = f"would set the state of {brief(target)}"
@@ -342,24 +346,26 @@ def _module_classes(trace: Trace) -> frozenset[int]:
     object is given is that of a ``torch.nn.Module``.  A function cannot pass for one: it
     would be called with arguments, or the loader would stop when it is asked for an object.
     """
-    states: dict[int, list[Node]] = {}
+    # By id of the target: whether each state it is given is that of a module.
+    states: dict[int, bool] = {}
+    of_module: dict[int, bool] = {}
     for event in trace.events:
         if isinstance(event, Build):
-            states.setdefault(id(event.target), []).append(event.state)
+            state = id(event.state)
+            if state not in of_module:
+                of_module[state] = _is_module_state(event.state)
+            states[id(event.target)] = states.get(id(event.target), True) and of_module[state]
     made: dict[int, bool] = {}
     for event in trace.events:
-        if not isinstance(event, Call):
-            continue
-        cls = _class_made(event)
-        func = cls or _function_of(event)
-        given = states.get(id(event), [])
-        fits = (
-            cls is not None
-            and cls.module.split(".", 1)[0] not in sys.stdlib_module_names
-            and bool(given)
-            and all(_is_module_state(state) for state in given)
-        )
-        made[id(func)] = made.get(id(func), True) and fits
+        if isinstance(event, Call):
+            cls = _class_made(event)
+            fits = (
+                cls is not None
+                and cls.module.split(".", 1)[0] not in sys.stdlib_module_names
+                and states.get(id(event), False)
+            )
+            func = id(cls or _function_of(event))
+            made[func] = made.get(func, True) and fits
     return frozenset(node for node, always in made.items() if always)
 
 
@@ -391,7 +397,9 @@ def _may_be_empty(cls: Global | None) -> bool:
 
 
 def _is_module_state(state: Node) -> bool:
-    return isinstance(state, Dict) and {"_parameters", "_modules"} <= set(attribute_names(state))
+    if not isinstance(state, Dict):
+        return False
+    return {"_parameters", "_modules"} <= {key for key, _ in state.pairs if isinstance(key, str)}
 
 
 def _plain(event: Global) -> bool:

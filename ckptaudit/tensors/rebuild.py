@@ -84,6 +84,10 @@ class Unreadable:
 Rebuilt: TypeAlias = "Tensor | Unreadable"
 
 _MOST_WRAPPERS = 8
+# torch/_tensor.py: no tensor has more dimensions.
+_MOST_DIMENSIONS = 64
+# torch knows two flags.
+_MOST_FLAGS = 8
 _BROKEN = Unreadable(
     "tensor", "its rebuild call has arguments torch would not take", is_broken=True
 )
@@ -155,7 +159,7 @@ def _sizes(node: Node) -> tuple[int, ...] | None:
         if (node.func.module, node.func.name) != ("torch", "Size") or len(args) != 1:
             return None
         node = args[0]
-    if not isinstance(node, (tuple, list)):
+    if not isinstance(node, (tuple, list)) or len(node) > _MOST_DIMENSIONS:
         return None
     sizes = [size for size in node if type(size) is int]
     return tuple(sizes) if len(sizes) == len(node) else None
@@ -199,7 +203,7 @@ def _altered(metadata: list[Node]) -> Rebuilt | None:
     match metadata:
         case [] | [None]:
             return None
-        case [Dict() as flags] if not any(is_set for _, is_set in flags.pairs):
+        case [Dict(pairs)] if len(pairs) <= _MOST_FLAGS and not any(is_set for _, is_set in pairs):
             return None
         case _:
             return Unreadable(

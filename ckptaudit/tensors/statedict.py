@@ -55,6 +55,8 @@ _TRAINING = (
     "rng_state",
     "hyper_parameters",
 )
+# So many values that are no tensors are listed one by one.
+_MOST_OTHERS = 10_000
 # The one tensor of a file that holds nothing else has no name; safetensors needs one.
 _BARE_TENSOR = "tensor"
 
@@ -92,8 +94,12 @@ class _Search:
         self.root = root
         self.views: dict[str, TensorView] = {}
         self.leftovers: list[Leftover] = []
+        # Leftovers that are no tensors: those listed, and those only counted.
+        self.others = 0
+        self.unlisted = 0
         # The storages, and the windows on them, that have been accounted for.
         self.storages: set[str] = set()
+        self.accounted: set[int] = set()
         self.windows: set[tuple[str, tuple[int, ...], int]] = set()
 
     def state_dict(self) -> StateDict:
@@ -125,7 +131,7 @@ class _Search:
     def wrapped(self, node: Node) -> Child | None:
         if is_module(node) or pairs_of(node) is None:
             return None
-        held = self.last_of_each_key(node)
+        held = self.last_of_each_key(self.tree.children(node))
         beside = sum(1 for _, child in held.values() if self.tree.tensor(child) is not None)
         for name in _WRAPPERS:
             if name not in held:
@@ -137,13 +143,13 @@ class _Search:
                 return key, child
         return None
 
-    def last_of_each_key(self, node: Node) -> dict[str, Child]:
+    def last_of_each_key(self, children: list[Child]) -> dict[str, Child]:
         """A dict keeps the last value stored under a key."""
-        held: dict[str, Child] = {}
-        for key, child in self.tree.children(node):
-            if isinstance(key.name, str) and not key.is_attribute:
-                held[key.name] = key, child
-        return held
+        return {
+            key.name: (key, child)
+            for key, child in children
+            if isinstance(key.name, str) and not key.is_attribute
+        }
 
     def collect_outside(self, steps: Steps | None) -> None:
         """Name what stands beside the state dict on each level above it."""
@@ -152,8 +158,10 @@ class _Search:
             above.append(steps)
             steps = steps.above
         for step in reversed(above):
-            for key, child in self.tree.parts(step.passed):
-                if key is not step.key:
+            parts = self.tree.parts(step.passed)
+            taken, _ = self.last_of_each_key(parts)[str(step.key.name)]
+            for key, child in parts:
+                if key is not taken:
                     way = Steps.below(step.above, key, step.passed)
                     self.leave(child, way, "is outside the state dict")
 
@@ -190,16 +198,18 @@ class _Search:
     def module_parts(self, node: Node, at: Steps | None) -> list[_Part]:
         """What ``Module.state_dict`` would name: parameters, persistent buffers, submodules."""
         parts: dict[str, _Part] = {}
+        children = self.tree.parts(node)
         # Of two attributes of one name the last stays.
         attributes = {
             key.name: (key, child)
-            for key, child in self.tree.children(node)
+            for key, child in children
             if key.is_attribute and isinstance(key.name, str)
         }
         holders = [attributes.get(name) for name in ("_parameters", "_buffers", "_modules")]
         _, passing = attributes.get("_non_persistent_buffers_set", (None, None))
         passing_names = _names(passing)
-        for key, child in self.tree.parts(node):
+        self.tree.pay(len(passing_names))
+        for key, child in children:
             path = Steps.below(at, key, node)
             if not any(holder is not None and holder[0] is key for holder in holders):
                 if self.tree.count(child):
@@ -207,7 +217,7 @@ class _Search:
                 continue
             for inner, held in self.tree.parts(child):
                 way = Steps.below(path, inner, child)
-                if key.name == "_buffers" and inner.name in passing_names:
+                if key.name == "_buffers" and inner.text in passing_names:
                     self.leave(held, way, "is a buffer that state_dict() leaves out")
                 elif inner.text is None or inner.is_attribute:
                     if self.tree.count(held):
@@ -236,9 +246,17 @@ class _Search:
 
     def leave(self, node: Node, at: Steps | None, reason: str) -> None:
         """Put every tensor of *node* among the leftovers, and what else it holds."""
+        if self.others >= _MOST_OTHERS and not self.tree.count(node):
+            self.unlisted += 1
+            return
         for steps, leaf in self.tree.leaves(node, at):
             tensor = self.tree.tensor(leaf)
             self.account(leaf, tensor)
+            if tensor is None:
+                self.others += 1
+                if self.others > _MOST_OTHERS:
+                    self.unlisted += 1
+                    continue
             self.leftovers.append(
                 Leftover(
                     self.tree.written(path_of(steps)),
@@ -253,13 +271,36 @@ class _Search:
             self.storages.add(tensor.storage)
             self.windows.add((tensor.storage, tensor.shape, tensor.offset))
         if isinstance(tensor, Unreadable):
-            self.storages |= _storages_below(node)
+            self.account_below(node)
+
+    def account_below(self, node: Node) -> None:
+        """Account for all storages that the parts of an unreadable tensor lie in."""
+        stack = [node]
+        while stack:
+            inner = stack.pop()
+            if id(inner) in self.accounted:
+                continue
+            self.accounted.add(id(inner))
+            match inner:
+                case PersistentId():
+                    ref = storage_of(inner)
+                    self.storages |= {ref.key} if ref else set()
+                case Call():
+                    stack += (inner.args, inner.state)
+                case Dict():
+                    stack += (value for _, value in inner.pairs)
+                case list() | tuple():
+                    stack += inner
 
     def collect_unnamed(self) -> None:
         """Name the weights that no tensor of the object refers to.
 
         A pickle may make a tensor and throw it away, or hang one on another tensor.
         """
+        if self.unlisted:
+            what = f"{self.unlisted} more values"
+            reason = "are no tensors; there are too many to list"
+            self.leftovers.append(Leftover("", what, reason, is_tensor=False))
         reason = "is in the file, but no tensor of the object is in it"
         if self.container.kind is Kind.TAR:
             for stored in self.container.tensors.values():
@@ -273,30 +314,7 @@ class _Search:
                 self.leftovers.append(Leftover("", what, reason, is_tensor=True))
 
 
-def _storages_below(node: Node) -> set[str]:
-    """Keys of all storages that the parts of an unreadable tensor lie in."""
-    found = set()
-    seen: set[int] = set()
-    stack = [node]
-    while stack:
-        inner = stack.pop()
-        if id(inner) in seen:
-            continue
-        seen.add(id(inner))
-        match inner:
-            case PersistentId():
-                ref = storage_of(inner)
-                found |= {ref.key} if ref else set()
-            case Call():
-                stack += (inner.args, inner.state)
-            case Dict():
-                stack += (value for _, value in inner.pairs)
-            case list() | tuple():
-                stack += inner
-    return found
-
-
-def _names(node: Node) -> list[str]:
+def _names(node: Node) -> set[str]:
     """The strings of a set, however it was pickled: ``set([...])`` or EMPTY_SET."""
     match node:
         case Set():
@@ -304,8 +322,8 @@ def _names(node: Node) -> list[str]:
         case Call(func=Global(name="set"), args=(list(elements), *_)):
             pass
         case _:
-            return []
-    return [element for element in elements if isinstance(element, str)]
+            return set()
+    return {element for element in elements if isinstance(element, str)}
 
 
 def _describe(tensor: Tensor | Unreadable | None, node: Node, container: Container) -> str:

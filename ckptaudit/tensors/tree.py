@@ -11,6 +11,7 @@ nest 200,000 deep, share itself 2^60 times over, or repeat one long name on ever
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
 
 from ckptaudit.errors import LimitExceeded
@@ -18,7 +19,7 @@ from ckptaudit.tensors.rebuild import Rebuilt, rebuild
 from ckptaudit.vm import Call, Dict, Global, Opaque, PersistentId, Set
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from ckptaudit.containers import Container
     from ckptaudit.vm import Node
@@ -35,6 +36,8 @@ _CHARACTERS_FLOOR = 1 << 20
 # No way to a tensor takes as many characters to write down.
 _MOST_PATH = 1 << 16
 _MOST_INT_BITS = 128
+# Deeper than any real object, tensors in it or not.
+_MOST_NESTING = 10_000
 
 _MAPPINGS = {
     ("collections", "OrderedDict"),
@@ -155,7 +158,6 @@ class Tree:
         self._visits = 0
         self._characters = _CHARACTERS_FLOOR + _CHARACTERS_PER_BYTE * trace.end
         self._rebuilt: dict[int, Rebuilt | None] = {}
-        self._children: dict[int, tuple[Child, ...]] = {}
         self._tensors: dict[int, int] = {}
 
     def tensor(self, node: Node) -> Rebuilt | None:
@@ -166,14 +168,19 @@ class Tree:
             self._rebuilt[id(node)] = rebuild(node, self._container)
         return self._rebuilt[id(node)]
 
-    def children(self, node: Node) -> tuple[Child, ...]:
-        """What *node* holds, in order; nothing if it is a tensor or no container."""
-        if not isinstance(node, _HOLDERS):
-            return ()
-        if id(node) not in self._children:
-            held = () if self.tensor(node) is not None else tuple(_children(node))
-            self._children[id(node)] = held
-        return self._children[id(node)]
+    def children(self, node: Node) -> list[Child]:
+        """What *node* holds, in order; nothing if it is a tensor or no container.
+
+        Not kept: ten thousand objects may share one state of ten thousand values.
+
+        Raises:
+            LimitExceeded: All walks together have taken too many steps.
+        """
+        if not isinstance(node, _HOLDERS) or self.tensor(node) is not None:
+            return []
+        held = list(_children(node))
+        self.pay(len(held))
+        return held
 
     def parts(self, node: Node) -> list[Child]:
         """The children of *node* that are worth a word."""
@@ -184,14 +191,23 @@ class Tree:
         ]
 
     def count(self, root: Node) -> int:
-        """Tensors below *root* (or *root* itself), shared ones once per name, capped."""
+        """Tensors below *root* (or *root* itself), shared ones once per name, capped.
+
+        Raises:
+            LimitExceeded: It is nested deeper than any real object.
+        """
+        if not isinstance(root, _HOLDERS):
+            return 0
+        known = self._tensors.get(id(root))
+        if known is not None:
+            return known
         stack: list[tuple[Node, bool]] = [(root, False)]
         on_path: set[int] = set()
         while stack:
             node, done = stack.pop()
             if done:
                 on_path.discard(id(node))
-                total = sum(self._tensors.get(id(child), 0) for _, child in self.children(node))
+                total = sum(self._tensors.get(id(child), 0) for child in _held(node))
                 self._tensors[id(node)] = min(total, self._most_visits + 1)
             elif id(node) in self._tensors or id(node) in on_path:
                 continue
@@ -199,9 +215,23 @@ class Tree:
                 self._tensors[id(node)] = 1
             elif isinstance(node, _HOLDERS):
                 on_path.add(id(node))
+                if len(on_path) > _MOST_NESTING:
+                    raise LimitExceeded(
+                        f"nests over {_MOST_NESTING} levels deep", where=self._container.source.name
+                    )
                 stack.append((node, True))
-                stack.extend((child, False) for _, child in self.children(node))
+                stack.extend((child, False) for child in _held(node))
         return self._tensors.get(id(root), 0)
+
+    def pay(self, visits: int) -> None:
+        """Pay for looking at so many nodes.
+
+        Raises:
+            LimitExceeded: All walks together have looked at too many.
+        """
+        self._visits += visits
+        if self._visits > self._most_visits:
+            raise self._too_large()
 
     def check_size(self, root: Node) -> None:
         """Refuse a tree of which not all tensors can be named.
@@ -218,9 +248,7 @@ class Tree:
         Raises:
             LimitExceeded: There have been too many, or this one is nested too deep.
         """
-        self._visits += 1
-        if self._visits > self._most_visits:
-            raise self._too_large()
+        self.pay(1)
         if steps is None:
             return
         where = self._container.source.name
@@ -324,6 +352,26 @@ def _attribute(node: Call, name: str) -> Node:
 
 
 _HOLDERS = (Call, Dict, Set, list, tuple, PersistentId, Opaque)
+
+
+def _held(node: Node) -> Iterator[Node]:
+    """The nodes directly inside *node* that may themselves hold something, as they are shared."""
+    inner: Iterable[Node] = ()
+    match node:
+        case Dict():
+            inner = chain.from_iterable(node.pairs)
+        case Set():
+            inner = node.elements
+        case list() | tuple():
+            inner = node
+        case Call():
+            whole = (node.func, node.args, node.kwargs, node.state)
+            inner = chain(whole, chain.from_iterable(node.pairs), node.elements)
+        case PersistentId():
+            inner = (node.pid,)
+        case Opaque():
+            inner = node.args
+    return (part for part in inner if isinstance(part, _HOLDERS))
 
 
 def _children(node: Node) -> Iterator[Child]:

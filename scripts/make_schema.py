@@ -1,0 +1,98 @@
+"""Write docs/report.schema.json: what every JSON report holds, derived from the results' types.
+
+    python scripts/make_schema.py            # write it
+    python scripts/make_schema.py --check    # exit 1 if it is not current
+
+Knows:      which results there are, and where their schema is published.
+Is told:    whether to write or to compare.
+Never asks: for a field by hand: the dataclasses are the schema.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ckptaudit import containers, layouts, numerics, plan, policy, tensors
+from ckptaudit.jobs import Inspection, ScanResult
+from ckptaudit.jobs.convert import Conversion
+from ckptaudit.jobs.verify import Verification
+from ckptaudit.report import SCHEMA_VERSION, Failure, Tool
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["SCHEMA", "schema_text"]
+
+SCHEMA = Path(__file__).parents[1] / "docs" / "report.schema.json"
+_ANSWERS = (ScanResult, Inspection, Conversion, Verification)
+# The rooms whose types stand in answers.
+_ROOMS = (containers, layouts, numerics, plan, policy, tensors)
+
+
+def schema_text() -> str:
+    """The schema of a report, as JSON text."""
+    return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def schema() -> dict[str, Any]:
+    """The schema of a report: a frame around answers to one of the verbs."""
+    _name_types()
+    references, definitions = msgspec.json.schema_components(
+        [*_ANSWERS, Failure, Tool], ref_template="#/$defs/{name}"
+    )
+    *answers, failure, tool = references
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "ckptaudit report",
+        "description": "What one run of ckptaudit says; every file has an answer or an error.",
+        "type": "object",
+        "properties": {
+            "schema_version": {"const": SCHEMA_VERSION},
+            "tool": tool,
+            "files": {
+                "description": "The answers, in the order in which the files were named.",
+                "type": "array",
+                "items": {"oneOf": answers},
+            },
+            "errors": {"type": "array", "items": failure},
+        },
+        "required": ["schema_version", "tool", "files", "errors"],
+        "additionalProperties": False,
+        "$defs": definitions,
+    }
+
+
+def _name_types() -> None:
+    """Give each module the types that it imports for type checkers alone: msgspec asks there."""
+    types = {
+        name: value
+        for room in _ROOMS
+        for name in room.__all__
+        if isinstance(value := getattr(room, name), type)
+    }
+    for name, module in list(sys.modules.items()):
+        if name.startswith("ckptaudit."):
+            vars(module).update(types | vars(module))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the schema, or compare it with the one that is there; return the exit status."""
+    parser = argparse.ArgumentParser(description="Write docs/report.schema.json.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if not current")
+    if parser.parse_args(arguments).check:
+        if SCHEMA.read_text(encoding="utf-8") == schema_text():
+            return 0
+        print(f"{SCHEMA.name} is not current; run scripts/make_schema.py", file=sys.stderr)
+        return 1
+    SCHEMA.write_text(schema_text(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,351 @@
+"""Bad input and bad destinations: one clear line, exit 2, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from commands import assert_one_clear_line, audit, audit_process, command, names_in
+from forge import ZipEntry, zip_archive
+from oracle import converted, rewrite, torch
+
+from ckptaudit.tensors import BLOCK_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+VERBS = ("scan", "inspect", "convert")
+
+
+def save(path: Path, *, new_zip: bool = True, size: int = 40) -> Path:
+    tensors = {"a": torch.arange(size).float(), "b": torch.ones(7)}
+    torch.save(tensors, path, _use_new_zipfile_serialization=new_zip)
+    return path
+
+
+def as_zip(path: Path) -> None:
+    save(path)
+
+
+def as_legacy(path: Path) -> None:
+    save(path, new_zip=False)
+
+
+def as_safetensors(path: Path) -> None:
+    rewrite(path, {"a": torch.arange(40).float(), "b": torch.ones(7)}, {"format": "pt"})
+
+
+def missing(path: Path) -> None:
+    """Nothing is there."""
+
+
+def under_nothing(path: Path) -> None:
+    """Not even the folder is there."""
+
+
+def directory(path: Path) -> None:
+    path.mkdir()
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def empty(path: Path) -> None:
+    path.touch()
+
+
+def web_page(path: Path) -> None:
+    path.write_text("<!DOCTYPE html>\n<html><body>404: Not Found</body></html>\n")
+
+
+def lfs_pointer(path: Path) -> None:
+    path.write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 4265380512\n"
+    )
+
+
+def encrypted_zip(path: Path) -> None:
+    """Bit 0 of an entry's flags says so; APPNOTE.TXT 4.4.4."""
+    path.write_bytes(
+        zip_archive([ZipEntry("archive/data.pkl", b"?" * 40, flags=0x0809, local_flags=0x0809)])
+    )
+
+
+def no_checkpoint_zip(path: Path) -> None:
+    path.write_bytes(zip_archive([ZipEntry("readme.txt", b"hello")]))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (missing, ["no such file"]),
+        (directory, ["is a directory"]),
+        (pipe, ["not a regular file"]),
+        (empty, ["empty"]),
+        (web_page, ["HTML"]),
+        (lfs_pointer, ["Git LFS", "git lfs pull"]),
+        (encrypted_zip, ["encrypted"]),
+        (no_checkpoint_zip, []),
+    ],
+)
+def test_what_is_no_checkpoint_is_named_for_what_it_is(
+    tmp_path: Path, verb: str, make: Callable[[Path], None], words: list[str]
+) -> None:
+    make(tmp_path / "model.ckpt")
+    before = names_in(tmp_path)
+
+    done = audit(verb, tmp_path / "model.ckpt")
+
+    if verb == "scan" and make in (encrypted_zip, no_checkpoint_zip):
+        # A scan has an answer: it says what it saw, and that it did not see everything.
+        assert done.status in (1, 2)
+    else:
+        assert_one_clear_line(done, "model.ckpt", *words)
+    assert names_in(tmp_path) == before
+
+
+def test_a_missing_folder_is_not_asked_to_be_made_for_a_source_that_is_not_there(
+    tmp_path: Path,
+) -> None:
+    done = audit("convert", tmp_path / "nowhere" / "model.ckpt")
+
+    assert_one_clear_line(done, "no such file; check the path")
+
+
+@pytest.mark.parametrize("make", [as_zip, as_legacy])
+def test_a_safetensors_file_under_another_name_is_read_with_a_note(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    as_safetensors(tmp_path / "model.ckpt")
+
+    for verb in VERBS:
+        done = audit(verb, tmp_path / "model.ckpt", "--format", "json")
+        assert done.status == 0
+        assert done.files[0].get("container", "safetensors") == "safetensors"
+        assert "is a safetensors file under another name" in done.files[0]["notes"][0]
+    make(tmp_path / "other.safetensors")
+    done = audit("inspect", tmp_path / "other.safetensors")
+    assert "is named .safetensors but is a" in done.out
+
+
+@pytest.mark.parametrize("make", [as_zip, as_legacy, as_safetensors])
+def test_a_file_truncated_anywhere_gives_one_line_and_no_output(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    """Neither a clean verdict nor a converted file, wherever the download ended."""
+    whole = tmp_path / "whole.ckpt"
+    make(whole)
+    data = whole.read_bytes()
+    source = tmp_path / "model.ckpt"
+    for length in sorted({*range(0, len(data), 23), *range(len(data) - 30, len(data))}):
+        source.write_bytes(data[:length])
+
+        done = audit("convert", source, "--no-hash")
+
+        assert done.status in (1, 2), length
+        assert done.out == ""
+        (line,) = done.err.splitlines()
+        assert line.startswith("ckptaudit: ")
+        assert "internal error" not in line
+        scanned = audit("scan", source, "--no-hash")
+        assert scanned.status in (1, 2), length
+        assert "internal error" not in scanned.err
+        assert ": clean" not in scanned.out
+    assert names_in(tmp_path) == {"whole.ckpt", "model.ckpt"}
+
+
+def test_an_output_that_exists_is_left_alone(tmp_path: Path) -> None:
+    source = save(tmp_path / "model.ckpt")
+    (tmp_path / "model.safetensors").write_bytes(b"precious")
+
+    assert_one_clear_line(audit("convert", source), "model.safetensors: exists", "--if-exists")
+    assert audit("convert", source, "--if-exists", "skip").status == 0
+
+    assert (tmp_path / "model.safetensors").read_bytes() == b"precious"
+    assert names_in(tmp_path) == {"model.ckpt", "model.safetensors"}
+    assert audit("convert", source, "--if-exists", "overwrite").status == 0
+    assert converted(tmp_path / "model.safetensors").keys() == {"a", "b"}
+
+
+def test_a_report_that_exists_is_left_alone_before_anything_is_done(tmp_path: Path) -> None:
+    source = save(tmp_path / "model.ckpt")
+    (tmp_path / "model.report.json").write_bytes(b"precious")
+
+    assert_one_clear_line(audit("convert", source), "model.report.json: exists")
+
+    assert names_in(tmp_path) == {"model.ckpt", "model.report.json"}
+
+
+def test_a_source_is_not_its_own_output(tmp_path: Path) -> None:
+    as_safetensors(tmp_path / "model.safetensors")
+    before = (tmp_path / "model.safetensors").read_bytes()
+
+    done = audit("convert", tmp_path / "model.safetensors", "--if-exists", "overwrite")
+
+    assert_one_clear_line(done, "is the source itself", "-o")
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_two_sources_do_not_become_one_output(tmp_path: Path) -> None:
+    """With --if-exists overwrite the second would silently take the place of the first."""
+    save(tmp_path / "model.ckpt")
+    save(tmp_path / "model.pt", size=3)
+
+    done = audit(
+        "convert", tmp_path / "model.ckpt", tmp_path / "model.pt", "--if-exists", "overwrite"
+    )
+
+    assert done.status == 2
+    assert "model.pt: would become" in done.err
+    assert converted(tmp_path / "model.safetensors")["a"][1] == (40,)
+
+
+def test_a_folder_that_is_none_or_takes_nothing_is_named(tmp_path: Path) -> None:
+    source = save(tmp_path / "model.ckpt")
+    (tmp_path / "file").touch()
+
+    for folder in ("file", "missing", "missing/below"):
+        output = tmp_path / folder / "out.safetensors"
+        assert_one_clear_line(audit("convert", source, "-o", output), "is no directory")
+    # Nobody may make files there, root neither.
+    assert_one_clear_line(audit("convert", source, "-o", "/proc/out.safetensors"), "/proc/out")
+
+    assert names_in(tmp_path) == {"model.ckpt", "file"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
+    source = save(tmp_path / "model.ckpt")
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
+
+    done = audit("convert", source, "-o", closed / "out.safetensors")
+
+    assert_one_clear_line(done, "check the folder's permissions")
+
+
+def test_an_output_of_another_name_is_refused(tmp_path: Path) -> None:
+    """A loader would unpickle it."""
+    done = audit("convert", save(tmp_path / "model.ckpt"), "-o", tmp_path / "out.ckpt")
+
+    assert_one_clear_line(done, "must be named .safetensors")
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    """A file system of 1 MB, and a file of 4."""
+    source = save(tmp_path / "model.ckpt", size=1 << 20)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = shutil.which("mount")
+    options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if not mount or subprocess.run([mount, *options], check=False).returncode:  # noqa: S603 - to be full
+        pytest.skip("this user may not mount a small file system")
+    try:
+        done = audit("convert", source, "--precision", "keep", "-o", disk / "out.safetensors")
+
+        assert_one_clear_line(done, "no space left on the device; free some")
+        assert names_in(disk) == set()
+    finally:
+        subprocess.run(["umount", disk], check=True)  # noqa: S603, S607 - what was mounted above
+
+
+def test_a_file_that_may_not_grow_leaves_nothing(tmp_path: Path) -> None:
+    source = save(tmp_path / "model.ckpt", size=1 << 20)
+    limited = "ulimit -f 100; trap '' XFSZ; exec \"$@\""
+
+    done = subprocess.run(  # noqa: S603 - our own command
+        ["sh", "-c", limited, "sh", *command("convert", source, "--no-hash")],  # noqa: S607
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1
+    assert b"model.safetensors: the file system does not take files of this size" in done.stderr
+    assert names_in(tmp_path) == {"model.ckpt"}
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["interrupted", "terminated"])
+def test_an_interrupted_conversion_exits_130_and_leaves_nothing(
+    tmp_path: Path, sent: signal.Signals
+) -> None:
+    """At whatever point the signal finds it, once there is something to leave behind."""
+    source = save(tmp_path / "model.ckpt", size=BLOCK_BYTES * 8)
+    out = tmp_path / "out"
+    out.mkdir()
+    running = subprocess.Popen(  # noqa: S603 - our own command
+        command("convert", source, "-o", out / "out.safetensors", "--precision", "keep"),
+        stderr=subprocess.PIPE,
+    )
+    while not names_in(out) and running.poll() is None:
+        time.sleep(0.001)
+    running.send_signal(sent)
+    _, err = running.communicate(timeout=60)
+
+    if running.returncode == 0:
+        pytest.skip("the machine was done before it could be interrupted")
+    assert running.returncode == 130
+    assert err.split() == [b"interrupted"]
+    assert names_in(out) == set()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc here")
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """Peak memory of a conversion of 320 MB is that of one of 80 MB, and a few MB."""
+    peaks: list[int] = []
+    # Not ru_maxrss: that of a process begins with its parent's.
+    script = (
+        "import sys; from ckptaudit.jobs.convert import convert; "
+        "convert(sys.argv[1], sys.argv[2], overwrite=True); "
+        "print(*(line.split()[1] for line in open('/proc/self/status') if 'VmHWM' in line))"
+    )
+    for size in (20 << 20, 80 << 20):
+        wide = torch.ones(1).expand(size).clone().reshape(-1, 1024)
+        torch.save({"a": wide, "turned": wide[:1000].t()}, tmp_path / "model.ckpt")
+        del wide
+        python = command()[0]
+        done = subprocess.run(  # noqa: S603 - our own command
+            [python, "-c", script, tmp_path / "model.ckpt", tmp_path / "out.safetensors"],
+            capture_output=True,
+            check=True,
+            timeout=60,
+        )
+        peaks.append(int(done.stdout))
+
+    assert max(peaks) < 150_000
+    assert peaks[1] < peaks[0] + 10_000
+
+
+def test_a_path_that_is_not_utf8_is_converted_and_reported(tmp_path: Path) -> None:
+    source = tmp_path / os.fsdecode(b"mod\xff.ckpt")
+    try:
+        save(tmp_path / "model.ckpt").rename(source)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+
+    done = audit_process("convert", source, "-f", "json")
+
+    assert done.status == 0, done
+    assert os.fsdecode(b"mod\xff.safetensors") in names_in(tmp_path)
+    assert done.files[0]["source"]["path"].endswith(r"mod\udcff.ckpt")
+    assert_one_clear_line(audit_process("convert", source), r"mod\udcff")
+
+
+def test_a_key_twice_in_the_header_is_no_answer(tmp_path: Path) -> None:
+    entry = b'"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}'
+    header = b"{" + entry + b"," + entry + b"}"
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"x")
+
+    assert (
+        audit("convert", tmp_path / "m.safetensors", "-o", tmp_path / "o.safetensors").status == 2
+    )

@@ -1,0 +1,212 @@
+"""`scan`: what is hostile is never clean, what is real is no false alarm, and nothing ever runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from forge import (
+    BUILD,
+    EMPTY_TUPLE,
+    MARK,
+    NEWOBJ,
+    NEWOBJ_EX,
+    OBJ,
+    REDUCE,
+    STACK_GLOBAL,
+    TUPLE1,
+    Raw,
+    ZipEntry,
+    call,
+    floats,
+    global_,
+    inst,
+    legacy_stream,
+    pickled,
+    proto,
+    state_dict,
+    storage_id,
+    tar_archive,
+    tar_members,
+    tensor,
+    torch_entries,
+    torch_zip,
+    value,
+    values,
+    zip_archive,
+)
+
+from ckptaudit.errors import CkptauditError
+from ckptaudit.jobs import ScanResult, inspect, scan
+from ckptaudit.jobs.convert import convert
+from ckptaudit.policy import Severity
+
+REALFILES = Path(__file__).parents[2] / "shared" / "realfiles"
+
+Scanned = Callable[[bytes], ScanResult]
+
+
+@pytest.fixture
+def scanned(tmp_path: Path) -> Scanned:
+    """Write bytes to a file and scan it."""
+
+    def run(data: bytes) -> ScanResult:
+        path = tmp_path / "model.ckpt"
+        path.write_bytes(data)
+        return scan(path)
+
+    return run
+
+
+def empty(module: str, name: str, state: object = None) -> bytes:
+    build = b"" if state is None else value(state) + BUILD
+    return global_(module, name) + EMPTY_TUPLE + NEWOBJ + build
+
+
+WINDOWS = {
+    "beyond-the-end": tensor(storage_id("0", 2), (3,)),
+    "offset": tensor(storage_id("0", 2), (2,), offset=1),
+    "stride": tensor(storage_id("0", 2), (2,), (1 << 40,)),
+    "negative-offset": tensor(storage_id("0", 2), (2,), offset=-1),
+    "negative-stride": tensor(storage_id("0", 2), (2,), (-1,), offset=1),
+    "rank": tensor(storage_id("0", 2), (2,), (1, 1)),
+    "size-of-text": call(
+        "torch._utils", "_rebuild_tensor", Raw(storage_id("0", 2)), 0, ("2",), (1,)
+    ),
+    "legacy-tensor": call("torch", "FloatTensor")
+    + value((Raw(storage_id("0", 2)), 0, (3,), (1,)))
+    + BUILD,
+    "inside-a-parameter": call(
+        "torch._utils",
+        "_rebuild_parameter",
+        Raw(tensor(storage_id("0", 2), (3,))),
+        1,
+        Raw(call("collections", "OrderedDict")),
+    ),
+}
+
+
+@pytest.mark.parametrize("opcodes", WINDOWS.values(), ids=WINDOWS)
+def test_a_tensor_outside_its_storage_is_suspicious(scanned: Scanned, opcodes: bytes) -> None:
+    """Old loaders made such a tensor from whatever lay behind it (CVE-2026-24747)."""
+    result = scanned(torch_zip(pickled(opcodes), {"0": floats(1, 2)}))
+
+    (finding,) = result.findings
+    assert (finding.rule, finding.severity) == ("CKA207", Severity.SUSPICIOUS)
+    assert finding.offset is not None
+
+
+def canary(path: Path) -> dict[str, bytes]:
+    """Pickles each of which creates *path*, in its own way, if it is ever executed."""
+    touch = f"open({str(path)!r}, 'w').close()"
+    shell = f"touch '{path}'"
+    system = global_("os", "system")
+    return {
+        "reduce": call("os", "system", shell),
+        "global-and-tuple": system + value(shell) + TUPLE1 + REDUCE,
+        "inst": inst("os", "system", shell),
+        "obj": MARK + system + value(shell) + OBJ,
+        "stack-global": values("os", "system") + STACK_GLOBAL + value((shell,)) + REDUCE,
+        "builtin": call("builtins", "exec", touch),
+        "newobj": global_("_io", "FileIO") + value((str(path), "w")) + NEWOBJ,
+        "newobj-ex": values(Raw(global_("_io", "FileIO")), (str(path),), {"mode": "w"}) + NEWOBJ_EX,
+        "resolver": call("pkgutil", "resolve_name", "os:system") + value((shell,)) + REDUCE,
+        "attribute": call("operator", "attrgetter", "system") + TUPLE1 + REDUCE,
+        "nested": call("pickle", "loads", pickled(call("os", "system", shell))),
+        "torch-nested": call(
+            "torch.storage", "_load_from_bytes", pickled(call("os", "system", shell))
+        ),
+        "set-state": empty("argparse", "Namespace", {"__setstate__": Raw(system)})
+        + value(shell)
+        + BUILD,
+        "append": empty("argparse", "Namespace", {"append": Raw(system)}) + value(shell) + b"a",
+        "hook": call(
+            "torch._tensor",
+            "_rebuild_from_type_v2",
+            Raw(system),
+            Raw(global_("torch", "Tensor")),
+            (shell,),
+            {},
+        ),
+        "factory": call("collections", "defaultdict", Raw(system)),
+    }
+
+
+def framings(opcodes: bytes) -> dict[str, bytes]:
+    weights = Raw(tensor(storage_id("0", 2), (2,)))
+    pickle = pickled(value({"w": weights, "evil": Raw(opcodes)}))
+    return {
+        "zip": torch_zip(pickle, {"0": floats(1, 2)}),
+        "zip-with-a-second-pickle": zip_archive(
+            [
+                *torch_entries(state_dict({"w": 2}), {"0": floats(1, 2)}),
+                ZipEntry("archive/x.pkl", pickled(opcodes)),
+            ]
+        ),
+        "torchscript": zip_archive(
+            [
+                *torch_entries(pickle, {"0": floats(1, 2)}),
+                ZipEntry("archive/constants.pkl", pickled(opcodes)),
+            ]
+        ),
+        "legacy": legacy_stream(pickle, [("0", 2, floats(1, 2))]),
+        "legacy-magic": legacy_stream(pickle, [("0", 2, floats(1, 2))], magic=pickled(opcodes)),
+        "legacy-keys": legacy_stream(pickled(value({})), keys=pickled(opcodes)),
+        "tar": tar_archive(tar_members(pickled(opcodes))),
+        "bare": pickled(opcodes),
+        "broken": proto(2) + opcodes + b"\xff",
+        "second": pickled(value({})) + pickled(opcodes),
+    }
+
+
+def test_nothing_that_is_read_is_ever_executed(tmp_path: Path) -> None:
+    """Whatever creates the canary when unpickled is scanned, inspected and converted."""
+    trap = tmp_path / "canary"
+    checkpoint = tmp_path / "model.ckpt"
+    for way, opcodes in canary(trap).items():
+        for framing, data in framings(opcodes).items():
+            checkpoint.write_bytes(data)
+            assert scan(checkpoint).verdict >= Severity.SUSPICIOUS, (way, framing)
+            with suppress(CkptauditError):
+                inspect(checkpoint)
+            with suppress(CkptauditError):
+                convert(checkpoint, tmp_path / "out.safetensors", allow_unsafe=True, overwrite=True)
+            assert not trap.exists(), (way, framing)
+
+
+def test_the_canary_would_sing(tmp_path: Path) -> None:
+    """The forged pickles are live: torch, told to trust one, runs it."""
+    trap = tmp_path / "canary"
+    checkpoint = tmp_path / "model.ckpt"
+    checkpoint.write_bytes(framings(canary(trap)["reduce"])["zip"])
+
+    torch = pytest.importorskip("torch")
+    torch.load(checkpoint, weights_only=False)
+
+    assert trap.exists()
+
+
+def real_files() -> list[object]:
+    manifest = REALFILES / "manifest.json"
+    if not manifest.exists():
+        skip = pytest.mark.skip(reason=f"{REALFILES.name} is not beside this checkout")
+        return [pytest.param({}, marks=skip)]
+    return [pytest.param(entry, id=entry["file"]) for entry in json.loads(manifest.read_text())]
+
+
+@pytest.mark.parametrize("entry", real_files())
+def test_a_real_file_gets_the_verdict_it_deserves(entry: dict[str, object]) -> None:
+    path = REALFILES / str(entry["file"])
+    if entry["hostile"]:
+        with suppress(CkptauditError):
+            assert scan(path).verdict > Severity.CLEAN
+        return
+    reviewed = path.name in {"vdsr_model_epoch_50.pth", "silero_vad.jit"}
+
+    result = scan(path)
+
+    assert result.verdict is (Severity.REVIEW if reviewed else Severity.CLEAN)
+    assert result.coverage.complete
