@@ -16,7 +16,7 @@ from ckptaudit.dtypes import DTYPES, DType, by_name
 from ckptaudit.errors import LimitExceeded, MalformedInput
 from ckptaudit.jobs.stream import read_block
 from ckptaudit.source import BufferSource
-from ckptaudit.tensors import TensorView, blocks, blocks_of
+from ckptaudit.tensors import TensorView, blocks, blocks_of, pieces_of
 
 RAMP = 4096
 
@@ -81,7 +81,9 @@ def small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     """Blocks so small that tensors of a few elements have to be cut."""
     block, tile = request.param
     monkeypatch.setattr(blocks, "BLOCK_BYTES", block)
-    monkeypatch.setattr(blocks, "_TILE_BYTES", tile)
+    monkeypatch.setattr(blocks, "_PIECE_BYTES", tile)
+    monkeypatch.setattr(blocks, "_NEAR_BYTES", 8)
+    monkeypatch.setattr(blocks, "_LEAST_RUN_BYTES", 8)
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -124,26 +126,36 @@ def test_a_storage_need_not_begin_at_the_beginning() -> None:
     assert read(shown, b"xyz" + ramp.tobytes()) == expected.tobytes()
 
 
-@pytest.mark.parametrize("shape", [(1 << 18, 2), (4, 1 << 16)], ids=["narrow", "wide"])
-def test_a_block_fills_few_runs(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A channel-last image has as many runs as pixels; a list of them all is larger than it."""
-    monkeypatch.setattr(blocks, "_TILE_BYTES", 1 << 18)
-    monkeypatch.setattr(blocks, "_MOST_RUNS", 1 << 12)
-    transposed = view(prod(shape), shape, (1, shape[0]))
+@pytest.mark.parametrize(
+    ("shape", "stride"),
+    [
+        ((1 << 19, 8), (1, 1 << 19)),
+        ((8, 1 << 19), (1, 8)),
+        ((2048, 2048), (1, 2048)),
+        ((16, 64, 64, 64), (64, 65536, 1024, 1)),
+    ],
+    ids=["tall", "wide", "square", "channels-last"],
+)
+def test_a_turned_view_is_read_and_written_in_few_and_long_pieces(
+    shape: tuple[int, ...], stride: tuple[int, ...]
+) -> None:
+    """A system call for each element would take hours; reading all for each block, too."""
+    turned = view(prod(shape), shape, stride)
 
-    covered = 0
-    for block in blocks_of(transposed):
-        assert len(block.runs) <= 1 << 12
-        assert block.nbytes <= 1 << 18
-        covered += block.numel
-    assert covered == transposed.numel
+    for block in blocks_of(turned):
+        assert all(last - first >= 1 << 9 for first, last in block.runs)
+        pieces = list(pieces_of(turned, block))
+        assert len(pieces) <= 1 << 6
+        assert sum(piece.nbytes for piece in pieces) <= 4 * 4 * block.numel
 
 
-def test_rows_of_a_near_view_are_not_torn_apart() -> None:
-    """Where all can be read at once, cuts follow the output: each block is one run."""
-    transposed = view(1 << 21, (1 << 20, 2), (1, 1 << 20))
+def test_elements_far_apart_are_not_read_with_all_that_lies_between() -> None:
+    """One column of a wide matrix: 40 MB lie between its first and its last element."""
+    column = view(10_000_000, (1000, 1), (10_000, 1))
 
-    assert [len(block.runs) for block in blocks_of(transposed)] == [1, 1]
+    (block,) = blocks_of(column)
+
+    assert sum(piece.nbytes for piece in pieces_of(column, block)) == 4 * 1000
 
 
 @given(

@@ -30,7 +30,7 @@ from ckptaudit.plan import (
     make_plan,
 )
 from ckptaudit.policy import RULES, Finding, Judgement, Severity, judge
-from ckptaudit.tensors import find_state_dict
+from ckptaudit.tensors import find_state_dict, misfits
 from ckptaudit.vm import escape
 from ckptaudit.writer import Draft, Slot, check_destination, header_of, path_text
 
@@ -226,7 +226,7 @@ def convert(
     with opened(path, with_hash=with_hash and not dry_run) as file:
         if not dry_run:
             _check_target(target, path, overwrite=overwrite)
-        judgement = judge(file.container)
+        judgement = judge(file.container, misfits(file.container))
         if not allow_unsafe:
             _refuse_unsafe(file.container, judgement)
         run = _Run(file, target, options, judgement, progress)

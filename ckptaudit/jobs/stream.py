@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ckptaudit.numerics import Caster, TensorStats
-from ckptaudit.tensors import BLOCK_BYTES, Block, blocks_of
+from ckptaudit.tensors import BLOCK_BYTES, Block, blocks_of, pieces_of
 from ckptaudit.writer import PAGE
 
 if TYPE_CHECKING:
@@ -157,15 +157,16 @@ def read_block(
     source = container.bytes_of(view.storage)
     size = view.dtype.itemsize
     filled = buffer[: block.numel * size]
-    at = view.storage.offset + block.start
-    if block.stride is None:
-        source.read_into(at, filled)
+    if block.start is not None:
+        source.read_into(view.storage.offset + block.start, filled)
     else:
         # Bits only: unsigned integers, or pairs of floats where elements take 16 bytes.
         bits = view.dtype.numpy if size > _WIDEST_INTEGER else f"<u{size}"
-        tile = np.frombuffer(source.read_at(at, block.nbytes), bits, 1)
-        gathered = np.lib.stride_tricks.as_strided(tile, block.shape, block.stride)
-        np.frombuffer(filled, bits).reshape(block.shape)[...] = gathered
+        box = np.frombuffer(filled, bits).reshape(block.shape)
+        for piece in pieces_of(view, block):
+            read = source.read_at(view.storage.offset + piece.start, piece.nbytes)
+            elements = np.frombuffer(read, bits)
+            box[piece.place] = np.lib.stride_tricks.as_strided(elements, piece.shape, piece.stride)
     if container.byteorder == "big":
         _swap(filled, view)
     return filled
@@ -232,7 +233,7 @@ def digest_of(container: Container, view: TensorView) -> bytes:
     hasher = hashlib.sha256()
     buffer = _room(BLOCK_BYTES)
     for block in blocks_of(view):
-        if block.stride is not None:
+        if block.start is None:
             hasher.update(repr(block.runs).encode())
         hasher.update(read_block(container, view, block, buffer))
     return hasher.digest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckptaudit.tensors.blocks import BLOCK_BYTES, Block, blocks_of
+from ckptaudit.tensors.blocks import BLOCK_BYTES, Block, blocks_of, pieces_of
 from ckptaudit.tensors.misfits import misfits
 from ckptaudit.tensors.rebuild import rebuilt_names
 from ckptaudit.tensors.statedict import find_state_dict
@@ -17,5 +17,6 @@ __all__ = [
     "blocks_of",
     "find_state_dict",
     "misfits",
+    "pieces_of",
     "rebuilt_names",
 ]

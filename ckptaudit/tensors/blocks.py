@@ -1,12 +1,13 @@
-"""How to read a view in bounded memory: as blocks of elements that lie together.
+"""How to read a view in bounded memory: as blocks, each gathered from pieces of its storage.
 
 Knows:      strides, and how much may be held at once.
 Is told:    a `TensorView`.
 Never asks: for the bytes themselves.
 
-A contiguous view is cut into ranges.  Any other is cut into tiles along its widest
-stride until the elements of a tile lie close enough together to be read at once;
-where the elements of a tile go in the output is a list of runs.
+A contiguous view is cut into ranges.  Any other is cut into boxes: along its widest
+stride, so that what is read lies together, for as long as what is written still lies
+together in runs worth a system call each.  A box whose elements lie apart in the
+storage is read in several pieces.
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ if TYPE_CHECKING:
 
     from ckptaudit.tensors.view import TensorView
 
-__all__ = ["BLOCK_BYTES", "Block", "blocks_of"]
+__all__ = ["BLOCK_BYTES", "Block", "Piece", "blocks_of", "pieces_of"]
 
 # The most a block holds, in bytes of its elements.
 BLOCK_BYTES = 4 << 20
-# The most that is read at once to gather the elements of a tile.
-_TILE_BYTES = 8 << 20
-# The most ranges of the output that one block fills.
-_MOST_RUNS = 1 << 16
+# The most that is read at once to gather elements.
+_PIECE_BYTES = 8 << 20
+# Bytes that are read as quickly as none: one system call costs as much as copying them.
+_NEAR_BYTES = 16 << 10
+# The most bytes read for a byte that is wanted, where they are not that near.
+_MOST_WASTE = 4
+# The shortest run of the output, in bytes of the source, that a cut may leave.
+_LEAST_RUN_BYTES = 4 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +41,16 @@ class Block:
     """Some elements of a view, in the row-major order of a box inside it.
 
     Attributes:
-        start: First byte to read, counted from the start of the storage.
-        nbytes: Bytes to read.
+        low: The box's first index per dimension.
         shape: Elements of the box per dimension.
-        stride: Bytes to step per dimension inside what was read; None if the elements lie
-            one behind the other.
+        start: First byte in the storage if the elements lie there one behind the other, else
+            None: then `pieces_of` says where they are.
         runs: Half-open element ranges of the output that the box fills, in its order.
     """
 
-    start: int
-    nbytes: int
+    low: tuple[int, ...]
     shape: tuple[int, ...]
-    stride: tuple[int, ...] | None
+    start: int | None
     runs: tuple[tuple[int, int], ...]
 
     @property
@@ -56,18 +59,42 @@ class Block:
         return prod(self.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some elements of a block that are read at once.
+
+    Attributes:
+        start: First byte to read, counted from the start of the storage.
+        nbytes: Bytes to read.
+        shape: Elements per dimension.
+        stride: Bytes to step per dimension inside what was read.
+        place: Where in the block's box they go.
+    """
+
+    start: int
+    nbytes: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    place: tuple[slice, ...]
+
+
 def blocks_of(view: TensorView) -> Iterator[Block]:
     """Cut *view* into blocks, which together fill its output once.
 
     Blocks of a contiguous view come in the order of the output, each but the last of
-    `BLOCK_BYTES`.  Those of any other view come in the order of the source.
+    `BLOCK_BYTES`.
     """
     if not view.numel:
         return
     if view.is_contiguous:
         yield from _ranges(view)
     else:
-        yield from _tiles(view, (0,) * len(view.shape), view.shape)
+        yield from _boxes(view, (0,) * len(view.shape), view.shape)
+
+
+def pieces_of(view: TensorView, block: Block) -> Iterator[Piece]:
+    """What to read for *block*, a box of *view*; pieces come in the order of the source."""
+    yield from _pieces(view, block.low, block.low, block.shape)
 
 
 def _ranges(view: TensorView) -> Iterator[Block]:
@@ -76,34 +103,66 @@ def _ranges(view: TensorView) -> Iterator[Block]:
     for first in range(0, view.numel, step):
         count = min(step, view.numel - first)
         start = (view.offset + first) * size
-        yield Block(start, count * size, (count,), None, ((first, first + count),))
+        yield Block((first,), (count,), start, ((first, first + count),))
 
 
-def _tiles(view: TensorView, low: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[Block]:
-    """Cut the box of *shape* at *low*, largest stride first, until each tile is small."""
+def _boxes(view: TensorView, low: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[Block]:
+    """Cut the box of *shape* at *low* until each part fits into a block."""
+    if prod(shape) * view.dtype.itemsize <= BLOCK_BYTES:
+        yield Block(low, shape, None, tuple(_runs(view.shape, low, shape)))
+        return
+    axis = _widest(view, shape)
+    if _run_bytes(view, _half(shape, axis)) < _LEAST_RUN_BYTES:
+        # Cut along its first axis, a box leaves the runs of the output as long as they are.
+        axis = next(axis for axis, size in enumerate(shape) if size > 1)
+    for part_low, part_shape in _halves(low, shape, axis):
+        yield from _boxes(view, part_low, part_shape)
+
+
+def _pieces(
+    view: TensorView, origin: tuple[int, ...], low: tuple[int, ...], shape: tuple[int, ...]
+) -> Iterator[Piece]:
+    """Cut the box of *shape* at *low* until each part is worth reading as a whole."""
     size = view.dtype.itemsize
     span = 1 + sum((n - 1) * step for n, step in zip(shape, view.stride, strict=True))
-    is_near = span * size <= _TILE_BYTES
-    if is_near and prod(shape) * size <= BLOCK_BYTES and _count_runs(view, shape) <= _MOST_RUNS:
+    is_dense = span <= _MOST_WASTE * prod(shape) and span * size <= _PIECE_BYTES
+    if is_dense or span * size <= _NEAR_BYTES:
         first = view.offset + sum(at * step for at, step in zip(low, view.stride, strict=True))
-        yield Block(
+        place = zip(low, origin, shape, strict=True)
+        yield Piece(
             start=first * size,
             nbytes=span * size,
             shape=shape,
             stride=tuple(step * size for step in view.stride),
-            runs=tuple(_runs(view.shape, low, shape)),
+            place=tuple(slice(at - zero, at - zero + n) for at, zero, n in place),
         )
         return
-    axes = [axis for axis in range(len(shape)) if shape[axis] > 1]
-    # Cut along the first axis a box leaves the runs of the output whole.
-    axis = axes[0] if is_near else max(axes, key=lambda at: (view.stride[at], shape[at]))
-    half = shape[axis] // 2
-    for at, count in ((low[axis], half), (low[axis] + half, shape[axis] - half)):
-        yield from _tiles(
-            view,
-            (*low[:axis], at, *low[axis + 1 :]),
-            (*shape[:axis], count, *shape[axis + 1 :]),
-        )
+    for part_low, part_shape in _halves(low, shape, _widest(view, shape)):
+        yield from _pieces(view, origin, part_low, part_shape)
+
+
+def _widest(view: TensorView, shape: tuple[int, ...]) -> int:
+    """The axis of *shape* along which elements lie farthest apart in the storage."""
+    axes = (axis for axis in range(len(shape)) if shape[axis] > 1)
+    return max(axes, key=lambda axis: (view.stride[axis], shape[axis]))
+
+
+def _half(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return (*shape[:axis], shape[axis] // 2, *shape[axis + 1 :])
+
+
+def _halves(
+    low: tuple[int, ...], shape: tuple[int, ...], axis: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    first = _half(shape, axis)
+    yield low, first
+    rest = (*shape[:axis], shape[axis] - first[axis], *shape[axis + 1 :])
+    yield (*low[:axis], low[axis] + first[axis], *low[axis + 1 :]), rest
+
+
+def _run_bytes(view: TensorView, shape: tuple[int, ...]) -> int:
+    """How long the runs of the output are that a box of *shape* fills, in bytes of the source."""
+    return prod(shape[_outer(view.shape, shape) :]) * view.dtype.itemsize
 
 
 def _outer(whole: tuple[int, ...], shape: tuple[int, ...]) -> int:
@@ -113,10 +172,6 @@ def _outer(whole: tuple[int, ...], shape: tuple[int, ...]) -> int:
     while full and shape[full - 1] == whole[full - 1]:
         full -= 1
     return max(0, full - 1)
-
-
-def _count_runs(view: TensorView, shape: tuple[int, ...]) -> int:
-    return prod(shape[: _outer(view.shape, shape)])
 
 
 def _runs(
