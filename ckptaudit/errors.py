@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "CkptauditError",
+    "JobDied",
     "LimitExceeded",
     "MalformedInput",
     "OutputExists",
@@ -68,3 +69,7 @@ class OutputExists(CkptauditError):
 
 class OutputFailed(CkptauditError):
     """The operating system would not take the result: no permission, no space, no such folder."""
+
+
+class JobDied(CkptauditError):
+    """A process that worked for us was ended from outside."""

@@ -44,6 +44,9 @@ class ByteSource(Protocol):
     def read_at(self, offset: int, length: int) -> bytes:
         """Return *length* bytes from byte *offset* on; raises like `read_into`."""
 
+    def will_need(self, offset: int, length: int) -> None:
+        """Say that these bytes will be read soon; they need not be there."""
+
     def check_unchanged(self) -> None:
         """Raise `SourceChanged` if the bytes may differ from those read so far."""
 
@@ -108,6 +111,12 @@ class FileSource:
         self.read_into(offset, memoryview(buffer))
         return bytes(buffer)
 
+    def will_need(self, offset: int, length: int) -> None:
+        """See `ByteSource.will_need`."""
+        # macOS has no posix_fadvise.
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+
     def check_unchanged(self) -> None:
         """See `ByteSource.check_unchanged`; compares inode, size, mtime and ctime."""
         if _identity(os.fstat(self._fd)) != self.identity:
@@ -137,6 +146,9 @@ class BufferSource:
         """See `ByteSource.read_at`."""
         _check_range(self, offset, length)
         return bytes(self._data[offset : offset + length])
+
+    def will_need(self, offset: int, length: int) -> None:
+        """Do nothing: the bytes are there."""
 
     def check_unchanged(self) -> None:
         """Do nothing: nobody else holds the buffer."""

@@ -164,7 +164,7 @@ def test_a_bug_is_no_bad_answer_and_shows_no_traceback(
     def fail(*_: object, **__: object) -> None:
         raise Bug("boom")
 
-    monkeypatch.setattr(stream, "read_block", fail)
+    monkeypatch.setattr(stream, "_cast_block", fail)
 
     done = audit("convert", good)
     assert_bug(done.err)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 __all__ = ["progress_bar"]
+
+_SECONDS_BETWEEN_LOOKS = 0.1
 
 
 @contextmanager
@@ -48,10 +51,17 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    # No refreshing thread: a process with threads cannot be forked.
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
         task = bar.add_task(printable(what), total=None)
+        drawn = 0.0
 
         def advance(done: int, total: int) -> None:
+            nonlocal drawn
             bar.update(task, completed=done, total=total)
+            if time.monotonic() - drawn > _SECONDS_BETWEEN_LOOKS:
+                drawn = time.monotonic()
+                bar.refresh()
 
         yield advance

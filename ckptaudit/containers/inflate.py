@@ -73,6 +73,9 @@ class InflatedSource:
         self.read_into(offset, memoryview(buffer))
         return bytes(buffer)
 
+    def will_need(self, offset: int, length: int) -> None:
+        """Do nothing: only its own reader knows which packed bytes these are."""
+
     def check_unchanged(self) -> None:
         """See `ByteSource.check_unchanged`."""
         self._source.check_unchanged()

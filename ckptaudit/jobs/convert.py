@@ -320,7 +320,7 @@ class _Run:
             # known after one attempt, which then writes nothing.
             plan = self.plan_with(self.unfit)
             output = self.attempt(plan, with_hash=with_hash, overwrite=overwrite)
-        return self.result(plan, output, self.file.sha256(), written=True)
+        return self.result(plan, output, self.file.digest(), written=True)
 
     def attempt(self, plan: ConversionPlan, *, with_hash: bool, overwrite: bool) -> Output | None:
         """Write the file that *plan* describes.
@@ -351,7 +351,14 @@ class _Run:
             self.progress(done, total)
 
         clamp = self.options.on_overflow is OnOverflow.CLAMP
-        done_jobs = stream(self.file.container, plan.jobs, sink, clamp=clamp, progress=advance)
+        done_jobs = stream(
+            self.file.container,
+            plan.jobs,
+            sink,
+            clamp=clamp,
+            progress=advance,
+            started=self.file.start_hashing,
+        )
         # Closed, so that no thread writes any more when the draft is discarded.
         with closing(done_jobs):
             for job, stats in done_jobs:
@@ -469,6 +476,12 @@ class _DraftSink:
     def take(self, job: TensorJob, first: int, data: memoryview) -> None:
         if self.wanted():
             self.draft.write_at(self.position(job, first), data)
+
+    def tally(self) -> Mapping[str, int]:
+        return {}
+
+    def recall(self, tally: Mapping[str, int]) -> None:
+        pass
 
 
 def _finding(rule_id: str, message: str, record: str) -> Finding:

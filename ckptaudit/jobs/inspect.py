@@ -112,6 +112,7 @@ def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
         CkptauditError: There is no answer.
     """
     with opened(path, with_hash=with_hash) as file:
+        file.start_hashing()
         container = file.container
         state_dict = find_state_dict(container)
         meaning = meaning_of(state_dict)

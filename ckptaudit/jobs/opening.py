@@ -11,6 +11,7 @@ import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from mmap import mmap
+from queue import SimpleQueue
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
@@ -29,17 +30,68 @@ __all__ = ["Opened", "hash_of", "notes_on", "opened"]
 _BLOCK_BYTES = 4 << 20
 
 
+class Hashing:
+    """The SHA-256 of a whole file, computed on a thread of its own.
+
+    The thread reads for itself: hashing is the slowest part of a conversion, and the
+    cast must not wait for it.
+    """
+
+    def __init__(self, source: ByteSource) -> None:
+        self._source = source
+        self._stop = Event()
+        self._digest = ""
+        self._error: BaseException | None = None
+        self._thread: Thread | None = None
+
+    def start(self) -> None:
+        """Begin, unless it has begun."""
+        if self._thread is None:
+            self._thread = Thread(target=self._work, name="ckptaudit-hash")
+            self._thread.start()
+
+    def result(self) -> str:
+        """Wait for the hash; raises whatever reading raised."""
+        self.start()
+        if self._thread is not None:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._digest
+
+    def stop(self) -> None:
+        """Give up; the thread has ended when this returns."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            self._digest = hash_of(self._source.read_into, self._source.size, self._stop)
+        except BaseException as err:  # noqa: BLE001 - whatever it is, the waiting side raises it
+            self._error = err
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A file that a job works on.
 
     Attributes:
         container: What is in it.
-        sha256: Waits for the hash of the whole file and returns it; None if not wanted.
+        hashing: Its hash on the way, or None if that is not wanted.
     """
 
     container: Container
-    sha256: Callable[[], str | None]
+    hashing: Hashing | None
+
+    def start_hashing(self) -> None:
+        """Begin to hash, if that is wanted: a job that forks does so first."""
+        if self.hashing is not None:
+            self.hashing.start()
+
+    def digest(self) -> str | None:
+        """Wait for the hash; None if it is not wanted."""
+        return self.hashing.result() if self.hashing is not None else None
 
     def finish(self) -> str | None:
         """Wait for the hash and make sure that the file is still the one that was opened.
@@ -47,7 +99,7 @@ class Opened:
         Raises:
             SourceChanged: It is not.
         """
-        digest = self.sha256()
+        digest = self.digest()
         self.container.source.check_unchanged()
         return digest
 
@@ -62,10 +114,12 @@ def opened(
         CkptauditError: It cannot be read, or is no checkpoint.
     """
     source = FileSource(path)
+    hashing = Hashing(source) if with_hash else None
     try:
-        with _hashing(source, wanted=with_hash) as sha256:
-            yield Opened(open_container(source, limits), sha256)
+        yield Opened(open_container(source, limits), hashing)
     finally:
+        if hashing is not None:
+            hashing.stop()
         source.close()
 
 
@@ -82,50 +136,50 @@ def notes_on(container: Container) -> tuple[str, ...]:
 def hash_of(
     read_into: Callable[[int, memoryview], None], size: int, stop: Event | None = None
 ) -> str:
-    """SHA-256, in hexadecimal, of *size* bytes that *read_into* gives; "" if *stop* was set."""
-    hasher = hashlib.sha256()
-    # Whole pages, so that a file may be read past the page cache.
-    buffer = memoryview(mmap(-1, _BLOCK_BYTES))
-    for at in range(0, size, _BLOCK_BYTES):
-        if stop is not None and stop.is_set():
-            return ""
-        block = buffer[: min(_BLOCK_BYTES, size - at)]
-        read_into(at, block)
-        hasher.update(block)
-    return hasher.hexdigest()
+    """SHA-256 of *size* bytes, read by a thread while the ones before them are hashed.
 
+    Args:
+        read_into: Fills a buffer from an offset on.
+        size: Bytes in all.
+        stop: Ends it early once set.
 
-@contextmanager
-def _hashing(source: ByteSource, *, wanted: bool) -> Iterator[Callable[[], str | None]]:
-    """Hash all of *source* on a thread of its own while the block runs.
+    Returns:
+        The hash in hexadecimal; of part of the bytes only if *stop* was set.
 
-    The thread reads for itself: hashing is the slowest part of a conversion, and the
-    cast must not wait for it.
+    Raises:
+        BaseException: Whatever *read_into* raises.
     """
-    if not wanted:
-        yield lambda: None
-        return
-    stop = Event()
-    digests: list[str] = []
-    errors: list[BaseException] = []
+    hasher = hashlib.sha256()
+    free: SimpleQueue[memoryview | None] = SimpleQueue()
+    filled: SimpleQueue[memoryview | BaseException] = SimpleQueue()
+    for _ in range(2):
+        # Whole pages, so that a file may be read past the page cache.
+        free.put(memoryview(mmap(-1, _BLOCK_BYTES)))
 
-    def work() -> None:
+    def read() -> None:
         try:
-            digests.append(hash_of(source.read_into, source.size, stop))
-        except BaseException as err:  # noqa: BLE001 - whatever it is, the waiting side raises it
-            errors.append(err)
+            for at in range(0, size, _BLOCK_BYTES):
+                buffer = free.get()
+                if buffer is None:
+                    return
+                block = buffer[: min(_BLOCK_BYTES, size - at)]
+                read_into(at, block)
+                filled.put(block)
+        except BaseException as err:  # noqa: BLE001 - the other thread raises it
+            filled.put(err)
 
-    thread = Thread(target=work, name="ckptaudit-hash")
-
-    def result() -> str:
-        thread.join()
-        if errors:
-            raise errors[0]
-        return digests[0]
-
-    thread.start()
+    reader = Thread(target=read, name="ckptaudit-hash-read")
+    reader.start()
     try:
-        yield result
+        for _ in range(0, size, _BLOCK_BYTES):
+            if stop is not None and stop.is_set():
+                break
+            block = filled.get()
+            if isinstance(block, BaseException):
+                raise block
+            hasher.update(block)
+            free.put(block)
     finally:
-        stop.set()
-        thread.join()
+        free.put(None)
+        reader.join()
+    return hasher.hexdigest()

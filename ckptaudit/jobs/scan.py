@@ -61,6 +61,7 @@ def scan(path: str | PathLike[str], *, with_hash: bool = True) -> ScanResult:
             changed meanwhile.
     """
     with opened(path, with_hash=with_hash) as file:
+        file.start_hashing()
         container = file.container
         judgement = judge(container, misfits(container))
         return ScanResult(

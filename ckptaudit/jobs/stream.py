@@ -1,12 +1,13 @@
-"""Weights from the source through a cast to a sink, in blocks, on overlapping threads.
+"""Weights from the source through a cast to a sink, in pieces that stay in the cache.
 
-Knows:      how reading, casting and writing overlap, and how much memory they share.
+Knows:      how reading, casting and writing overlap, and how much memory they take.
 Is told:    an open container, the tensors to convert, and a sink for the results.
 Never asks: what is written where; that is the plan's.
 
-One thread reads ahead, one writes behind, and the calling one casts between them:
-reading and writing release the interpreter, so that two cores are used.
-Memory is a fixed ring of blocks on either side and does not grow with the file.
+A piece is read right before it is cast, so that the cast finds it in the cache; the
+kernel reads ahead.  What was cast is written by a thread of its own.  Where there are
+cores, the tensors are shared out over as many processes (`lanes`).  Memory is a fixed
+number of blocks for each and does not grow with the file.
 """
 
 from __future__ import annotations
@@ -14,28 +15,32 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from mmap import mmap
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
 import numpy as np
 
-from ckptaudit.numerics import Caster, TensorStats
+from ckptaudit.jobs.lanes import Lane, Say, lanes_at_hand, run_lanes
+from ckptaudit.numerics import PIECE, Caster, TensorStats
 from ckptaudit.tensors import BLOCK_BYTES, Block, blocks_of, pieces_of
 from ckptaudit.writer import PAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from ckptaudit.containers import Container
     from ckptaudit.plan import TensorJob
     from ckptaudit.tensors import TensorView
 
-__all__ = ["Nowhere", "Sink", "digest_of", "stream"]
+__all__ = ["Nowhere", "Sink", "digest_of", "read_block", "stream"]
 
-# Blocks read ahead of the cast, and blocks cast but not yet written.
-_AHEAD = 3
+# Blocks cast but not yet written.
 _BEHIND = 3
 _WIDEST_INTEGER = 8
+# Below this a second process costs more than it saves.
+_LEAST_LANE_BYTES = 64 << 20
 
 
 class Sink(Protocol):
@@ -51,8 +56,15 @@ class Sink(Protocol):
     def take(self, job: TensorJob, first: int, data: memoryview) -> None:
         """Take *data*: elements of *job*'s output, from element *first* on.
 
-        Called on one thread, not the caller's.
+        Called on one thread, not the caller's; maybe in another process, which shares open
+        files with this one but not what is remembered in memory.
         """
+
+    def tally(self) -> Mapping[str, int]:
+        """What is to be remembered of all that was taken in this process, by source key."""
+
+    def recall(self, tally: Mapping[str, int]) -> None:
+        """Remember what another process tallied."""
 
 
 class Nowhere:
@@ -65,6 +77,13 @@ class Nowhere:
     def take(self, _job: TensorJob, _first: int, _data: memoryview) -> None:
         """See `Sink.take`."""
 
+    def tally(self) -> Mapping[str, int]:
+        """See `Sink.tally`."""
+        return {}
+
+    def recall(self, _tally: Mapping[str, int]) -> None:
+        """See `Sink.recall`."""
+
 
 def stream(
     container: Container,
@@ -73,8 +92,9 @@ def stream(
     *,
     clamp: bool = False,
     progress: Callable[[int], None] = lambda _: None,
+    started: Callable[[], None] = lambda: None,
 ) -> Generator[tuple[TensorJob, TensorStats], None, None]:
-    """Cast every job's tensor into *sink*, in the order of the source.
+    """Cast every job's tensor into *sink*.
 
     Args:
         container: The open file.
@@ -82,26 +102,43 @@ def stream(
         sink: Takes the results; has taken all of them when the iterator ends.
         clamp: Write the largest finite value where a weight overflows.
         progress: Told after each block how many bytes of weights it was.
+        started: Called once, when threads may be started beside the work.
 
     Yields:
-        Each job with the statistics of its tensor, as soon as it is cast.  Whoever stops
-        early must close the generator: only then are its threads done with source and sink.
+        Each job with the statistics of its tensor, in no order.  Whoever stops early must
+        close the generator: only then are its threads and processes done with source and
+        sink.
 
     Raises:
         CkptauditError: Whatever reading the source or the sink raises.
     """
     in_order = sorted(jobs, key=lambda job: _position(job.view))
-    views = [job.view for job in in_order]
-    with _ReadAhead(container, views) as reads, _WriteBehind(sink) as writes:
-        for job in in_order:
-            caster = Caster(job.view.dtype, job.target, clamp=clamp)
-            for block in blocks_of(job.view):
-                data = reads.next()
-                out = writes.buffer(job, block)
-                caster.cast(data, out)
-                writes.put(job, block, out)
-                progress(len(data))
-            yield job, caster.stats
+    shares = _shares(in_order, lanes_at_hand())
+    if len(shares) == 1:
+        started()
+        yield from _cast(container, in_order, sink, clamp=clamp, progress=progress)
+        return
+
+    def lane(share: Sequence[TensorJob]) -> Lane:
+        def work(say: Say) -> None:
+            cast = _cast(container, share, sink, clamp=clamp, progress=lambda n: say({"bytes": n}))
+            for job, stats in cast:
+                say({"job": job.source, "stats": stats})
+            say({"tally": sink.tally()})
+
+        return work
+
+    by_source = {job.source: job for job in in_order}
+    # Closed with this generator: nobody else would stop the lanes.
+    with closing(run_lanes([lane(share) for share in shares], started)) as talk:
+        for message in talk:
+            match message:
+                case {"bytes": int(nbytes)}:
+                    progress(nbytes)
+                case {"job": str(source), "stats": stats}:
+                    yield by_source[source], msgspec.convert(stats, TensorStats)
+                case {"tally": tally}:
+                    sink.recall(msgspec.convert(tally, dict[str, int]))
 
 
 def _position(view: TensorView) -> tuple[int, str]:
@@ -110,44 +147,66 @@ def _position(view: TensorView) -> tuple[int, str]:
     return view.storage.offset + view.offset * view.dtype.itemsize, view.storage.record
 
 
-def _room(nbytes: int) -> memoryview:
-    """Memory that begins with a page; the kernel gives pages when they are touched."""
-    return memoryview(mmap(-1, nbytes))
+def _shares(jobs: Sequence[TensorJob], count: int) -> list[Sequence[TensorJob]]:
+    """Cut *jobs* into at most *count* ranges of about as many bytes each."""
+    total = sum(job.view.nbytes for job in jobs)
+    count = max(1, min(count, total // _LEAST_LANE_BYTES))
+    shares: list[list[TensorJob]] = [[]]
+    done = 0
+    for job in jobs:
+        if done >= total * len(shares) // count and len(shares) < count:
+            shares.append([])
+        shares[-1].append(job)
+        done += job.view.nbytes
+    return list(shares)
 
 
-class _ReadAhead:
-    """The blocks of some views in order, read by a thread of their own."""
+def _cast(
+    container: Container,
+    jobs: Sequence[TensorJob],
+    sink: Sink,
+    *,
+    clamp: bool,
+    progress: Callable[[int], None],
+) -> Iterator[tuple[TensorJob, TensorStats]]:
+    """Do the work of `stream` in this process."""
+    room = _room(BLOCK_BYTES)
+    with _WriteBehind(sink) as writes:
+        for job in jobs:
+            caster = Caster(job.view.dtype, job.target, clamp=clamp)
+            for block in blocks_of(job.view):
+                out = writes.buffer(job, block)
+                _cast_block(container, job, block, caster, room, out)
+                writes.put(job, block, out)
+                progress(block.numel * job.view.dtype.itemsize)
+            yield job, caster.stats
 
-    def __init__(self, container: Container, views: Sequence[TensorView]) -> None:
-        self._container = container
-        self._todo = ((view, block) for view in views for block in blocks_of(view))
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ckptaudit-read")
-        self._pending: deque[Future[memoryview]] = deque()
-        # While one block is cast, _AHEAD others are being read: none of them shares its buffer.
-        self._ring = [_room(BLOCK_BYTES) for _ in range(_AHEAD + 1)]
-        self._submitted = 0
 
-    def __enter__(self) -> _ReadAhead:  # noqa: PYI034 - typing.Self is Python 3.11's
-        for _ in range(_AHEAD):
-            self._submit()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def next(self) -> memoryview:
-        """The elements of the next block, one behind the other; valid until the next call."""
-        self._submit()
-        return self._pending.popleft().result()
-
-    def _submit(self) -> None:
-        for view, block in self._todo:
-            buffer = self._ring[self._submitted % len(self._ring)]
-            self._submitted += 1
-            self._pending.append(
-                self._pool.submit(read_block, self._container, view, block, buffer)
-            )
-            return
+def _cast_block(
+    container: Container,
+    job: TensorJob,
+    block: Block,
+    caster: Caster,
+    room: memoryview,
+    out: memoryview,
+) -> None:
+    """Read *block* and cast it into *out*, a piece at a time where its elements lie together."""
+    view, size = job.view, job.view.dtype.itemsize
+    if block.start is None:
+        caster.cast(read_block(container, view, block, room), out)
+        return
+    source = container.bytes_of(view.storage)
+    at = view.storage.offset + block.start
+    # While this block is cast, the kernel may fetch the next.
+    source.will_need(at + block.numel * size, BLOCK_BYTES)
+    for first in range(0, block.numel, PIECE):
+        count = min(PIECE, block.numel - first)
+        piece = room[: count * size]
+        source.read_into(at + first * size, piece)
+        if container.byteorder == "big":
+            _swap(piece, view)
+        width = job.target.itemsize
+        caster.cast(piece, out[first * width : (first + count) * width])
 
 
 def read_block(
@@ -177,6 +236,11 @@ def _swap(filled: memoryview, view: TensorView) -> None:
     width = view.dtype.itemsize // (2 if view.dtype.name.startswith("complex") else 1)
     if width > 1:
         np.frombuffer(filled, f"u{width}").byteswap(inplace=True)
+
+
+def _room(nbytes: int) -> memoryview:
+    """Memory that begins with a page; the kernel gives pages when they are touched."""
+    return memoryview(mmap(-1, nbytes))
 
 
 class _WriteBehind:

@@ -210,7 +210,14 @@ class _Proof:
 
         sink = _Comparison(self.file, {job.source: self.home(job) for job in jobs}, self.differing)
         clamp = self.options is not None and self.options.on_overflow is OnOverflow.CLAMP
-        cast = stream(self.source.container, jobs, sink, clamp=clamp, progress=advance)
+        cast = stream(
+            self.source.container,
+            jobs,
+            sink,
+            clamp=clamp,
+            progress=advance,
+            started=self.start_hashing,
+        )
         infinite = 0
         with closing(cast):
             for job, stats in cast:
@@ -226,6 +233,10 @@ class _Proof:
             self.tensor_problems[job.source] = (
                 f"{count} of {job.view.numel} weights are infinite, which the source has finite"
             )
+
+    def start_hashing(self) -> None:
+        self.source.start_hashing()
+        self.converted.start_hashing()
 
     def home(self, job: TensorJob) -> int:
         stored = self.stored(job)
@@ -309,8 +320,14 @@ class _Comparison:
     def take(self, job: TensorJob, first: int, data: memoryview) -> None:
         there = self.file.source.read_at(self.position(job, first), len(data))
         if data != there:
-            count = _differing(bytes(data), there, job)
-            self.differing[job.source] = self.differing.get(job.source, 0) + count
+            self.recall({job.source: _differing(bytes(data), there, job)})
+
+    def tally(self) -> Mapping[str, int]:
+        return self.differing
+
+    def recall(self, tally: Mapping[str, int]) -> None:
+        for source, count in tally.items():
+            self.differing[source] = self.differing.get(source, 0) + count
 
 
 def _file(container: Container, digest: str | None) -> VerifiedFile:

@@ -1,0 +1,181 @@
+"""Work in forked processes: everything said arrives, errors come home, nobody is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from ckptaudit.errors import JobDied, MalformedInput, OutputFailed, SourceChanged
+from ckptaudit.jobs import lanes, stream
+from ckptaudit.jobs.convert import convert
+from ckptaudit.jobs.lanes import Say, lanes_at_hand, run_lanes
+from ckptaudit.jobs.verify import verify
+from ckptaudit.plan import Options, Precision
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity"), reason="lanes are forked on Linux only"
+)
+
+
+def nothing() -> None:
+    """What a job that starts no thread does once its lanes are there."""
+
+
+def children() -> list[int]:
+    """Processes of ours that nobody has waited for."""
+    try:
+        pid, _ = os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return []
+    return [pid]
+
+
+def counting(first: int) -> lanes.Lane:
+    def lane(say: Say) -> None:
+        for number in range(first, first + 1000):
+            say({"number": number})
+
+    return lane
+
+
+def test_everything_said_arrives() -> None:
+    heard = [message["number"] for message in run_lanes([counting(0), counting(1000)], nothing)]
+
+    assert sorted(heard, key=str) == sorted(range(2000), key=str)
+    assert children() == []
+
+
+def test_threads_may_start_once_all_lanes_are_there() -> None:
+    started: list[int] = []
+    for _ in run_lanes([counting(0)], lambda: started.append(1)):
+        assert started == [1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OutputFailed("no space"), MalformedInput("is bad", where="archive/data.pkl", offset=7)],
+    ids=["plain", "with-a-place"],
+)
+def test_an_error_comes_home_as_it_was_raised(error: Exception) -> None:
+    def lane(_say: Say) -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        list(run_lanes([counting(0), lane], nothing))
+
+    assert str(caught.value) == str(error)
+    assert children() == []
+
+
+def test_a_bug_in_a_lane_is_a_bug_of_ours() -> None:
+    def lane(_say: Say) -> None:
+        raise ZeroDivisionError("by nothing")
+
+    with pytest.raises(RuntimeError, match="ZeroDivisionError: by nothing"):
+        list(run_lanes([lane], nothing))
+
+
+def test_a_killed_lane_is_said_to_have_died() -> None:
+    def lane(_say: Say) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(JobDied, match="signal 9"):
+        list(run_lanes([lane], nothing))
+    assert children() == []
+
+
+def test_whoever_stops_listening_stops_the_lanes() -> None:
+    def endless(say: Say) -> None:
+        while True:
+            say({"still": "here"})
+
+    talk = run_lanes([endless, endless], nothing)
+    next(iter(talk))
+    talk.close()
+
+    assert children() == []
+
+
+def test_a_process_with_threads_is_not_forked() -> None:
+    assert lanes_at_hand() >= 1
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    try:
+        assert lanes_at_hand() == 1
+    finally:
+        done.set()
+        other.join()
+
+
+@pytest.fixture(params=[1, 2, 3])
+def lane_count(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Few or many lanes, for files of any size."""
+    monkeypatch.setattr(stream, "_LEAST_LANE_BYTES", 1)
+    monkeypatch.setattr(stream, "lanes_at_hand", lambda: request.param)
+    return int(request.param)
+
+
+def checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of many sizes, one of them turned, one too large for fp16."""
+    made = torch.Generator().manual_seed(0)
+    weights = {
+        f"layer.{index}.weight": torch.randn(3 + index, 7, generator=made) for index in range(20)
+    }
+    weights["turned"] = torch.randn(40, 30, generator=made).t()
+    weights["large"] = torch.full((5,), 1e5)
+    torch.save(weights, path)
+    return weights
+
+
+@pytest.mark.usefixtures("lane_count")
+def test_the_number_of_lanes_changes_nothing(tmp_path: Path) -> None:
+    source, output = tmp_path / "a.pt", tmp_path / "a.safetensors"
+    checkpoint(source)
+
+    result = convert(source, output)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "lanes_at_hand", lambda: 1)
+        alone = convert(source, tmp_path / "b.safetensors")
+    assert output.read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert [entry.stats for entry in result.tensors] == [entry.stats for entry in alone.tensors]
+    assert verify(source, output).equal
+
+
+@pytest.mark.usefixtures("lane_count")
+def test_verify_hears_of_differences_found_in_another_process(tmp_path: Path) -> None:
+    source, output = tmp_path / "a.pt", tmp_path / "a.safetensors"
+    weights = checkpoint(source)
+    convert(source, output, Options(precision=Precision.KEEP))
+    data = np.fromfile(output, "u1")
+    data[-1] ^= 1
+    data.tofile(output)
+
+    proof = verify(source, output)
+
+    assert not proof.equal
+    assert [tensor.name for tensor in proof.tensors if not tensor.equal] == [max(weights)]
+
+
+@pytest.mark.usefixtures("lane_count")
+def test_an_error_while_reading_leaves_neither_file_nor_process(tmp_path: Path) -> None:
+    source, output = tmp_path / "a.pt", tmp_path / "a.safetensors"
+    checkpoint(source)
+
+    def shrink(_done: int, _total: int) -> None:
+        os.truncate(source, 2000)
+
+    with pytest.raises(SourceChanged):
+        convert(source, output, progress=shrink)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+    assert children() == []
