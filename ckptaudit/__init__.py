@@ -43,15 +43,33 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # PEP 562: asked once per name that is not there yet.
-    if name not in __all__:
+    # PEP 562: asked once per name, for what is found is kept.  Each branch loads no more than
+    # its names need: only the last two load numpy.
+    found: dict[str, object]
+    if name in {"ScanResult", "scan", "Inspection", "inspect", "CkptauditError"}:
+        from ckptaudit.errors import CkptauditError  # noqa: PLC0415
+        from ckptaudit.jobs import Inspection, ScanResult, inspect, scan  # noqa: PLC0415
+
+        found = {
+            "CkptauditError": CkptauditError,
+            "Inspection": Inspection,
+            "ScanResult": ScanResult,
+            "inspect": inspect,
+            "scan": scan,
+        }
+    elif name in {"Action", "Dedupe", "Ema", "OnOverflow", "Options", "Precision"}:
+        from ckptaudit import plan  # noqa: PLC0415
+
+        found = {option: getattr(plan, option) for option in plan.__all__}
+    elif name in {"Conversion", "convert"}:
+        from ckptaudit.jobs.convert import Conversion, convert  # noqa: PLC0415
+
+        found = {"Conversion": Conversion, "convert": convert}
+    elif name in {"Verification", "verify"}:
+        from ckptaudit.jobs.verify import Verification, verify  # noqa: PLC0415
+
+        found = {"Verification": Verification, "verify": verify}
+    else:
         raise AttributeError(f"module 'ckptaudit' has no attribute {name!r}")
-    from ckptaudit import errors, jobs, plan  # noqa: PLC0415
-
-    for room in (errors, jobs, plan):
-        if hasattr(room, name):
-            return getattr(room, name)
-    # These two load numpy.
-    from ckptaudit.jobs import convert, verify  # noqa: PLC0415
-
-    return getattr(convert if hasattr(convert, name) else verify, name)
+    globals()[name] = found[name]
+    return found[name]

@@ -114,7 +114,8 @@ def check_destination(path: Path, *, overwrite: bool) -> None:
 class Draft:
     """A file on its way: it has no final name until `publish`.
 
-    Use it as a context manager; leaving without `publish` removes every trace of it.
+    It exists inside a ``with`` block only; leaving that without `publish` removes every
+    trace of it.
 
     Args:
         path: The final name.
@@ -128,21 +129,21 @@ class Draft:
         self.path = path
         self.size = size
         self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-        with _output_errors(path):
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            # 0o666 less the umask: what any other tool would give a new file.
-            self._fd = os.open(self._temporary, flags, 0o666)
+        self._fd = -1
         self._direct = -1
-        try:
-            with _output_errors(path):
-                _reserve(self._fd, size)
-                self._direct = _open_direct(self._temporary)
-        except BaseException:
-            # An interrupt too: reserving takes long where the file system cannot do it.
-            self.discard()
-            raise
 
     def __enter__(self) -> Draft:  # noqa: PYI034 - typing.Self is Python 3.11's
+        try:
+            with _output_errors(self.path):
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                # 0o666 less the umask: what any other tool would give a new file.
+                self._fd = os.open(self._temporary, flags, 0o666)
+                _reserve(self._fd, self.size)
+                self._direct = _open_direct(self._temporary)
+        except BaseException:
+            # An interrupt too, wherever it strikes: nobody else would remove the file.
+            self.discard()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

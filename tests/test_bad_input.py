@@ -280,7 +280,7 @@ def test_an_interrupted_conversion_exits_130_and_leaves_nothing(
     tmp_path: Path, sent: signal.Signals
 ) -> None:
     """At whatever point the signal finds it, once there is something to leave behind."""
-    source = save(tmp_path / "model.ckpt", size=BLOCK_BYTES * 8)
+    source = save(tmp_path / "model.ckpt", size=BLOCK_BYTES * 32)
     out = tmp_path / "out"
     out.mkdir()
     running = subprocess.Popen(  # noqa: S603 - our own command

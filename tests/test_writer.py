@@ -202,8 +202,8 @@ def test_an_interrupt_while_space_is_reserved_leaves_nothing(
 
     monkeypatch.setattr(os, "posix_fallocate", interrupt)
 
-    with pytest.raises(KeyboardInterrupt):
-        Draft(tmp_path / "out.bin", 10)
+    with pytest.raises(KeyboardInterrupt), Draft(tmp_path / "out.bin", 10):
+        pass
 
     assert names_in(tmp_path) == set()
 
@@ -298,7 +298,8 @@ from ckptaudit.writer import Draft
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
-    Draft(Path(sys.argv[1]), 2000)
+    with Draft(Path(sys.argv[1]), 2000):
+        pass
 except OutputFailed as err:
     print(err)
 """

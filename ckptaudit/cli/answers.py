@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
     from ckptaudit.report import Failure
 
-__all__ = ["Answers", "bug_text", "paths_argument", "report_options", "show"]
+__all__ = ["BAD", "GOOD", "NONE", "Answers", "bug_text", "paths_argument", "report_options", "show"]
 
-BAD, NONE = 1, 2
+GOOD, BAD, NONE = 0, 1, 2
+# Bytes within which a report names its schema and us.
+_LONGEST_REPORT_HEAD = 200
 
 Result = TypeVar("Result")
 Decorated = TypeVar("Decorated", bound="Callable[..., object]")
@@ -65,13 +67,13 @@ class Answers(Generic[Result]):
     """The answers of one command, file by file.
 
     Attributes:
-        is_good: Whether an answer is a good one.
+        status: The exit status that an answer alone would have.
         as_text: Renders an answer for a person.
         results: The answers so far.
         failures: The files without one.
     """
 
-    is_good: Callable[[Result], bool]
+    status: Callable[[Result], int]
     as_text: Callable[[Result], str]
     results: list[Result] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
@@ -88,7 +90,7 @@ class Answers(Generic[Result]):
             self._fail(path, str(err), BAD if isinstance(err, Refused) else NONE)
             return None
         except Exception as err:  # noqa: BLE001 - it is told, and the status is that of no answer
-            self._fail(path, f"{path}: {bug_text(err)}", NONE)
+            self._fail(path, bug_text(err), NONE)
             return None
         self.results.append(result)
         return result
@@ -97,7 +99,7 @@ class Answers(Generic[Result]):
         """Write the answers and return the exit status: 1 outranks 2 outranks 0."""
         from ckptaudit.report import to_json
 
-        self._statuses |= {0 if self.is_good(result) else BAD for result in self.results}
+        self._statuses |= {self.status(result) for result in self.results}
         if format_ == "json":
             text = to_json(self.results, self.failures).decode()
         else:
@@ -120,13 +122,12 @@ class Answers(Generic[Result]):
         from ckptaudit.writer import path_text
 
         line = path_text(" ".join(why.splitlines()))
+        # An error inside a file names the record it stands in.
+        if path_text(path) not in line:
+            line = f"{path_text(path)}: {line}"
         self.failures.append(Failure(path_text(path), line))
         show(f"ckptaudit: {line}")
         self._statuses.add(status)
-
-    def without_answer(self) -> None:
-        """Note that an answer, though given, does not cover the whole file."""
-        self._statuses.add(NONE)
 
 
 def show(line: str) -> None:
@@ -183,11 +184,11 @@ def _write_json(path: Path, data: bytes) -> None:
     from ckptaudit.writer import write_text
 
     # `scan --json a.ckpt b.ckpt`, where --json was taken for a flag, must not cost a checkpoint.
-    first = b""
+    head = b""
     with contextlib.suppress(OSError):
         if path.is_file():
             with path.open("rb") as file:
-                first = file.read(1)
-    if first not in (b"", b"{"):
+                head = file.read(_LONGEST_REPORT_HEAD)
+    if head and not (b'"schema_version"' in head and b'"ckptaudit"' in head):
         raise OutputExists(f"{path}: exists and is no JSON report; choose another name")
     write_text(path, data, overwrite=True)

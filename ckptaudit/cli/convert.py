@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptaudit.cli.answers import Answers, paths_argument, report_options, show
+from ckptaudit.cli.answers import GOOD, Answers, paths_argument, report_options, show
 from ckptaudit.cli.progress import progress_bar
 from ckptaudit.errors import OutputExists, OutputFailed
 
@@ -58,9 +58,27 @@ _LONG_SUFFIXES = (".pth.tar", ".pt.tar")
     show_default=True,
     help="What is stored once: what no loader asks for twice, whatever is equal, or nothing.",
 )
-@click.option("--unet", type=click.Choice(_ACTIONS), default="convert", show_default=True)
-@click.option("--vae", type=click.Choice(_ACTIONS), default="convert", show_default=True)
-@click.option("--text-encoder", type=click.Choice(_ACTIONS), default="convert", show_default=True)
+@click.option(
+    "--unet",
+    type=click.Choice(_ACTIONS),
+    default="convert",
+    show_default=True,
+    help="The UNet, and averaged copies of it: cast, written as they are, or left out.",
+)
+@click.option(
+    "--vae",
+    type=click.Choice(_ACTIONS),
+    default="convert",
+    show_default=True,
+    help="The VAE.",
+)
+@click.option(
+    "--text-encoder",
+    type=click.Choice(_ACTIONS),
+    default="convert",
+    show_default=True,
+    help="The text encoder.",
+)
 @click.option(
     "--other",
     type=click.Choice(_ACTIONS),
@@ -75,6 +93,7 @@ _LONG_SUFFIXES = (".pth.tar", ".pt.tar")
     type=click.Choice(["error", "skip", "overwrite"]),
     default="error",
     show_default=True,
+    help="What to do where the output is there already.",
 )
 @click.option(
     "--allow-unsafe",
@@ -105,8 +124,8 @@ def convert(
     from ckptaudit import report
     from ckptaudit.jobs.convert import convert as job
 
-    def is_good(_result: Conversion) -> bool:
-        return True
+    def status(_result: Conversion) -> int:
+        return GOOD
 
     options = _options(chosen)
     overwrite = if_exists == "overwrite"
@@ -133,7 +152,7 @@ def convert(
             _write_report(report_target, result, overwrite=overwrite)
         return result
 
-    answers = Answers(is_good, report.conversion_text)
+    answers = Answers(status, report.conversion_text)
     for path in paths:
         if if_exists == "skip" and _is_done(path, output, several=len(paths) > 1):
             show(f"{path}: skipped, its output exists")
@@ -180,7 +199,7 @@ def _targets(path: str, output: str | None, *, several: bool) -> tuple[Path, Pat
 def _is_done(path: str, output: str | None, *, several: bool) -> bool:
     """Whether the output of *path* is there; where it cannot be, converting says why."""
     try:
-        return _targets(path, output, several=several)[0].exists()
+        return Path(path).exists() and _targets(path, output, several=several)[0].exists()
     except (OSError, OutputFailed):
         return False
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptaudit.cli.answers import Answers, paths_argument, report_options
+from ckptaudit.cli.answers import GOOD, NONE, Answers, paths_argument, report_options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,10 +29,10 @@ def inspect(
     """Say what is in PATHS: family, components, tensors, and what else."""
     from ckptaudit import jobs, report
 
-    def is_good(_result: Inspection) -> bool:
-        return True
+    def status(result: Inspection) -> int:
+        return NONE if result.gaps else GOOD
 
-    answers = Answers(is_good, report.inspection_text)
+    answers = Answers(status, report.inspection_text)
     for path in paths:
         answers.ask(path, partial(jobs.inspect, path, with_hash=not no_hash))
     ctx.exit(answers.deliver(format_, json_path))

@@ -59,9 +59,7 @@ def _status() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         # Without standalone mode click returns what ctx.exit was given, and raises the rest.
-        status = main.main(
-            prog_name="ckptaudit", standalone_mode=False, auto_envvar_prefix="CKPTAUDIT"
-        )
+        status = main.main(prog_name="ckptaudit", standalone_mode=False)
     except click.ClickException as err:
         usage = io.StringIO()
         err.show(usage)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptaudit.cli.answers import Answers, paths_argument, report_options
+from ckptaudit.cli.answers import BAD, GOOD, NONE, Answers, paths_argument, report_options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,12 +46,12 @@ def scan(
 
     threshold = Severity(fail_on)
 
-    def is_good(result: ScanResult) -> bool:
-        return result.verdict < threshold
+    def status(result: ScanResult) -> int:
+        if result.verdict >= threshold:
+            return BAD
+        return GOOD if result.coverage.complete else NONE
 
-    answers = Answers(is_good, report.scan_text)
+    answers = Answers(status, report.scan_text)
     for path in paths:
-        result = answers.ask(path, partial(jobs.scan, path, with_hash=not no_hash))
-        if result is not None and not result.coverage.complete:
-            answers.without_answer()
+        answers.ask(path, partial(jobs.scan, path, with_hash=not no_hash))
     ctx.exit(answers.deliver(format_, json_path))

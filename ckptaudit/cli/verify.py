@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptaudit.cli.answers import Answers, report_options
+from ckptaudit.cli.answers import BAD, GOOD, Answers, report_options
 from ckptaudit.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ def verify(
     from ckptaudit import report
     from ckptaudit.jobs.verify import verify as job
 
-    def is_good(result: Verification) -> bool:
-        return result.equal
+    def status(result: Verification) -> int:
+        return GOOD if result.equal else BAD
 
-    answers = Answers(is_good, report.verification_text)
+    answers = Answers(status, report.verification_text)
     with progress_bar("verifying") as progress:
         answers.ask(
             converted,

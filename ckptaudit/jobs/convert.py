@@ -29,7 +29,7 @@ from ckptaudit.plan import (
     comparable_groups,
     make_plan,
 )
-from ckptaudit.policy import RULES, Finding, Judgement, Severity, judge
+from ckptaudit.policy import RULES, Coverage, Finding, Judgement, Severity, judge
 from ckptaudit.tensors import find_state_dict, misfits
 from ckptaudit.vm import escape
 from ckptaudit.writer import Draft, Slot, check_destination, header_of, path_text
@@ -71,6 +71,7 @@ class Source:
         container: Its framing.
         state_dict: Where in the pickle the weights were found; "" is the root.
         verdict: What a scan thinks of it.
+        coverage: Whether all of it was read.
     """
 
     path: str
@@ -79,6 +80,7 @@ class Source:
     container: Kind
     state_dict: str
     verdict: Severity
+    coverage: Coverage
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,6 +406,7 @@ class _Run:
                 container=container.kind,
                 state_dict=self.state_dict.path,
                 verdict=self.judgement.verdict,
+                coverage=self.judgement.coverage,
             ),
             written=written,
             family=self.meaning.detection.family,

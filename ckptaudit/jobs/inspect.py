@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptaudit.jobs.opening import notes_on, opened
+from ckptaudit.jobs.opening import gaps_of, notes_on, opened
 from ckptaudit.layouts import ComponentCount, Detection, Placement, Spec, count, detect, place
 from ckptaudit.tensors import Leftover, find_state_dict
 
@@ -60,6 +60,7 @@ class Inspection:
         components: What is there, missing and unexpected, component by component.
         tensors: In the file's order.
         leftovers: What else the file holds.
+        gaps: What was not read, and why.
         notes: What is worth knowing besides.
     """
 
@@ -74,6 +75,7 @@ class Inspection:
     components: tuple[ComponentCount, ...]
     tensors: tuple[InspectedTensor, ...]
     leftovers: tuple[Leftover, ...]
+    gaps: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -133,5 +135,6 @@ def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
                 for view, placement in zip(state_dict.views, meaning.placements, strict=True)
             ),
             leftovers=state_dict.leftovers,
+            gaps=gaps_of(container),
             notes=notes_on(container),
         )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.containers import Container, Kind, open_container
 from ckptaudit.source import FileSource
+from ckptaudit.vm import escape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
     from ckptaudit.vm import Limits
 
-__all__ = ["Opened", "hash_of", "notes_on", "opened"]
+__all__ = ["Opened", "gaps_of", "hash_of", "notes_on", "opened"]
 
 _BLOCK_BYTES = 4 << 20
 
@@ -131,6 +132,13 @@ def notes_on(container: Container) -> tuple[str, ...]:
     if container.kind is not Kind.SAFETENSORS and is_named:
         return (f"is named .safetensors but is a {container.kind.value} checkpoint",)
     return ()
+
+
+def gaps_of(container: Container) -> tuple[str, ...]:
+    """What of the file was not read, and why; printable text."""
+    broken = [str(trace.error) for trace in container.traces if trace.error is not None]
+    gaps = [f"{gap.record}: {gap.reason}" if gap.record else gap.reason for gap in container.gaps]
+    return tuple(escape(gap) for gap in (*broken, *gaps))
 
 
 def hash_of(

@@ -2,8 +2,9 @@
 
 Knows:      how to read, plan and cast a source again and compare what comes out.
 Is told:    a source, and a file made from it by us or by any other tool.
-Never asks: to be believed: from the converted file it takes which options were used,
-            and nothing else.
+Never asks: to be believed: from the converted file it takes which options were used and
+            which type each tensor has, and proves both (of another tool's file also which
+            names it has).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ckptaudit.containers import Kind
 from ckptaudit.errors import Unsupported
 from ckptaudit.jobs.convert import METADATA_PREFIX, plan_for
 from ckptaudit.jobs.inspect import meaning_of
-from ckptaudit.jobs.opening import Opened, opened
+from ckptaudit.jobs.opening import Opened, gaps_of, opened
 from ckptaudit.jobs.stream import Nowhere, stream
 from ckptaudit.layouts import Component
 from ckptaudit.plan import Action, Dedupe, Ema, OnOverflow, Options, Precision
@@ -160,7 +161,7 @@ class _Proof:
             equal=not self.problems and all(proof.equal for proof in proofs),
             tensors=proofs,
             problems=tuple(self.problems),
-            notes=tuple(self.notes),
+            notes=(*self.notes, *(f"not read: {gap}" for gap in gaps_of(self.source.container))),
         )
 
     def plan(self) -> ConversionPlan:

@@ -153,6 +153,11 @@ def judge(container: Container, mishaps: Iterable[Mishap] = ()) -> Judgement:
         escape(f"{gap.record}: {gap.reason}" if gap.record else gap.reason)
         for gap in container.gaps
     ]
+    if gaps:
+        # Of a file that was read in part nobody can say that it is clean.
+        rule = RULES["CKA208"]
+        message = f"{rule.title}: {gaps[0]}{f' and {len(gaps) - 1} more' if gaps[1:] else ''}"
+        findings.append(Finding(rule.id, rule.severity, message, "", None))
     verdict = max((finding.severity for finding in findings), default=Severity.CLEAN)
     return Judgement(
         verdict=verdict,

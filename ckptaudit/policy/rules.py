@@ -112,6 +112,7 @@ _ALL = (
     Rule("CKA205", Severity.REVIEW, "contains TorchScript code"),
     Rule("CKA206", Severity.SUSPICIOUS, "breaks the schedule of its own format"),
     Rule("CKA207", Severity.SUSPICIOUS, "has a tensor that does not lie inside its storage"),
+    Rule("CKA208", Severity.REVIEW, "was not read completely"),
     Rule("CKA301", Severity.REVIEW, "has weights that do not fit the type asked for"),
     Rule("CKA302", Severity.REVIEW, "has NaN or infinite values"),
 )

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from ckptaudit.policy import Severity
 from ckptaudit.vm import escape
 
 if TYPE_CHECKING:
@@ -52,12 +51,8 @@ def size_text(nbytes: int) -> str:
 def scan_text(result: ScanResult) -> str:
     """The verdict, why, and what was not read."""
     coverage = "complete" if result.coverage.complete else "incomplete"
-    verdict = result.verdict.value
-    if result.verdict is Severity.CLEAN and not result.coverage.complete:
-        # Of a file that was read in part nobody can say that it is clean.
-        verdict = "undecided"
     lines = [
-        f"{printable(result.path)}: {verdict}, coverage {coverage}",
+        f"{printable(result.path)}: {result.verdict.value}, coverage {coverage}",
         f"  {result.container.value}, {size_text(result.size)}{_hash(result.sha256)}",
         *(f"  note: {note}" for note in result.notes),
         *_findings(result.findings),
@@ -86,6 +81,7 @@ def inspection_text(result: Inspection) -> str:
         f"  also holds {escape(left.path) or 'its root'}: {left.what} ({left.reason})"
         for left in result.leftovers
     )
+    lines += _some(f"  not read: {gap}" for gap in result.gaps)
     return "\n".join(lines) + "\n"
 
 
@@ -112,6 +108,7 @@ def conversion_text(result: Conversion) -> str:
     )
     lines += _drops(result)
     lines += _findings(result.findings)
+    lines += _some(f"  not read: {gap}" for gap in result.source.coverage.gaps)
     return "\n".join(lines) + "\n"
 
 
