@@ -368,7 +368,7 @@ def _reason_to_drop(
         if options.ema is Ema.USE:
             return "is EMA bookkeeping, or an averaged copy of no weight in this file"
     if view.key in replaced:
-        return f"is replaced by its averaged copy {replaced[view.key]}"
+        return "is replaced by its averaged copy"
     if _action(placement.component, options) is Action.DROP:
         return f"component {placement.component.value} is dropped on request"
     return None

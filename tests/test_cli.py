@@ -351,3 +351,26 @@ def test_verifying_the_wrong_file_is_a_bad_answer(good: Path, tmp_path: Path) ->
     assert done.status == 1
     assert "NOT what its source gives" in done.out
     assert_one_clear_line(audit("verify", good, good), "is no safetensors file")
+
+
+def test_two_sources_of_one_output_are_never_one_answer(good: Path, tmp_path: Path) -> None:
+    """Least of all under skip: the output that is there was made of the other one."""
+    other = good.with_suffix(".pt")
+    other.write_bytes(good.read_bytes())
+    out = tmp_path / "out"
+    out.mkdir()
+
+    done = audit("convert", good, other, "-o", out, "--if-exists", "skip")
+
+    assert done.status == 2
+    assert "would become" in done.err
+    assert "skipped" not in done.err
+
+
+def test_a_side_file_that_cannot_be_written_is_refused_before_any_work(
+    good: Path, tmp_path: Path
+) -> None:
+    done = audit("convert", good, "--json", tmp_path / "no-such" / "x.json")
+
+    assert (done.status, done.out) == (2, "")
+    assert names_in(good.parent) == {"good.ckpt"}

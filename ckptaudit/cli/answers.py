@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 Decorated = TypeVar("Decorated", bound="Callable[..., object]")
 
 paths_argument = click.argument(
-    "paths", nargs=-1, required=True, metavar="PATHS...", type=click.Path()
+    "paths", nargs=-1, required=True, metavar="PATHS...", type=click.Path(readable=False)
 )
 
 
@@ -78,6 +78,16 @@ class Answers(Generic[Result]):
     results: list[Result] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     _statuses: set[int] = field(default_factory=lambda: {0})
+
+    def check_json(self, json_path: Path | None) -> None:
+        """Refuse a side file that cannot be written before any work is done for it."""
+        if json_path is not None:
+            from ckptaudit.writer import check_destination
+
+            try:
+                check_destination(json_path, overwrite=True)
+            except CkptauditError as err:
+                raise click.BadParameter(str(err), param_hint="--json") from err
 
     def ask(self, path: str, job: Callable[[], Result]) -> Result | None:
         """Do *job* for the file *path*; an error becomes a line on stderr.

@@ -13,6 +13,8 @@ from ckptaudit.cli.progress import progress_bar
 from ckptaudit.errors import OutputExists, OutputFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from ckptaudit.jobs.convert import Conversion
     from ckptaudit.plan import Options
 
@@ -133,10 +135,13 @@ def convert(
 
     def work(path: str) -> Conversion:
         target, report_target = _targets(path, output, several=len(paths) > 1)
+        if taken.setdefault(target, path) != path:
+            raise OutputExists(
+                f"{path}: would become {target}, as {taken[target]} does; "
+                "convert one of them into another folder"
+            )
         if not dry_run:
             _check_report(path, report_target, overwrite=overwrite)
-        if taken.setdefault(target, path) != path:
-            raise OutputExists(f"{path}: would become {target}, as {taken[target]} does")
         with progress_bar(Path(path).name) as progress:
             result = job(
                 path,
@@ -153,8 +158,9 @@ def convert(
         return result
 
     answers = Answers(status, report.conversion_text)
+    answers.check_json(json_path)
     for path in paths:
-        if if_exists == "skip" and _is_done(path, output, several=len(paths) > 1):
+        if if_exists == "skip" and _is_done(path, output, several=len(paths) > 1, taken=taken):
             show(f"{path}: skipped, its output exists")
         else:
             answers.ask(path, partial(work, path))
@@ -196,10 +202,11 @@ def _targets(path: str, output: str | None, *, several: bool) -> tuple[Path, Pat
     return target, target.with_name(f"{target.name.removesuffix('.safetensors')}.report.json")
 
 
-def _is_done(path: str, output: str | None, *, several: bool) -> bool:
-    """Whether the output of *path* is there; where it cannot be, converting says why."""
+def _is_done(path: str, output: str | None, *, several: bool, taken: Container[Path]) -> bool:
+    """Whether the output of *path* was there before; where it cannot be, converting says why."""
     try:
-        return Path(path).exists() and _targets(path, output, several=several)[0].exists()
+        target, _ = _targets(path, output, several=several)
+        return target not in taken and Path(path).exists() and target.exists()
     except (OSError, OutputFailed):
         return False
 

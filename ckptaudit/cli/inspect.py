@@ -33,6 +33,7 @@ def inspect(
         return NONE if result.gaps else GOOD
 
     answers = Answers(status, report.inspection_text)
+    answers.check_json(json_path)
     for path in paths:
         answers.ask(path, partial(jobs.inspect, path, with_hash=not no_hash))
     ctx.exit(answers.deliver(format_, json_path))

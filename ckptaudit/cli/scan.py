@@ -52,6 +52,7 @@ def scan(
         return GOOD if result.coverage.complete else NONE
 
     answers = Answers(status, report.scan_text)
+    answers.check_json(json_path)
     for path in paths:
         answers.ask(path, partial(jobs.scan, path, with_hash=not no_hash))
     ctx.exit(answers.deliver(format_, json_path))

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("source", type=click.Path())
-@click.argument("converted", type=click.Path())
+@click.argument("source", type=click.Path(readable=False))
+@click.argument("converted", type=click.Path(readable=False))
 @report_options
 @click.pass_context
 def verify(
@@ -40,6 +40,7 @@ def verify(
         return GOOD if result.equal else BAD
 
     answers = Answers(status, report.verification_text)
+    answers.check_json(json_path)
     with progress_bar("verifying") as progress:
         answers.ask(
             converted,

@@ -226,8 +226,8 @@ def convert(
     options = options or Options()
     target = Path(output)
     with opened(path, with_hash=with_hash and not dry_run) as file:
-        if not dry_run:
-            _check_target(target, path, overwrite=overwrite)
+        # A dry run, too, is refused what the conversion would be.
+        _check_target(target, path, overwrite=overwrite or dry_run)
         judgement = judge(file.container, misfits(file.container))
         if not allow_unsafe:
             _refuse_unsafe(file.container, judgement)
@@ -420,7 +420,7 @@ class _Run:
             dropped=tuple(DropEntry(drop.source, drop.what, drop.reason) for drop in plan.drops),
             leftovers=plan.leftovers,
             findings=(*self.judgement.findings, *self.numeric_findings(plan)),
-            notes=(*notes_on(container), *self.ema_notes(plan)),
+            notes=(*notes_on(container), *self.empty_notes(), *self.ema_notes(plan)),
         )
 
     def entry(self, job: TensorJob) -> TensorEntry:
@@ -436,6 +436,10 @@ class _Run:
             shape=job.view.shape,
             stats=self.stats.get(job.source),
         )
+
+    def empty_notes(self) -> list[str]:
+        """Say so where there was nothing to convert."""
+        return [] if self.state_dict.views else ["holds no tensors that can be converted"]
 
     def ema_notes(self, plan: ConversionPlan) -> list[str]:
         """Say so where averaged copies were asked for and weights have none."""

@@ -147,10 +147,13 @@ def _hash(sha256: str | None) -> str:
 def _findings(findings: Iterable[Finding]) -> list[str]:
     lines = []
     for finding in findings:
-        where = f" at byte {finding.stream_offset}" if finding.stream_offset is not None else ""
-        where += f" of {finding.record}" if finding.record else ""
-        where += f" (file offset {finding.offset})" if finding.offset is not None else ""
-        lines.append(f"  {finding.severity.value} {finding.rule}: {finding.message}{where}")
+        place = [finding.record] if finding.record else []
+        if finding.stream_offset is not None:
+            place.append(f"byte {finding.stream_offset}")
+        if finding.offset is not None:
+            place.append(f"file offset {finding.offset}")
+        where = f"{', '.join(place)}: " if place else ""
+        lines.append(f"  {finding.severity.value} {finding.rule}: {where}{finding.message}")
     return _some(lines)
 
 
@@ -193,11 +196,11 @@ def _drops(result: Conversion) -> list[str]:
     reasons: dict[str, list[str]] = defaultdict(list)
     for drop in result.dropped:
         reasons[drop.reason].append(drop.source)
-    return [
-        f"  {len(sources)} tensors not written, {escape(sources[0])}"
+    return _some(
+        f"  {len(sources)} not written, {escape(sources[0])}"
         f"{', ...' if len(sources) > 1 else ''}: {reason}"
         for reason, sources in reasons.items()
-    ]
+    )
 
 
 def _some(lines: Iterable[str]) -> list[str]:
