@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -37,3 +39,14 @@ def test_the_verbs_are_callable_in_any_order(order: str) -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'no_such'"):
         _ = ckptaudit.no_such
+
+
+def test_nothing_here_loads_a_checkpoint_with_execution_allowed() -> None:
+    """Not in the package, not in tests, not in scripts."""
+    root = Path(__file__).parents[1]
+    trusting = re.compile("weights_only *= *" + "False")
+
+    for folder in ("ckptaudit", "tests", "scripts"):
+        for path in (root / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                assert not trusting.search(path.read_text(errors="replace")), path
