@@ -207,12 +207,12 @@ def reader_gone(*arguments: object, stream_name: str) -> int:
             command(*arguments),
             check=False,
             timeout=60,
-            **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream_name: write},  # type: ignore[call-overload] # one of the two
+            stdout=write if stream_name == "stdout" else subprocess.DEVNULL,
+            stderr=write if stream_name == "stderr" else subprocess.DEVNULL,
         )
     finally:
         os.close(write)
-    status: int = done.returncode
-    return status
+    return done.returncode
 
 
 def test_a_reader_that_has_seen_enough_does_not_change_the_answer(

@@ -66,10 +66,11 @@ def known(name: str) -> DType:
     return dtype
 
 
-def part(component: Component, key: str, storage: str, **more: str) -> Given:
-    """A tensor that loaders demand, under its canonical name unless *more* says otherwise."""
-    name = more.pop("name", key)
-    return Given(Placement(key, component, name, demanded=True), storage, **more)  # type: ignore[arg-type] # the dtype
+def part(
+    component: Component, key: str, storage: str, *, name: str = "", dtype: str = "float32"
+) -> Given:
+    """A tensor that loaders demand, under its canonical name unless *name* says otherwise."""
+    return Given(Placement(key, component, name or key, demanded=True), storage, dtype)
 
 
 def stranger(key: str, storage: str, dtype: str = "float32", of: str | None = None) -> Given:

@@ -45,7 +45,7 @@ from hypothesis import strategies as st
 
 from ckptaudit.errors import MalformedInput
 from ckptaudit.source import BufferSource, Cursor
-from ckptaudit.vm import Call, Dict, Global, Limits, Node, Oddity, Set, Trace, trace_pickle
+from ckptaudit.vm import Call, Dict, Event, Global, Limits, Node, Oddity, Set, Trace, trace_pickle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -385,5 +385,5 @@ def test_where_windows_end_does_not_show(window: int, monkeypatch: pytest.Monkey
     assert all(pickle[offset] in b"\x95cQ\x82i" for _, offset in _places(trace.events)[:-1])
 
 
-def _places(events: Iterable[object]) -> list[tuple[str, int]]:
-    return [(type(event).__name__, event.offset) for event in events]  # type: ignore[attr-defined] # all have one
+def _places(events: Iterable[Event]) -> list[tuple[str, int]]:
+    return [(type(event).__name__, event.offset) for event in events]

@@ -59,7 +59,7 @@ def open_container(source: ByteSource, limits: Limits | None = None) -> Containe
     """Open *source* by what it holds, whatever it is called.
 
     Args:
-        source: The bytes.  The container takes it over and closes it.
+        source: The bytes; whoever opened it closes it.
         limits: The most any one pickle may cost.
 
     Raises:

@@ -31,7 +31,7 @@ def misfits(container: Container) -> Iterator[Mishap]:
         window = (stored.storage, stored.dtype, stored.shape, stored.stride, stored.offset)
         fault = _fault(Tensor(*window), container)
         if fault:
-            yield Mishap("tensor-outside", f"tensor {key} {fault}", "", None)
+            yield Mishap("tensor-outside", f"tensor {key} cannot be made: {fault}", "", None)
     if container.main is None:
         return
     trace = container.traces[container.main]
@@ -43,7 +43,9 @@ def misfits(container: Container) -> Iterator[Mishap]:
             fault = _fault(rebuild(event, container), container)
             if fault:
                 at = None if start is None else start + event.offset
-                yield Mishap("tensor-outside", f"a tensor {fault}", trace.record, at)
+                yield Mishap(
+                    "tensor-outside", f"a tensor cannot be made: {fault}", trace.record, at
+                )
 
 
 def _fault(tensor: Tensor | Unreadable | None, container: Container) -> str:
