@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ckptaudit.errors import CkptauditError
-    from ckptaudit.jobs import Inspection, ScanResult, inspect, scan
     from ckptaudit.jobs.convert import Conversion, convert
+    from ckptaudit.jobs.inspect import Inspection, inspect
+    from ckptaudit.jobs.scan import ScanResult, scan
     from ckptaudit.jobs.verify import Verification, verify
     from ckptaudit.plan import Action, Dedupe, Ema, OnOverflow, Options, Precision
 
@@ -44,19 +45,20 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     # PEP 562: asked once per name, for what is found is kept.  Each branch loads no more than
-    # its names need: only the last two load numpy.
+    # its names need: only `verify` loads numpy, and `convert` when it is called.
     found: dict[str, object]
-    if name in {"ScanResult", "scan", "Inspection", "inspect", "CkptauditError"}:
+    if name == "CkptauditError":
         from ckptaudit.errors import CkptauditError  # noqa: PLC0415
-        from ckptaudit.jobs import Inspection, ScanResult, inspect, scan  # noqa: PLC0415
 
-        found = {
-            "CkptauditError": CkptauditError,
-            "Inspection": Inspection,
-            "ScanResult": ScanResult,
-            "inspect": inspect,
-            "scan": scan,
-        }
+        found = {"CkptauditError": CkptauditError}
+    elif name in {"ScanResult", "scan"}:
+        from ckptaudit.jobs.scan import ScanResult, scan  # noqa: PLC0415
+
+        found = {"ScanResult": ScanResult, "scan": scan}
+    elif name in {"Inspection", "inspect"}:
+        from ckptaudit.jobs.inspect import Inspection, inspect  # noqa: PLC0415
+
+        found = {"Inspection": Inspection, "inspect": inspect}
     elif name in {"Action", "Dedupe", "Ema", "OnOverflow", "Options", "Precision"}:
         from ckptaudit import plan  # noqa: PLC0415
 

@@ -340,15 +340,10 @@ class Caster:
 def _extremes(x: Wide) -> tuple[float, float]:
     """The smallest and largest of *x*, which is finite and not empty.
 
-    numkong 7.8 reads past the end of an empty array and starts its search at the largest
-    finite float32, so that it has no answer where every element is that, and a wrong one
-    where every element is infinite.
+    numpy's two passes take two thirds of the time of numkong's one, `minmax`, which has no
+    answer besides where every element is the largest finite float32.
     """
-    found = numkong.minmax(x)
-    if found is None:
-        return float(x.min()), float(x.max())
-    low, _, high, _ = found
-    return low, high
+    return float(np.minimum.reduce(x)), float(np.maximum.reduce(x))
 
 
 def _spread(x: Wide, total: float, squares: float, low: float, high: float) -> float:
@@ -373,7 +368,8 @@ def _spread(x: Wide, total: float, squares: float, low: float, high: float) -> f
 def _count_below(x: Stored | Wide, smallest: int) -> tuple[int, int]:
     """How many of *x* are zero, and how many others have smaller bits than *smallest*."""
     sizes = magnitudes(x, _scratch.work)
-    zeros = x.size - int(np.count_nonzero(sizes))
+    # Few pieces hold a zero, and to find the least takes a third of the time of counting.
+    zeros = 0 if np.minimum.reduce(sizes) else x.size - int(np.count_nonzero(sizes))
     below = _scratch.mask[: x.size]
     np.less(sizes, 2 * smallest, out=below)
     return zeros, int(np.count_nonzero(below)) - zeros

@@ -119,7 +119,7 @@ class Draft:
 
     Args:
         path: The final name.
-        size: Bytes the file will have; the space is reserved at once where the file system can.
+        size: Bytes the file will have.
 
     Raises:
         OutputFailed: The file cannot be made, or there is no space for it.
@@ -262,17 +262,16 @@ def write_text(path: Path, data: bytes, *, overwrite: bool) -> None:
 
 
 def _reserve(fd: int, size: int) -> None:
-    """Give the file its size, and its blocks too where the file system can."""
-    try:
-        # macOS has no posix_fallocate.
-        if size and hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(fd, 0, size)
-        else:
-            os.ftruncate(fd, size)
-    except OSError as err:
-        if err.errno not in {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}:
-            raise
-        os.ftruncate(fd, size)
+    """Give the file its size, if there is room for it now.
+
+    Blocks are not allocated beforehand: a memory file system would fill all of them on one
+    core, and on disk it gained nothing.
+    """
+    known = os.fstatvfs(fd)
+    # A file system that does not count its blocks says that it has none at all.
+    if known.f_blocks and size > known.f_bavail * known.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.ftruncate(fd, size)
 
 
 def _open_direct(path: Path) -> int:

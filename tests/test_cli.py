@@ -296,11 +296,14 @@ def scanning(path: Path) -> str:
     ("code", "never"),
     [
         ("import ckptaudit", {"numpy", "click", "rich", "torch", "numkong", "safetensors"}),
-        ("from ckptaudit import jobs", {"numpy", "click", "rich", "torch", "numkong"}),
-        ("import ckptaudit.jobs.convert", {"click", "rich", "torch"}),
-        (None, {"numpy", "numkong", "torch", "rich"}),
+        (
+            "from ckptaudit import convert, inspect, scan",
+            {"numpy", "click", "rich", "torch", "numkong"},
+        ),
+        ("from ckptaudit import verify", {"click", "rich", "torch"}),
+        (None, {"numpy", "numkong", "torch", "rich", "ckptaudit.layouts"}),
     ],
-    ids=["package", "scan-and-inspect", "convert", "scan-command"],
+    ids=["package", "verbs", "verify", "scan-command"],
 )
 def test_only_what_is_needed_is_imported(code: str | None, never: set[str], good: Path) -> None:
     loaded = loaded_by(code or scanning(good))

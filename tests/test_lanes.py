@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import threading
@@ -12,11 +13,12 @@ import pytest
 import torch
 
 from ckptaudit.errors import JobDied, MalformedInput, OutputFailed, SourceChanged
-from ckptaudit.jobs import lanes, stream
+from ckptaudit.jobs import hashing, lanes, stream
 from ckptaudit.jobs.convert import convert
 from ckptaudit.jobs.lanes import Say, lanes_at_hand, run_lanes
 from ckptaudit.jobs.verify import verify
 from ckptaudit.plan import Options, Precision
+from ckptaudit.source import BufferSource, FileSource
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,10 +26,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity"), reason="lanes are forked on Linux only"
 )
-
-
-def nothing() -> None:
-    """What a job that starts no thread does once its lanes are there."""
 
 
 def children() -> list[int]:
@@ -48,16 +46,10 @@ def counting(first: int) -> lanes.Lane:
 
 
 def test_everything_said_arrives() -> None:
-    heard = [message["number"] for message in run_lanes([counting(0), counting(1000)], nothing)]
+    heard = [message["number"] for message in run_lanes([counting(0), counting(1000)])]
 
     assert sorted(heard, key=str) == sorted(range(2000), key=str)
     assert children() == []
-
-
-def test_threads_may_start_once_all_lanes_are_there() -> None:
-    started: list[int] = []
-    for _ in run_lanes([counting(0)], lambda: started.append(1)):
-        assert started == [1]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +62,7 @@ def test_an_error_comes_home_as_it_was_raised(error: Exception) -> None:
         raise error
 
     with pytest.raises(type(error)) as caught:
-        list(run_lanes([counting(0), lane], nothing))
+        list(run_lanes([counting(0), lane]))
 
     assert str(caught.value) == str(error)
     assert children() == []
@@ -81,7 +73,7 @@ def test_a_bug_in_a_lane_is_a_bug_of_ours() -> None:
         raise ZeroDivisionError("by nothing")
 
     with pytest.raises(RuntimeError, match="ZeroDivisionError: by nothing"):
-        list(run_lanes([lane], nothing))
+        list(run_lanes([lane]))
 
 
 def test_a_killed_lane_is_said_to_have_died() -> None:
@@ -89,7 +81,7 @@ def test_a_killed_lane_is_said_to_have_died() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(JobDied, match="signal 9"):
-        list(run_lanes([lane], nothing))
+        list(run_lanes([lane]))
     assert children() == []
 
 
@@ -98,7 +90,7 @@ def test_whoever_stops_listening_stops_the_lanes() -> None:
         while True:
             say({"still": "here"})
 
-    talk = run_lanes([endless, endless], nothing)
+    talk = run_lanes([endless, endless])
     next(iter(talk))
     talk.close()
 
@@ -117,11 +109,65 @@ def test_a_process_with_threads_is_not_forked() -> None:
         other.join()
 
 
+def test_a_core_that_hashes_is_no_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(4)))
+
+    assert [lanes_at_hand(beside) for beside in (0, 1, 2, 9)] == [4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("least", [0, 1 << 40], ids=["in-a-process", "in-a-thread"])
+@pytest.mark.parametrize("size", [0, 1, (4 << 20) - 1, 4 << 20, (20 << 20) + 3])
+def test_a_hash_is_that_of_all_bytes_in_order(
+    monkeypatch: pytest.MonkeyPatch, size: int, least: int
+) -> None:
+    monkeypatch.setattr(hashing, "_LEAST_FORK_BYTES", least)
+    data = np.random.default_rng(size).bytes(size)
+
+    under_way = hashing.Hashing(BufferSource(data))
+    try:
+        assert under_way.is_forked == (least == 0)
+        assert under_way.result() == under_way.result() == hashlib.sha256(data).hexdigest()
+    finally:
+        under_way.stop()
+    assert children() == []
+
+
+@pytest.mark.parametrize("least", [0, 1 << 40], ids=["in-a-process", "in-a-thread"])
+def test_a_hash_that_cannot_be_read_is_an_error_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    monkeypatch.setattr(hashing, "_LEAST_FORK_BYTES", least)
+    path = tmp_path / "a.pt"
+    path.write_bytes(bytes(10 << 20))
+    source = FileSource(path)
+    os.truncate(path, 1000)
+
+    under_way = hashing.Hashing(source)
+    with pytest.raises(SourceChanged, match="cut short"):
+        under_way.result()
+    under_way.stop()
+    source.close()
+    assert children() == []
+
+
+@pytest.mark.parametrize("least", [0, 1 << 40], ids=["in-a-process", "in-a-thread"])
+def test_a_hash_nobody_wants_any_more_leaves_nothing_running(
+    monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    monkeypatch.setattr(hashing, "_LEAST_FORK_BYTES", least)
+    threads = threading.active_count()
+
+    hashing.Hashing(BufferSource(bytes(64 << 20))).stop()
+
+    assert children() == []
+    assert threading.active_count() == threads
+
+
 @pytest.fixture(params=[1, 2, 3])
 def lane_count(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Few or many lanes, for files of any size."""
     monkeypatch.setattr(stream, "_LEAST_LANE_BYTES", 1)
-    monkeypatch.setattr(stream, "lanes_at_hand", lambda: request.param)
+    monkeypatch.setattr(stream, "lanes_at_hand", lambda _beside: request.param)
     return int(request.param)
 
 
@@ -145,7 +191,7 @@ def test_the_number_of_lanes_changes_nothing(tmp_path: Path) -> None:
     result = convert(source, output)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "lanes_at_hand", lambda: 1)
+        patch.setattr(stream, "lanes_at_hand", lambda _beside: 1)
         alone = convert(source, tmp_path / "b.safetensors")
     assert output.read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert [entry.stats for entry in result.tensors] == [entry.stats for entry in alone.tensors]

@@ -41,8 +41,9 @@ from forge import (
 )
 
 from ckptaudit.errors import CkptauditError
-from ckptaudit.jobs import ScanResult, inspect, scan
 from ckptaudit.jobs.convert import convert
+from ckptaudit.jobs.inspect import inspect
+from ckptaudit.jobs.scan import ScanResult, scan
 from ckptaudit.policy import Severity
 
 REALFILES = Path(__file__).parents[2] / "shared" / "realfiles"

@@ -32,7 +32,7 @@ from forge import (
     values,
 )
 
-from ckptaudit.jobs import ScanResult, scan
+from ckptaudit.jobs.scan import ScanResult, scan
 from ckptaudit.policy import Severity
 
 torch = pytest.importorskip("torch")

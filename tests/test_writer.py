@@ -151,20 +151,30 @@ def test_without_hard_links_a_file_is_renamed_and_still_replaces_nothing(
     assert names_in(tmp_path) == {"out.bin"}
 
 
-@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL])
-def test_where_space_cannot_be_reserved_the_file_is_as_long_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+@pytest.mark.parametrize(
+    ("blocks", "free", "fits"),
+    [(100, 3, True), (100, 2, False), (0, 0, True)],
+    ids=["just-enough", "a-byte-too-few", "a-file-system-that-does-not-say"],
+)
+def test_a_disk_without_room_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, free: int, *, fits: bool
 ) -> None:
-    def cannot(*_: object) -> None:
-        raise OSError(code, os.strerror(code))
+    here = os.statvfs(tmp_path)
 
-    monkeypatch.setattr(os, "posix_fallocate", cannot)
+    def counted(_fd: int) -> os.statvfs_result:
+        # Size of a block twice, blocks in all, blocks free, blocks free for us; the rest as it is.
+        return os.statvfs_result((512, 512, blocks, free, free, *here[5:]))
 
-    publish(tmp_path / "out.bin", b"")
-    with Draft(tmp_path / "long.bin", 1000) as draft:
-        draft.publish(overwrite=False)
+    monkeypatch.setattr(os, "fstatvfs", counted)
 
-    assert (tmp_path / "long.bin").stat().st_size == 1000
+    if fits:
+        with Draft(tmp_path / "long.bin", 1025) as draft:
+            draft.publish(overwrite=False)
+        assert (tmp_path / "long.bin").stat().st_size == 1025
+    else:
+        with pytest.raises(OutputFailed, match="no space left"), Draft(tmp_path / "out.bin", 1025):
+            pass
+        assert names_in(tmp_path) == set()
 
 
 @pytest.mark.parametrize(
@@ -176,7 +186,7 @@ def test_where_space_cannot_be_reserved_the_file_is_as_long_all_the_same(
         (errno.EIO, "cannot be written"),
     ],
 )
-@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "fsync"])
+@pytest.mark.parametrize("call", ["ftruncate", "pwrite", "fsync"])
 def test_a_disk_that_refuses_is_named_and_nothing_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int, advice: str
 ) -> None:
@@ -195,12 +205,10 @@ def test_a_disk_that_refuses_is_named_and_nothing_stays(
 def test_an_interrupt_while_space_is_reserved_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes long where the file system has to be asked block by block."""
-
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "posix_fallocate", interrupt)
+    monkeypatch.setattr(os, "ftruncate", interrupt)
 
     with pytest.raises(KeyboardInterrupt), Draft(tmp_path / "out.bin", 10):
         pass

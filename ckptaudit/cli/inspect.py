@@ -12,7 +12,7 @@ from ckptaudit.cli.answers import GOOD, NONE, Answers, paths_argument, report_op
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ckptaudit.jobs import Inspection
+    from ckptaudit.jobs.inspect import Inspection
 
 
 @click.command()
@@ -27,7 +27,8 @@ def inspect(
     no_hash: bool,
 ) -> None:
     """Say what is in PATHS: family, components, tensors, and what else."""
-    from ckptaudit import jobs, report
+    from ckptaudit import report
+    from ckptaudit.jobs.inspect import inspect as job
 
     def status(result: Inspection) -> int:
         return NONE if result.gaps else GOOD
@@ -35,5 +36,5 @@ def inspect(
     answers = Answers(status, report.inspection_text)
     answers.check_json(json_path)
     for path in paths:
-        answers.ask(path, partial(jobs.inspect, path, with_hash=not no_hash))
+        answers.ask(path, partial(job, path, with_hash=not no_hash))
     ctx.exit(answers.deliver(format_, json_path))

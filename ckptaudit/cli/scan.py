@@ -12,7 +12,7 @@ from ckptaudit.cli.answers import BAD, GOOD, NONE, Answers, paths_argument, repo
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ckptaudit.jobs import ScanResult
+    from ckptaudit.jobs.scan import ScanResult
 
 _SEVERITIES = ("review", "suspicious", "malicious")
 
@@ -41,7 +41,8 @@ def scan(
     Nothing of a file is executed or imported.  A file is clean only if every name it
     asks for is known to be harmless and all of it was read.
     """
-    from ckptaudit import jobs, report
+    from ckptaudit import report
+    from ckptaudit.jobs.scan import scan as job
     from ckptaudit.policy import Severity
 
     threshold = Severity(fail_on)
@@ -54,5 +55,5 @@ def scan(
     answers = Answers(status, report.scan_text)
     answers.check_json(json_path)
     for path in paths:
-        answers.ask(path, partial(jobs.scan, path, with_hash=not no_hash))
+        answers.ask(path, partial(job, path, with_hash=not no_hash))
     ctx.exit(answers.deliver(format_, json_path))

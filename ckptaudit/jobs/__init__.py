@@ -1,12 +1,5 @@
-"""The verbs, and the values that answer them; the only room where the others meet.
+"""The verbs, each in a module of its own, and the values that answer them.
 
-`scan` and `inspect` load no numpy; `convert` and `verify` do, and are imported from
-their own modules.
+This is the only room where the others meet.  Nothing is imported here: `scan` and `inspect`
+load no numpy, and `scan` no layouts.
 """
-
-from __future__ import annotations
-
-from ckptaudit.jobs.inspect import Inspection, inspect
-from ckptaudit.jobs.scan import ScanResult, scan
-
-__all__ = ["Inspection", "ScanResult", "inspect", "scan"]

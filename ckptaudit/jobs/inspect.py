@@ -10,19 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptaudit.jobs.opening import gaps_of, notes_on, opened
-from ckptaudit.layouts import ComponentCount, Detection, Placement, Spec, count, detect, place
-from ckptaudit.tensors import Leftover, find_state_dict
+from ckptaudit.jobs.opening import File, gaps_of, notes_on, opened
+from ckptaudit.jobs.planning import meaning_of
+from ckptaudit.tensors import find_state_dict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from os import PathLike
 
     from ckptaudit.containers import Kind
-    from ckptaudit.layouts import Component
-    from ckptaudit.tensors import StateDict
+    from ckptaudit.layouts import Component, ComponentCount
+    from ckptaudit.tensors import Leftover
 
-__all__ = ["InspectedTensor", "Inspection", "Meaning", "inspect", "meaning_of"]
+__all__ = ["InspectedTensor", "Inspection", "inspect"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +44,10 @@ class InspectedTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Inspection:
+class Inspection(File):
     """What is in a file.
 
     Attributes:
-        path: The file, as it was named.
-        sha256: Of the whole file, in hexadecimal; None if it was not wanted.
-        size: Bytes.
         container: Its framing.
         state_dict: Where in the pickle the weights were found; "" is the root.
         family: Name of the model family, or ``unknown``.
@@ -64,9 +60,6 @@ class Inspection:
         notes: What is worth knowing besides.
     """
 
-    path: str
-    sha256: str | None
-    size: int
     container: Kind
     state_dict: str
     family: str
@@ -77,30 +70,6 @@ class Inspection:
     leftovers: tuple[Leftover, ...]
     gaps: tuple[str, ...]
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Meaning:
-    """What the keys of a state dict mean.
-
-    Attributes:
-        detection: The family.
-        placements: One for each view, in the same order.
-        components: What is there and what is not.
-    """
-
-    detection: Detection
-    placements: tuple[Placement, ...]
-    components: tuple[ComponentCount, ...]
-
-
-def meaning_of(state_dict: StateDict) -> Meaning:
-    """Ask the layouts what *state_dict* is."""
-    specs: Mapping[str, Spec] = {
-        view.key: Spec(view.shape, view.dtype.name) for view in state_dict.views
-    }
-    detection = detect(specs)
-    return Meaning(detection, place(detection, specs), count(detection, specs))
 
 
 def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
@@ -114,14 +83,13 @@ def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
         CkptauditError: There is no answer.
     """
     with opened(path, with_hash=with_hash) as file:
-        file.start_hashing()
         container = file.container
         state_dict = find_state_dict(container)
         meaning = meaning_of(state_dict)
         return Inspection(
             path=container.source.name,
-            sha256=file.finish(),
             size=container.source.size,
+            sha256=file.finish(),
             container=container.kind,
             state_dict=state_dict.path,
             family=meaning.detection.family,

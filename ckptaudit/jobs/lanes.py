@@ -1,11 +1,11 @@
-"""Work shared out over forked processes, and what they have to say on the way.
+"""Work in forked processes, and what they have to say on the way.
 
 The casts hold the interpreter, so that two threads of one process are no faster than
 one.  A forked process is: it has everything the parent had in memory, shares its open
 files, and sends back a few hundred bytes a tensor.
 
 Knows:      fork, pipes, and how an error gets home.
-Is told:    what each lane is to do.
+Is told:    what each process is to do.
 Never asks: what the work is.
 """
 
@@ -24,9 +24,9 @@ from ckptaudit import errors
 from ckptaudit.errors import CkptauditError, JobDied, MalformedInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["Lane", "Say", "lanes_at_hand", "run_lanes"]
+__all__ = ["Fork", "Lane", "Say", "can_fork", "lanes_at_hand", "listen", "run_lanes"]
 
 # Lanes beyond this wait for memory and disk, not for a core.
 _MOST_LANES = 4
@@ -35,25 +35,64 @@ Say: TypeAlias = "Callable[[Mapping[str, object]], None]"
 Lane: TypeAlias = "Callable[[Say], None]"
 
 
-def lanes_at_hand() -> int:
-    """How many lanes may run at once: one for each core, or 1 where forking is no option.
+def can_fork() -> bool:
+    """Whether this process may be forked.
 
-    A process with other threads must not be forked: a lock that one of them holds stays
-    locked in the child.  Only Linux is known to be safe otherwise.
+    One with other threads must not be: a lock that one of them holds stays locked in the
+    child.  Only Linux is known to be safe otherwise.
     """
-    if sys.platform != "linux" or threading.active_count() > 1:
-        return 1
-    return min(len(os.sched_getaffinity(0)), _MOST_LANES)
+    return sys.platform == "linux" and threading.active_count() == 1
 
 
-def run_lanes(
-    lanes: Sequence[Lane], started: Callable[[], None]
-) -> Generator[dict[str, object], None, None]:
-    """Run each lane in a process of its own.
+def lanes_at_hand(beside: int = 0) -> int:
+    """How many lanes may run at once: one for each core that is free, at least one.
 
     Args:
-        lanes: Each is called in a fork of this process with a function to say things by.
-        started: Called once all processes are there; from then on there may be threads.
+        beside: Other processes of the job that keep a core busy each.
+    """
+    if not can_fork():
+        return 1
+    return max(1, min(len(os.sched_getaffinity(0)), _MOST_LANES) - beside)
+
+
+class Fork:
+    """One piece of work in a process of its own; it has begun when this is made.
+
+    Args:
+        lane: Called in a fork of this process with a function to say things by.
+    """
+
+    def __init__(self, lane: Lane) -> None:
+        self.reading, writing = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            _work(lane, writing)
+        os.close(writing)
+
+    def bury(self) -> None:
+        """Take leave of a process that has ended by itself.
+
+        Raises:
+            JobDied: It ended without a word.
+        """
+        os.close(self.reading)
+        _, status = os.waitpid(self._pid, 0)
+        self._pid = 0
+        if status:
+            how = f"by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "for no reason"
+            raise JobDied(f"a process of this job was ended {how}; is there enough memory?")
+
+    def end(self) -> None:
+        """Stop the process, if it has not ended; it is gone when this returns."""
+        if self._pid:
+            os.close(self.reading)
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            self._pid = 0
+
+
+def run_lanes(lanes: Sequence[Lane]) -> Generator[dict[str, object], None, None]:
+    """Run each lane in a process of its own.
 
     Yields:
         What the lanes say, in the order it arrives.
@@ -62,22 +101,14 @@ def run_lanes(
         CkptauditError: What a lane raised; the others are stopped.
         JobDied: A lane's process ended without a word.
     """
-    children: dict[int, int] = {}
+    forks: list[Fork] = []
     try:
         for lane in lanes:
-            reading, writing = os.pipe()
-            pid = os.fork()
-            if pid == 0:
-                _work(lane, writing)
-            os.close(writing)
-            children[reading] = pid
-        started()
-        yield from _listen(children)
+            forks.append(Fork(lane))  # noqa: PERF401 - those made before an error must be ended
+        yield from listen(forks)
     finally:
-        for reading, pid in children.items():
-            os.close(reading)
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        for fork in forks:
+            fork.end()
 
 
 def _work(lane: Lane, writing: int) -> NoReturn:
@@ -104,30 +135,23 @@ def _work(lane: Lane, writing: int) -> NoReturn:
         os._exit(status)
 
 
-def _listen(children: dict[int, int]) -> Iterator[dict[str, object]]:
-    """What *children* say until each has ended; those that have are taken out."""
+def listen(forks: Iterable[Fork]) -> Iterator[dict[str, object]]:
+    """What *forks* say until each has ended; raises like `run_lanes`, but stops none."""
     with selectors.DefaultSelector() as selector:
-        for reading in children:
-            selector.register(reading, selectors.EVENT_READ, bytearray())
-        while children:
+        for fork in forks:
+            selector.register(fork.reading, selectors.EVENT_READ, (fork, bytearray()))
+        while selector.get_map():
             for key, _ in selector.select():
-                data = os.read(key.fd, 1 << 16)
+                fork, heard = key.data
+                data = os.read(fork.reading, 1 << 16)
                 if not data:
-                    selector.unregister(key.fd)
-                    _bury(key.fd, children.pop(key.fd))
-                key.data.extend(data)
-                *lines, rest = key.data.split(b"\n")
-                key.data[:] = rest
+                    selector.unregister(fork.reading)
+                    fork.bury()
+                heard.extend(data)
+                *lines, rest = heard.split(b"\n")
+                heard[:] = rest
                 for line in lines:
                     yield _understood(line)
-
-
-def _bury(reading: int, pid: int) -> None:
-    os.close(reading)
-    _, status = os.waitpid(pid, 0)
-    if status:
-        how = f"by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "for no reason"
-        raise JobDied(f"a process of this job was ended {how}; is there enough memory?")
 
 
 def _understood(line: bytes | bytearray) -> dict[str, object]:

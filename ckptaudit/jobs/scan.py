@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptaudit.jobs.opening import notes_on, opened
+from ckptaudit.jobs.opening import File, notes_on, opened
 from ckptaudit.policy import Coverage, Finding, GlobalUse, Severity, judge
 from ckptaudit.tensors import misfits
 
@@ -23,13 +23,10 @@ __all__ = ["ScanResult", "scan"]
 
 
 @dataclass(frozen=True, slots=True)
-class ScanResult:
+class ScanResult(File):
     """What a scan found.
 
     Attributes:
-        path: The file, as it was named.
-        sha256: Of the whole file, in hexadecimal; None if it was not wanted.
-        size: Bytes.
         container: Its framing.
         verdict: The worst severity among *findings*.
         coverage: Whether all of it was read.
@@ -38,9 +35,6 @@ class ScanResult:
         notes: What is worth knowing besides.
     """
 
-    path: str
-    sha256: str | None
-    size: int
     container: Kind
     verdict: Severity
     coverage: Coverage
@@ -61,13 +55,12 @@ def scan(path: str | PathLike[str], *, with_hash: bool = True) -> ScanResult:
             changed meanwhile.
     """
     with opened(path, with_hash=with_hash) as file:
-        file.start_hashing()
         container = file.container
         judgement = judge(container, misfits(container))
         return ScanResult(
             path=container.source.name,
-            sha256=file.finish(),
             size=container.source.size,
+            sha256=file.finish(),
             container=container.kind,
             verdict=judgement.verdict,
             coverage=judgement.coverage,

@@ -91,8 +91,8 @@ def stream(
     sink: Sink,
     *,
     clamp: bool = False,
+    beside: int = 0,
     progress: Callable[[int], None] = lambda _: None,
-    started: Callable[[], None] = lambda: None,
 ) -> Generator[tuple[TensorJob, TensorStats], None, None]:
     """Cast every job's tensor into *sink*.
 
@@ -101,8 +101,8 @@ def stream(
         jobs: What to convert.
         sink: Takes the results; has taken all of them when the iterator ends.
         clamp: Write the largest finite value where a weight overflows.
+        beside: Other processes of the job that keep a core busy each.
         progress: Told after each block how many bytes of weights it was.
-        started: Called once, when threads may be started beside the work.
 
     Yields:
         Each job with the statistics of its tensor, in no order.  Whoever stops early must
@@ -113,9 +113,8 @@ def stream(
         CkptauditError: Whatever reading the source or the sink raises.
     """
     in_order = sorted(jobs, key=lambda job: _position(job.view))
-    shares = _shares(in_order, lanes_at_hand())
+    shares = _shares(in_order, lanes_at_hand(beside))
     if len(shares) == 1:
-        started()
         yield from _cast(container, in_order, sink, clamp=clamp, progress=progress)
         return
 
@@ -130,7 +129,7 @@ def stream(
 
     by_source = {job.source: job for job in in_order}
     # Closed with this generator: nobody else would stop the lanes.
-    with closing(run_lanes([lane(share) for share in shares], started)) as talk:
+    with closing(run_lanes([lane(share) for share in shares])) as talk:
         for message in talk:
             match message:
                 case {"bytes": int(nbytes)}:

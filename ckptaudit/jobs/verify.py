@@ -9,21 +9,21 @@ Never asks: to be believed: from the converted file it takes which options were 
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ckptaudit.containers import Kind
 from ckptaudit.errors import Unsupported
-from ckptaudit.jobs.convert import METADATA_PREFIX, plan_for
-from ckptaudit.jobs.inspect import meaning_of
-from ckptaudit.jobs.opening import Opened, gaps_of, opened
-from ckptaudit.jobs.stream import Nowhere, stream
+from ckptaudit.jobs.opening import File, Opened, gaps_of, opened
+from ckptaudit.jobs.planning import meaning_of, planner
+from ckptaudit.jobs.receipt import receipt_in
+from ckptaudit.jobs.stream import Nowhere, digest_of, stream
 from ckptaudit.layouts import Component
-from ckptaudit.plan import Action, Dedupe, Ema, OnOverflow, Options, Precision
+from ckptaudit.plan import Dedupe, Ema, OnOverflow, Options, Precision
 from ckptaudit.tensors import find_state_dict
 from ckptaudit.vm import escape
 
@@ -35,29 +35,14 @@ if TYPE_CHECKING:
 
     from ckptaudit.containers import Container, StoredTensor
     from ckptaudit.dtypes import DType
-    from ckptaudit.plan import ConversionPlan, TensorJob
+    from ckptaudit.plan import Alias, ConversionPlan, Drop, TensorJob
 
-__all__ = ["TensorProof", "Verification", "VerifiedFile", "verify"]
+__all__ = ["TensorProof", "Verification", "verify"]
 
 # What a float may have been cast to.
 _CASTS = ("float32", "float16", "bfloat16")
 # A file by another tool is held against every tensor of the source under its own name.
 _FOREIGN = Options(precision=Precision.KEEP, ema=Ema.KEEP, dedupe=Dedupe.NONE)
-
-
-@dataclass(frozen=True, slots=True)
-class VerifiedFile:
-    """One of the two files.
-
-    Attributes:
-        path: As it was named.
-        size: Bytes.
-        sha256: Of the whole file, in hexadecimal; None if it was not wanted.
-    """
-
-    path: str
-    size: int
-    sha256: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +70,21 @@ class Verification:
         source: The checkpoint.
         converted: The file made from it.
         equal: Whether every tensor is proven and nothing else is wrong.
+        options: How *converted* says it was made, which was followed; None if it does not say.
         tensors: Each tensor that should be there, in the order of the data.
+        aliases: Names stored under another, which is among *tensors*.
+        dropped: Tensors of the source that were not to be written.
         problems: What is wrong apart from single tensors.
         notes: What is worth knowing besides.
     """
 
-    source: VerifiedFile
-    converted: VerifiedFile
+    source: File
+    converted: File
     equal: bool
+    options: Options | None
     tensors: tuple[TensorProof, ...]
+    aliases: tuple[Alias, ...]
+    dropped: tuple[Drop, ...]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -134,7 +125,8 @@ class _Proof:
             )
         self.problems: list[str] = [escape(mishap.message) for mishap in self.file.mishaps]
         self.tensor_problems: dict[str, str] = {}
-        self.options = _options_in(self.file.metadata)
+        self.receipt = receipt_in(self.file.metadata)
+        self.options = self.receipt.options if self.receipt is not None else None
         # By source key, how many elements differ.
         self.differing: dict[str, int] = {}
         self.notes: list[str] = []
@@ -159,7 +151,10 @@ class _Proof:
             source=_file(self.source.container, source_digest),
             converted=_file(self.file, digest),
             equal=not self.problems and all(proof.equal for proof in proofs),
+            options=self.options,
             tensors=proofs,
+            aliases=plan.aliases,
+            dropped=plan.drops,
             problems=tuple(self.problems),
             notes=(*self.notes, *(f"not read: {gap}" for gap in gaps_of(self.source.container))),
         )
@@ -168,7 +163,8 @@ class _Proof:
         state_dict = find_state_dict(self.source.container)
         meaning = meaning_of(state_dict)
         options = self.options or _FOREIGN
-        return plan_for(self.source.container, state_dict, meaning, options)({})
+        digests = partial(digest_of, self.source.container)
+        return planner(state_dict, meaning, options, digests)({})
 
     def is_owed(self, job: TensorJob) -> bool:
         """Whether the converted file must hold *job*; another tool may leave averages out."""
@@ -216,8 +212,8 @@ class _Proof:
             jobs,
             sink,
             clamp=clamp,
+            beside=self.cores_taken,
             progress=advance,
-            started=self.start_hashing,
         )
         infinite = 0
         with closing(cast):
@@ -235,9 +231,9 @@ class _Proof:
                 f"{count} of {job.view.numel} weights are infinite, which the source has finite"
             )
 
-    def start_hashing(self) -> None:
-        self.source.start_hashing()
-        self.converted.start_hashing()
+    @property
+    def cores_taken(self) -> int:
+        return self.source.cores_taken + self.converted.cores_taken
 
     def home(self, job: TensorJob) -> int:
         stored = self.stored(job)
@@ -258,7 +254,7 @@ class _Proof:
             for job in kept:
                 self.tensor_problems[job.source] = f"was not cast to {job.target.name}"
             return
-        cast = stream(self.source.container, kept, Nowhere())
+        cast = stream(self.source.container, kept, Nowhere(), beside=self.cores_taken)
         with closing(cast):
             for job, stats in cast:
                 if not stats.overflowed:
@@ -277,18 +273,12 @@ class _Proof:
         ]
 
     def check_metadata(self, plan: ConversionPlan, digest: str | None) -> None:
-        if self.options is None:
+        if self.receipt is None:
             return
-        metadata = self.file.metadata
-        claimed = metadata.get(f"{METADATA_PREFIX}source_sha256")
+        claimed = self.receipt.source_sha256
         if claimed is not None and digest is not None and claimed != digest:
             self.problems.append(f"names a source of SHA-256 {escape(claimed)}, which this is not")
-        aliases = {
-            name: kept
-            for name, kept in metadata.items()
-            if name != "format" and not name.startswith(METADATA_PREFIX)
-        }
-        if aliases != {alias.name: alias.of for alias in plan.aliases}:
+        if self.receipt.aliases != {alias.name: alias.of for alias in plan.aliases}:
             self.problems.append("lists other aliases than its source gives")
 
     def proof(self, job: TensorJob, stored: StoredTensor | None) -> TensorProof:
@@ -331,35 +321,8 @@ class _Comparison:
             self.differing[source] = self.differing.get(source, 0) + count
 
 
-def _file(container: Container, digest: str | None) -> VerifiedFile:
-    return VerifiedFile(container.source.name, container.source.size, digest)
-
-
-def _options_in(metadata: Mapping[str, str]) -> Options | None:
-    """The options a file of ours was made with; None if it is not ours."""
-    text = metadata.get(f"{METADATA_PREFIX}options")
-    if text is None:
-        return None
-    kinds = {
-        "precision": Precision,
-        "on_overflow": OnOverflow,
-        "ema": Ema,
-        "dedupe": Dedupe,
-        "keep_names": bool,
-    }
-    try:
-        given = json.loads(text)
-        return Options(
-            **{
-                field.name: kinds.get(field.name, Action)(given[field.name])
-                for field in fields(Options)
-            }
-        )
-    except (ValueError, KeyError, TypeError, RecursionError) as err:
-        raise Unsupported(
-            "the converted file names options that this version of ckptaudit does not know; "
-            "verify it with the version that wrote it"
-        ) from err
+def _file(container: Container, digest: str | None) -> File:
+    return File(container.source.name, container.source.size, digest)
 
 
 def _differing(one: bytes, other: bytes, job: TensorJob) -> int:

@@ -16,8 +16,9 @@ from ckptaudit.vm import escape
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ckptaudit.jobs import Inspection, ScanResult
     from ckptaudit.jobs.convert import Conversion, TensorEntry
+    from ckptaudit.jobs.inspect import Inspection
+    from ckptaudit.jobs.scan import ScanResult
     from ckptaudit.jobs.verify import Verification
     from ckptaudit.layouts import ComponentCount
     from ckptaudit.policy import Finding

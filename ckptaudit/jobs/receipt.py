@@ -1,0 +1,102 @@
+"""What a converted file says of itself, in the ``__metadata__`` of its header.
+
+Knows:      which of its keys are ours, and that any other names an alias.
+Is told:    options, aliases and a hash to write down; or the metadata of a file.
+Never asks: whether what it reads is true; `verify` proves it.
+
+``format`` is what other loaders look for.  Our own keys begin with ``ckptaudit.``.  Every
+other key is a name that was left out, and its value the name that has the same bytes: this
+is how safetensors' own tools write down tied weights.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING
+
+from ckptaudit import __version__
+from ckptaudit.errors import Unsupported
+from ckptaudit.plan import METADATA_PREFIX, Action, Dedupe, Ema, OnOverflow, Options, Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from ckptaudit.plan import Alias
+
+__all__ = ["Receipt", "metadata_of", "receipt_in"]
+
+_FORMAT = "format"
+_VERSION = f"{METADATA_PREFIX}version"
+_OPTIONS = f"{METADATA_PREFIX}options"
+_SOURCE_SHA256 = f"{METADATA_PREFIX}source_sha256"
+_KINDS = {
+    "precision": Precision,
+    "on_overflow": OnOverflow,
+    "ema": Ema,
+    "dedupe": Dedupe,
+    "keep_names": bool,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a file of ours claims.
+
+    Attributes:
+        options: How it was made.
+        source_sha256: Hash of the file it was made from, or None if nobody wanted that.
+        aliases: By name left out, the name that has its bytes.
+    """
+
+    options: Options
+    source_sha256: str | None
+    aliases: Mapping[str, str]
+
+
+def metadata_of(
+    options: Options, aliases: Iterable[Alias], source_sha256: str | None
+) -> dict[str, str]:
+    """The metadata that `receipt_in` reads."""
+    metadata = {alias.name: alias.of for alias in aliases}
+    metadata |= {
+        _FORMAT: "pt",
+        _VERSION: __version__,
+        _OPTIONS: json.dumps(asdict(options), sort_keys=True),
+    }
+    if source_sha256 is not None:
+        metadata[_SOURCE_SHA256] = source_sha256
+    return metadata
+
+
+def receipt_in(metadata: Mapping[str, str]) -> Receipt | None:
+    """What a file with this *metadata* claims; None if it is not one of ours.
+
+    Raises:
+        Unsupported: It is, but names options that this version does not know.
+    """
+    text = metadata.get(_OPTIONS)
+    if text is None:
+        return None
+    aliases = {
+        name: kept
+        for name, kept in metadata.items()
+        if name != _FORMAT and not name.startswith(METADATA_PREFIX)
+    }
+    return Receipt(_options_in(text), metadata.get(_SOURCE_SHA256), aliases)
+
+
+def _options_in(text: str) -> Options:
+    try:
+        given = json.loads(text)
+        return Options(
+            **{
+                field.name: _KINDS.get(field.name, Action)(given[field.name])
+                for field in fields(Options)
+            }
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as err:
+        raise Unsupported(
+            "the converted file names options that this version of ckptaudit does not know; "
+            "verify it with the version that wrote it"
+        ) from err

@@ -1,0 +1,276 @@
+"""Weights from an open checkpoint into a safetensors file, and the account of it.
+
+Knows:      how plan, cast and writer meet, and when a plan must be made again.
+Is told:    an open file that may be converted, a destination and the user's options.
+Never asks: whether it may be converted (`convert`), how the answer is shown.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptaudit.errors import Refused
+from ckptaudit.jobs.convert import Conversion, Source, TensorEntry
+from ckptaudit.jobs.hashing import hash_of
+from ckptaudit.jobs.opening import File, Opened, notes_on
+from ckptaudit.jobs.planning import meaning_of, planner
+from ckptaudit.jobs.receipt import metadata_of
+from ckptaudit.jobs.stream import digest_of, stream
+from ckptaudit.layouts import Component
+from ckptaudit.plan import ConversionPlan, Ema, OnOverflow, Options, TensorJob
+from ckptaudit.policy import RULES, Finding, Judgement
+from ckptaudit.tensors import find_state_dict
+from ckptaudit.vm import escape
+from ckptaudit.writer import Draft, Slot, header_of, path_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ckptaudit.jobs.stream import Sink
+    from ckptaudit.numerics import TensorStats
+
+__all__ = ["write"]
+
+# As long as any: what a header takes does not depend on which hash is in it.
+_NO_HASH = "0" * 64
+
+
+def write(
+    file: Opened,
+    target: Path,
+    options: Options,
+    judgement: Judgement,
+    *,
+    with_hash: bool,
+    overwrite: bool,
+    dry_run: bool,
+    progress: Callable[[int, int], None],
+) -> Conversion:
+    """Write what *options* make of *file* to *target*, or say what would be written.
+
+    Args:
+        file: The checkpoint, open; it may be converted.
+        target: Where the output appears when it is whole.
+        options: What to do with weights, copies and names.
+        judgement: What the scan thinks of *file*, for the account.
+        with_hash: Hash the output and put the source's hash into it.
+        overwrite: Replace *target* if it is there.
+        dry_run: Write nothing.
+        progress: Told bytes of weights done, and in all.
+
+    Raises:
+        CkptauditError: See `convert`.
+    """
+    run = _Run(file, target, options, judgement, progress)
+    if dry_run:
+        return run.dry(with_hash=with_hash)
+    return run.write(with_hash=with_hash, overwrite=overwrite)
+
+
+class _Run:
+    """One conversion."""
+
+    def __init__(
+        self,
+        file: Opened,
+        target: Path,
+        options: Options,
+        judgement: Judgement,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self.file = file
+        self.target = target
+        self.options = options
+        self.judgement = judgement
+        self.progress = progress
+        self.state_dict = find_state_dict(file.container)
+        self.meaning = meaning_of(self.state_dict)
+        self.plan_with = planner(
+            self.state_dict, self.meaning, options, partial(digest_of, file.container)
+        )
+        self.stats: dict[str, TensorStats] = {}
+        # By source key, why a tensor is not cast.
+        self.unfit: dict[str, str] = {}
+
+    def dry(self, *, with_hash: bool) -> Conversion:
+        plan = self.plan_with({})
+        size = len(self.header(plan, _NO_HASH if with_hash else None)) + plan.nbytes
+        self.file.finish()
+        output = File(path_text(self.target), size, None)
+        return self.result(plan, output, None, written=False)
+
+    def write(self, *, with_hash: bool, overwrite: bool) -> Conversion:
+        output = None
+        while output is None:
+            # Which tensors stay as they are decides where every other one lies; they are
+            # known after one attempt, which then writes nothing.
+            plan = self.plan_with(self.unfit)
+            output = self.attempt(plan, with_hash=with_hash, overwrite=overwrite)
+        return self.result(plan, output, self.file.digest(), written=True)
+
+    def attempt(self, plan: ConversionPlan, *, with_hash: bool, overwrite: bool) -> File | None:
+        """Write the file that *plan* describes.
+
+        Returns:
+            What was written; None if nothing was, because there are weights that do not fit
+            and the plan did not know of: `unfit` has more of them than before.
+        """
+        known = len(self.unfit)
+        length = len(self.header(plan, _NO_HASH if with_hash else None))
+        with Draft(self.target, length + plan.nbytes) as draft:
+            self.cast(plan, _DraftSink(draft, length, lambda: len(self.unfit) == known))
+            if len(self.unfit) > known:
+                return None
+            draft.write_at(0, self.header(plan, self.file.finish()))
+            draft.check_opens()
+            digest = hash_of(draft.read_into, draft.size) if with_hash else None
+            draft.publish(overwrite=overwrite)
+            return File(path_text(self.target), draft.size, digest)
+
+    def cast(self, plan: ConversionPlan, sink: Sink) -> None:
+        total = sum(job.view.nbytes for job in plan.jobs)
+        done = 0
+
+        def advance(nbytes: int) -> None:
+            nonlocal done
+            done += nbytes
+            self.progress(done, total)
+
+        clamp = self.options.on_overflow is OnOverflow.CLAMP
+        done_jobs = stream(
+            self.file.container,
+            plan.jobs,
+            sink,
+            clamp=clamp,
+            beside=self.file.cores_taken,
+            progress=advance,
+        )
+        # Closed, so that no thread writes any more when the draft is discarded.
+        with closing(done_jobs):
+            for job, stats in done_jobs:
+                self.stats[job.source] = stats
+                if stats.overflowed and not clamp:
+                    self.misfit(job, stats)
+
+    def misfit(self, job: TensorJob, stats: TensorStats) -> None:
+        what = (
+            f"{stats.overflowed} of {stats.numel} weights do not fit {job.target.name} "
+            f"(they span {stats.min:g} to {stats.max:g})"
+        )
+        if self.options.on_overflow is OnOverflow.ERROR:
+            raise Refused(
+                f"{self.file.container.source.name}: {escape(job.source)}: {what}; "
+                "--on-overflow keep leaves such tensors as they are"
+            )
+        self.unfit[job.source] = what
+
+    def header(self, plan: ConversionPlan, digest: str | None) -> bytes:
+        slots = (
+            Slot(job.name, job.target, job.view.shape, job.offset, job.nbytes) for job in plan.jobs
+        )
+        return header_of(slots, metadata_of(self.options, plan.aliases, digest))
+
+    def result(
+        self, plan: ConversionPlan, output: File, digest: str | None, *, written: bool
+    ) -> Conversion:
+        container = self.file.container
+        return Conversion(
+            source=Source(
+                path=container.source.name,
+                size=container.source.size,
+                sha256=digest,
+                container=container.kind,
+                state_dict=self.state_dict.path,
+                verdict=self.judgement.verdict,
+                coverage=self.judgement.coverage,
+            ),
+            written=written,
+            family=self.meaning.detection.family,
+            variant=self.meaning.detection.variant,
+            evidence=self.meaning.detection.evidence,
+            options=self.options,
+            components=self.meaning.components,
+            outputs=(output,),
+            tensors=tuple(self.entry(job) for job in plan.jobs),
+            aliases=plan.aliases,
+            dropped=plan.drops,
+            leftovers=plan.leftovers,
+            findings=(*self.judgement.findings, *self.numeric_findings(plan)),
+            notes=(*notes_on(container), *self.empty_notes(), *self.ema_notes(plan)),
+        )
+
+    def entry(self, job: TensorJob) -> TensorEntry:
+        return TensorEntry(
+            name=job.name,
+            file=path_text(Path(self.target.name)),
+            source=job.source,
+            component=job.component,
+            op="identity",
+            rows=None,
+            source_dtype=job.view.dtype.name,
+            dtype=job.target.name,
+            shape=job.view.shape,
+            stats=self.stats.get(job.source),
+        )
+
+    def empty_notes(self) -> list[str]:
+        """Say so where there was nothing to convert."""
+        return [] if self.state_dict.views else ["holds no tensors that can be converted"]
+
+    def ema_notes(self, plan: ConversionPlan) -> list[str]:
+        """Say so where averaged copies were asked for and weights have none."""
+        if self.options.ema is not Ema.USE:
+            return []
+        if not any(job.component is Component.EMA for job in plan.jobs):
+            return ["holds no averaged (EMA) copies: the weights themselves are written"]
+        without = sum(job.component is Component.UNET for job in plan.jobs)
+        if not without:
+            return []
+        return [f"{without} weights of the unet have no averaged copy and are written themselves"]
+
+    def numeric_findings(self, plan: ConversionPlan) -> list[Finding]:
+        found = []
+        for job in plan.jobs:
+            stats = self.stats.get(job.source)
+            name = escape(job.source)
+            if job.source in self.unfit:
+                what = f"{self.unfit[job.source]}; it stays {job.target.name}"
+                found.append(_finding("CKA301", what, name))
+            elif stats is not None and stats.overflowed:
+                what = f"{stats.overflowed} weights were clamped to the range of {job.target.name}"
+                found.append(_finding("CKA301", what, name))
+            if stats is not None and stats.nan + stats.inf:
+                what = f"holds {stats.nan} NaN and {stats.inf} infinite values, which stay"
+                found.append(_finding("CKA302", what, name))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _DraftSink:
+    """Puts blocks where the plan says, for as long as they are *wanted*."""
+
+    draft: Draft
+    start: int
+    wanted: Callable[[], bool]
+
+    def position(self, job: TensorJob, first: int) -> int:
+        return self.start + job.offset + first * job.target.itemsize
+
+    def take(self, job: TensorJob, first: int, data: memoryview) -> None:
+        if self.wanted():
+            self.draft.write_at(self.position(job, first), data)
+
+    def tally(self) -> Mapping[str, int]:
+        return {}
+
+    def recall(self, tally: Mapping[str, int]) -> None:
+        pass
+
+
+def _finding(rule_id: str, message: str, record: str) -> Finding:
+    rule = RULES[rule_id]
+    return Finding(rule.id, rule.severity, message, record, None)
