@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["DTYPES", "DType", "Kind", "by_name", "by_safetensors", "by_storage"]
+__all__ = ["DTYPES", "DType", "Kind", "by_name", "by_safetensors", "by_storage", "named"]
 
 
 class Kind(str, Enum):
@@ -88,8 +88,17 @@ _BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in DTYPES if dtype.safeten
 _BY_STORAGE = {storage: dtype for dtype in DTYPES for storage in dtype.storages}
 
 
+def named(name: str) -> DType:
+    """The element type torch calls *name*, for names that stand in the code.
+
+    Raises:
+        KeyError: There is none.
+    """
+    return _BY_NAME[name]
+
+
 def by_name(name: str) -> DType | None:
-    """The element type torch calls *name* (``float32``), or None."""
+    """The element type that a file calls *name* (``float32``), as torch does, or None."""
     return _BY_NAME.get(name)
 
 

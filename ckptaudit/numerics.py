@@ -152,8 +152,8 @@ class Caster:
     Raises:
         ValueError: There is no such cast.
 
-    >>> from ckptaudit.dtypes import by_name
-    >>> caster = Caster(by_name("float32"), by_name("float16"))
+    >>> from ckptaudit.dtypes import named
+    >>> caster = Caster(named("float32"), named("float16"))
     >>> out = bytearray(6)
     >>> caster.cast(memoryview(np.array([1, 7e4, 1e-9], "<f4")), memoryview(out))
     >>> np.frombuffer(out, "<f2").tolist(), caster.stats.overflowed, caster.stats.flushed

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from ckptaudit.dtypes import DType, by_name
+from ckptaudit.dtypes import DType, named
 from ckptaudit.layouts import UNKNOWN, Component
 
 if TYPE_CHECKING:
@@ -192,9 +192,9 @@ _ORDER = (
 ).split()
 _RANK = {code: rank for rank, code in enumerate(_ORDER)}
 _TARGETS = {
-    Precision.FP16: "float16",
-    Precision.BF16: "bfloat16",
-    Precision.FP32: "float32",
+    Precision.FP16: named("float16"),
+    Precision.BF16: named("bfloat16"),
+    Precision.FP32: named("float32"),
 }
 _RESERVED_NAME = "__metadata__"
 # Our own keys in ``__metadata__``; every other but "format" is an alias.
@@ -404,7 +404,7 @@ def _target(view: TensorView, placement: Placement, options: Options) -> DType:
         or view.dtype.name not in _CASTABLE
     ):
         return view.dtype
-    return by_name(_TARGETS[options.precision]) or view.dtype
+    return _TARGETS[options.precision]
 
 
 def _deduplicate(

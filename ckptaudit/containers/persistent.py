@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptaudit.dtypes import DType, by_name, by_storage
+from ckptaudit.dtypes import DType, by_storage, named
 from ckptaudit.vm import Global, Node, PersistentId
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ def storage_type(node: Node) -> tuple[DType, bool] | None:
     if not isinstance(node, Global):
         return None
     if (node.module, node.name) in _UNTYPED:
-        byte = by_name("uint8")
-        return None if byte is None else (byte, False)
+        return named("uint8"), False
     dtype = by_storage(node.name) if node.module in _TYPED_MODULES else None
     return None if dtype is None else (dtype, True)
 

@@ -1,8 +1,8 @@
 """`inspect`: what is in this file?
 
-Knows:      how state dict and layouts meet.
+Knows:      how state dict, layouts and policy meet.
 Is told:    a path.
-Never asks: whether the file can be trusted; it reads nothing but directory and pickles.
+Never asks: for a weight; it reads nothing but directory and pickles.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.jobs.opening import File, gaps_of, notes_on, opened
 from ckptaudit.jobs.planning import meaning_of
-from ckptaudit.tensors import find_state_dict
+from ckptaudit.policy import judge
+from ckptaudit.tensors import find_state_dict, misfits
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from ckptaudit.containers import Kind
     from ckptaudit.layouts import Component, ComponentCount
+    from ckptaudit.policy import Severity
     from ckptaudit.tensors import Leftover
 
 __all__ = ["InspectedTensor", "Inspection", "inspect"]
@@ -49,6 +51,7 @@ class Inspection(File):
 
     Attributes:
         container: Its framing.
+        verdict: What a scan thinks of it.
         state_dict: Where in the pickle the weights were found; "" is the root.
         family: Name of the model family, or ``unknown``.
         variant: Which variant of it, or None.
@@ -61,6 +64,7 @@ class Inspection(File):
     """
 
     container: Kind
+    verdict: Severity
     state_dict: str
     family: str
     variant: str | None
@@ -91,6 +95,7 @@ def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
             size=container.source.size,
             sha256=file.finish(),
             container=container.kind,
+            verdict=judge(container, misfits(container)).verdict,
             state_dict=state_dict.path,
             family=meaning.detection.family,
             variant=meaning.detection.variant,

@@ -196,8 +196,9 @@ def _cast_block(
         return
     source = container.bytes_of(view.storage)
     at = view.storage.offset + block.start
-    # While this block is cast, the kernel may fetch the next.
-    source.will_need(at + block.numel * size, BLOCK_BYTES)
+    if block.numel >= PIECE:
+        # While this block is cast, the kernel may fetch the next; of small ones it does so unasked.
+        source.will_need(at + block.numel * size, BLOCK_BYTES)
     for first in range(0, block.numel, PIECE):
         count = min(PIECE, block.numel - first)
         piece = room[: count * size]

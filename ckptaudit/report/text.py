@@ -8,9 +8,13 @@ Never asks: whether there is a terminal; the text is the same without one, and e
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
+from dataclasses import fields
+from enum import Enum
 from typing import TYPE_CHECKING
 
+from ckptaudit.policy import Severity
 from ckptaudit.vm import escape
 
 if TYPE_CHECKING:
@@ -21,7 +25,9 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.scan import ScanResult
     from ckptaudit.jobs.verify import Verification
     from ckptaudit.layouts import ComponentCount
+    from ckptaudit.plan import Drop
     from ckptaudit.policy import Finding
+    from ckptaudit.tensors import Leftover
 
 __all__ = [
     "conversion_text",
@@ -33,6 +39,7 @@ __all__ = [
 ]
 
 _MOST_LINES = 20
+_FIRST_STEP = re.compile(r"\w+|\[(?:'(?:[^'\\]|\\.)*'|[^'\]]*)\]")
 
 
 def size_text(nbytes: int) -> str:
@@ -69,6 +76,7 @@ def inspection_text(result: Inspection) -> str:
     lines = [
         f"{printable(result.path)}: {family}, {len(result.tensors)} tensors, {size_text(weights)}",
         f"  {result.container.value}, {size_text(result.size)}{_hash(result.sha256)}",
+        *_distrust(result.verdict),
         f"  state dict: {escape(result.state_dict) or 'the root of the pickle'}",
         *(f"  note: {note}" for note in result.notes),
         *(f"  because {evidence}" for evidence in result.evidence),
@@ -78,10 +86,7 @@ def inspection_text(result: Inspection) -> str:
     for tensor in result.tensors:
         by_dtype[tensor.dtype] += tensor.nbytes
     lines += [f"  {dtype}: {size_text(nbytes)}" for dtype, nbytes in sorted(by_dtype.items())]
-    lines += _some(
-        f"  also holds {escape(left.path) or 'its root'}: {left.what} ({left.reason})"
-        for left in result.leftovers
-    )
+    lines += _leftovers(result.leftovers)
     lines += _some(f"  not read: {gap}" for gap in result.gaps)
     return "\n".join(lines) + "\n"
 
@@ -107,7 +112,7 @@ def conversion_text(result: Conversion) -> str:
     lines += _some(
         f"  {escape(alias.name)} is stored as {escape(alias.of)}" for alias in result.aliases
     )
-    lines += _drops(result)
+    lines += _drops(result.dropped)
     lines += _findings(result.findings)
     lines += _some(f"  not read: {gap}" for gap in result.source.coverage.gaps)
     return "\n".join(lines) + "\n"
@@ -121,6 +126,7 @@ def verification_text(result: Verification) -> str:
     lines = [
         f"{printable(result.converted.path)}: {verdict}",
         f"  {of} tensors are exactly what {printable(result.source.path)} gives",
+        *_asked_for(result),
         *(f"  note: {note}" for note in result.notes),
         *_some(f"  {problem}" for problem in result.problems),
         *_some(
@@ -190,12 +196,52 @@ def _losses(tensors: Iterable[TensorEntry]) -> list[str]:
     numel = sum(stats.numel for stats in counted)
     worst = max((stats.max_abs_error or 0.0 for stats in counted), default=0.0)
     shown = ", ".join(f"{count} {what}" for what, count in totals.items())
-    return [f"  of {numel} values: {shown}; largest error {worst:.3g}"]
+    return [f"  {numel} values as written: {shown}; largest error {worst:.3g}"]
 
 
-def _drops(result: Conversion) -> list[str]:
+def _distrust(verdict: Severity) -> list[str]:
+    if verdict is Severity.CLEAN:
+        return []
+    return [f"  {verdict.value}: `ckptaudit scan` says why"]
+
+
+def _leftovers(leftovers: Iterable[Leftover]) -> list[str]:
+    """What else a file holds, a line for each branch of its tree."""
+    branches: dict[tuple[str, str], list[Leftover]] = defaultdict(list)
+    for left in leftovers:
+        # The first step of a path, which is an identifier or a subscript: `optimizer`, `['a.b']`.
+        step = _FIRST_STEP.match(left.path)
+        branches[step[0] if step else left.path, left.reason].append(left)
+    lines = []
+    for (first, reason), held in branches.items():
+        if len(held) == 1:
+            what = f"{escape(held[0].path) or 'its root'}: {held[0].what}"
+        else:
+            tensors = sum(left.is_tensor for left in held)
+            counts = {"tensors": tensors, "other values": len(held) - tensors}
+            shown = " and ".join(f"{count} {name}" for name, count in counts.items() if count)
+            what = f"{escape(first) or 'its root'}: {shown}"
+        lines.append(f"  also holds {what} ({reason})")
+    return _some(lines)
+
+
+def _asked_for(result: Verification) -> list[str]:
+    """How the converted file was to be made, which decides what it must hold."""
+    if result.options is None:
+        return []
+    chosen = [
+        f"--{field.name.replace('_', '-')} {value.value}"
+        for field in fields(result.options)
+        if isinstance(value := getattr(result.options, field.name), Enum)
+        and value is not field.default
+    ]
+    chosen += ["--keep-names"] if result.options.keep_names else []
+    return [f"  made with {' '.join(chosen) or 'the default options'}", *_drops(result.dropped)]
+
+
+def _drops(dropped: Iterable[Drop]) -> list[str]:
     reasons: dict[str, list[str]] = defaultdict(list)
-    for drop in result.dropped:
+    for drop in dropped:
         reasons[drop.reason].append(drop.source)
     return _some(
         f"  {len(sources)} not written, {escape(sources[0])}"

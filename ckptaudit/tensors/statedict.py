@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers import Kind, storage_of
-from ckptaudit.errors import Unsupported
+from ckptaudit.errors import LimitExceeded, MalformedInput, Unsupported
 from ckptaudit.tensors.rebuild import Tensor, Unreadable
 from ckptaudit.tensors.tree import Steps, Tree, is_module, pairs_of, path_of
 from ckptaudit.tensors.view import Leftover, StateDict, TensorView
@@ -64,8 +64,12 @@ _BARE_TENSOR = "tensor"
 def find_state_dict(container: Container, limits: Limits | None = None) -> StateDict:
     """The state dict of *container*, and everything in the file that is not part of it.
 
+    A tensor that does not fit its storage, or whose storage is missing, is a leftover.
+
     Raises:
-        MalformedInput: The pickle cannot be read to its end, or a tensor does not fit its storage.
+        MalformedInput: The pickle cannot be read to its end.
+        LimitExceeded: It nests too deep, shares its parts too often, or a tensor stands for many
+            times what is stored.
         Unsupported: The file is a TorchScript archive, whose tensors belong to its code.
     """
     if container.kind is Kind.TORCHSCRIPT:
@@ -241,8 +245,16 @@ class _Search:
         elif key in self.views:
             self.leave(node, steps, f"has the same key as another tensor, {brief(key)}")
         elif tensor is not None:
-            self.account(node, tensor)
-            self.views[key] = tensor.view(key, self.container)
+            try:
+                view = tensor.view(key, self.container)
+            except LimitExceeded:
+                raise
+            except MalformedInput as err:
+                # Of a file that is truncated or lies, the other tensors are still there.
+                self.leave(node, steps, f"cannot be read: {err.args[0]}")
+            else:
+                self.account(node, tensor)
+                self.views[key] = view
 
     def leave(self, node: Node, at: Steps | None, reason: str) -> None:
         """Put every tensor of *node* among the leftovers, and what else it holds."""
