@@ -1,0 +1,24 @@
+"""The plan is data: what a conversion will write, decided before a byte of weights is read."""
+
+from __future__ import annotations
+
+from ckptaudit.plan.duplicates import METADATA_PREFIX
+from ckptaudit.plan.making import comparable_groups, make_plan
+from ckptaudit.plan.options import Action, Dedupe, Ema, OnOverflow, Options, Precision
+from ckptaudit.plan.values import Alias, ConversionPlan, Drop, TensorJob
+
+__all__ = [
+    "METADATA_PREFIX",
+    "Action",
+    "Alias",
+    "ConversionPlan",
+    "Dedupe",
+    "Drop",
+    "Ema",
+    "OnOverflow",
+    "Options",
+    "Precision",
+    "TensorJob",
+    "comparable_groups",
+    "make_plan",
+]

@@ -1,0 +1,152 @@
+"""Which names need no bytes of their own, because another name has the same.
+
+A loader must never miss a tensor for it: what a family's inventory demands is written,
+whatever is equal to it.
+
+Knows:      when two tensors are equal, and which of them may be left out.
+Is told:    the tensors that may be written, what each is, and hashes where they are needed.
+Never asks: for the bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ckptaudit.layouts import UNKNOWN
+from ckptaudit.plan.options import Dedupe
+from ckptaudit.plan.values import Alias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from ckptaudit.dtypes import DType
+    from ckptaudit.layouts import Detection, Placement
+    from ckptaudit.plan.options import Options
+    from ckptaudit.tensors import TensorView
+
+__all__ = ["METADATA_PREFIX", "Candidate", "bytes_of", "copies", "deduplicate"]
+
+# Our own keys in ``__metadata__``; every other but "format" is an alias.
+METADATA_PREFIX = "ckptaudit."
+_FORMAT = "format"
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A tensor that may be written, with what its key means.
+
+    Attributes:
+        view: Where its elements are.
+        placement: What it is.
+        canonical: The name it would have if names were canonical.
+        name: The name it has in the output.
+        target: The type it has there, if all of it fits.
+    """
+
+    view: TensorView
+    placement: Placement
+    canonical: str
+    name: str
+    target: DType
+
+
+def deduplicate(
+    candidates: list[Candidate],
+    detection: Detection,
+    options: Options,
+    digests: Mapping[str, bytes],
+) -> list[Alias]:
+    """Every name that needs no bytes of its own.
+
+    Args:
+        candidates: The tensors that may be written.
+        detection: The family they belong to.
+        options: What the user asked for.
+        digests: By source key, a hash of the tensor's elements, where there is one.
+    """
+    if options.dedupe is Dedupe.NONE:
+        return []
+    if options.dedupe is Dedupe.SAFE and detection.family != UNKNOWN:
+        return _alias_copies(candidates, digests)
+    return _alias_equals(candidates, digests)
+
+
+def _alias_copies(candidates: list[Candidate], digests: Mapping[str, bytes]) -> list[Alias]:
+    """Alias what a family's loaders do not ask for to what they do, where both are equal."""
+    stored_as: dict[str, str] = {}
+    sources: dict[str, str] = {}
+    for candidate, kept in copies(candidates):
+        if (
+            _may_be_alias(candidate.name)
+            and not candidate.placement.demanded
+            and _equal(candidate.view, kept.view, digests)
+        ):
+            stored_as[candidate.name] = kept.name
+            sources[candidate.name] = candidate.view.key
+    aliases = []
+    for name, source in sources.items():
+        of = stored_as[name]
+        # A second copy of an averaged copy, say, whose bytes stand under the weight's name.
+        while of in stored_as:
+            of = stored_as[of]
+        aliases.append(Alias(name, of, source))
+    return aliases
+
+
+def copies(candidates: list[Candidate]) -> Iterator[tuple[Candidate, Candidate]]:
+    """Each tensor that may be a second copy, with the one it may be a copy of."""
+    by_canonical = {candidate.canonical: candidate for candidate in candidates}
+    for candidate in candidates:
+        kept = by_canonical.get(candidate.placement.of or "")
+        if kept is not None and kept is not candidate and _alike(candidate, kept):
+            yield candidate, kept
+
+
+def _alias_equals(candidates: list[Candidate], digests: Mapping[str, bytes]) -> list[Alias]:
+    """Alias equal tensors to the first name among them, or the first that loaders demand."""
+    kept: dict[tuple[object, ...], Candidate] = {}
+    aliases = []
+    in_order = sorted(
+        candidates, key=lambda each: (not each.placement.demanded, each.name.encode())
+    )
+    for candidate in in_order:
+        view = candidate.view
+        if not view.numel:
+            continue
+        digest = digests.get(view.key)
+        content: object = bytes_of(view) if digest is None else digest
+        key = (view.dtype, view.shape, candidate.target, content)
+        first = kept.setdefault(key, candidate)
+        if first is not candidate and _may_be_alias(candidate.name):
+            aliases.append(Alias(candidate.name, first.name, view.key))
+    return aliases
+
+
+def _may_be_alias(name: str) -> bool:
+    """Whether *name* can stand in ``__metadata__`` without being taken for something else."""
+    return name != _FORMAT and not name.startswith(METADATA_PREFIX)
+
+
+def _alike(one: Candidate, other: Candidate) -> bool:
+    return (one.view.dtype, one.view.shape, one.target) == (
+        other.view.dtype,
+        other.view.shape,
+        other.target,
+    )
+
+
+def _equal(one: TensorView, other: TensorView, digests: Mapping[str, bytes]) -> bool:
+    if bytes_of(one) == bytes_of(other):
+        return True
+    digest = digests.get(one.key)
+    return digest is not None and digest == digests.get(other.key)
+
+
+def bytes_of(view: TensorView) -> tuple[object, ...]:
+    """What two views share if and only if they read the same bytes in the same order."""
+    storage = view.storage
+    start = storage.offset + view.offset * view.dtype.itemsize
+    # Strides of dimensions of size 1 are never stepped.
+    stride = tuple(step for size, step in zip(view.shape, view.stride, strict=True) if size != 1)
+    return storage.record, start, view.shape, stride

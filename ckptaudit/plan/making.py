@@ -1,0 +1,237 @@
+"""What a conversion will write, decided before a byte of weights is read.
+
+Knows:      which tensors are cast, stored once, renamed or left out, and why.
+Is told:    a state dict, what its keys mean, and the user's options.
+Never asks: for the weights; where a decision needs them (is this copy equal?
+            does that tensor overflow?) it is told the answer.
+
+`make_plan` is pure: the same arguments give the same plan, byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ckptaudit.dtypes import DType, named
+from ckptaudit.layouts import UNKNOWN, Component
+from ckptaudit.plan.duplicates import Candidate, bytes_of, copies, deduplicate
+from ckptaudit.plan.options import Action, Dedupe, Ema, Options, Precision
+from ckptaudit.plan.values import ConversionPlan, Drop, TensorJob
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable, Mapping
+
+    from ckptaudit.layouts import Detection, Placement
+    from ckptaudit.tensors import StateDict, TensorView
+
+__all__ = ["comparable_groups", "make_plan"]
+
+# safetensors/src/tensor.rs sorts by dtype, the widest first, then by name: this is its order.
+# sd-scripts finds its blocks by the order of the data and fails on any other.
+_ORDER = (
+    "U64 I64 F64 C64 F32 U32 I32 BF16 F16 U16 I16 "
+    "F8_E5M2FNUZ F8_E4M3FNUZ F8_E8M0 F8_E4M3 F8_E5M2 I8 U8 BOOL"
+).split()
+_RANK = {code: rank for rank, code in enumerate(_ORDER)}
+_TARGETS = {
+    Precision.FP16: named("float16"),
+    Precision.BF16: named("bfloat16"),
+    Precision.FP32: named("float32"),
+}
+_RESERVED_NAME = "__metadata__"
+# Types we can cast from; float8 weights stay as they are.
+_CASTABLE = {"float64", "float32", "float16", "bfloat16"}
+
+
+@dataclass(slots=True)
+class _Draft:
+    candidates: list[Candidate] = field(default_factory=list)
+    drops: list[Drop] = field(default_factory=list)
+
+
+def make_plan(
+    state_dict: StateDict,
+    detection: Detection,
+    placements: Iterable[Placement],
+    options: Options,
+    *,
+    unfit: Mapping[str, str] | None = None,
+    digests: Mapping[str, bytes] | None = None,
+) -> ConversionPlan:
+    """Decide what becomes of each tensor.
+
+    Args:
+        state_dict: The tensors of the file.
+        detection: The family they belong to.
+        placements: What each key means; one for each view, in the same order.
+        options: What the user asked for.
+        unfit: By source key, why a tensor stays in its own dtype (it would overflow).
+        digests: By source key, a hash of the tensor's elements, for keys that
+            `comparable_groups` named.  Tensors of one hash, dtype and shape are equal.
+    """
+    draft = _sort_out(state_dict, list(placements), options)
+    aliases = deduplicate(draft.candidates, detection, options, digests or {})
+    left_out = {alias.source for alias in aliases}
+    written = [candidate for candidate in draft.candidates if candidate.view.key not in left_out]
+    # Only now: the aliases of a tensor that does not fit are its equals and do not fit either.
+    for candidate in written:
+        if candidate.view.key in (unfit or ()):
+            candidate.target = candidate.view.dtype
+    written.sort(key=lambda candidate: (_rank(candidate.target), candidate.name.encode()))
+    jobs = []
+    offset = 0
+    for candidate in written:
+        job = TensorJob(
+            name=candidate.name,
+            source=candidate.view.key,
+            view=candidate.view,
+            component=candidate.placement.component,
+            target=candidate.target,
+            offset=offset,
+        )
+        jobs.append(job)
+        offset += job.nbytes
+    drops = draft.drops + [
+        Drop(leftover.path, leftover.what, leftover.reason)
+        for leftover in state_dict.leftovers
+        if leftover.is_tensor
+    ]
+    return ConversionPlan(
+        jobs=tuple(jobs),
+        aliases=tuple(sorted(aliases, key=lambda alias: alias.name)),
+        drops=tuple(drops),
+        leftovers=tuple(left for left in state_dict.leftovers if not left.is_tensor),
+        nbytes=offset,
+    )
+
+
+def comparable_groups(
+    state_dict: StateDict,
+    detection: Detection,
+    placements: Iterable[Placement],
+    options: Options,
+) -> tuple[tuple[TensorView, ...], ...]:
+    """Groups of tensors that could be stored once if their elements are equal.
+
+    Only tensors of one dtype and shape that do not share their bytes already are worth
+    comparing; `make_plan` wants to know the hash of each.
+    """
+    draft = _sort_out(state_dict, list(placements), options)
+    groups: dict[tuple[object, ...], list[Candidate]] = defaultdict(list)
+    if options.dedupe is Dedupe.ALL:
+        for candidate in draft.candidates:
+            view = candidate.view
+            if view.numel:
+                groups[view.dtype, view.shape, candidate.target].append(candidate)
+    elif options.dedupe is Dedupe.SAFE and detection.family != UNKNOWN:
+        for candidate, kept in copies(draft.candidates):
+            group = groups[kept.name,]
+            group.append(candidate)
+            if kept not in group:
+                group.append(kept)
+    return tuple(
+        tuple(candidate.view for candidate in group)
+        for group in groups.values()
+        if len({bytes_of(candidate.view) for candidate in group}) > 1
+    )
+
+
+def _sort_out(
+    state_dict: StateDict,
+    placements: list[Placement],
+    options: Options,
+) -> _Draft:
+    """Which tensors may be written, under which name and in which type."""
+    draft = _Draft()
+    replaced = _replaced_by_ema(state_dict, placements) if options.ema is Ema.USE else {}
+    replaces = {copy: weight for weight, copy in replaced.items()}
+    canonical = {placement.key: placement.name for placement in placements}
+    for view, placement in zip(state_dict.views, placements, strict=True):
+        reason = _reason_to_drop(view, placement, options, replaced, replaces)
+        if reason is not None:
+            what = f"{view.dtype.name} {list(view.shape)}"
+            draft.drops.append(Drop(view.key, what, reason))
+            continue
+        # An averaged copy that takes a weight's place takes its name as well.
+        key = replaces.get(view.key, view.key)
+        name = key if options.keep_names else canonical[key]
+        target = _target(view, placement, options)
+        draft.candidates.append(Candidate(view, placement, canonical[key], name, target))
+    return draft
+
+
+def _replaced_by_ema(state_dict: StateDict, placements: list[Placement]) -> dict[str, str]:
+    """By the key of a weight, the key of the averaged copy that takes its place."""
+    weights = {
+        placement.name: view
+        for view, placement in zip(state_dict.views, placements, strict=True)
+        if placement.component not in (Component.EMA, Component.OTHER)
+    }
+    replaced = {}
+    for view, placement in zip(state_dict.views, placements, strict=True):
+        weight = weights.get(placement.of or "") if placement.component is Component.EMA else None
+        if weight is not None and weight.shape == view.shape:
+            replaced[weight.key] = view.key
+    return replaced
+
+
+def _reason_to_drop(
+    view: TensorView,
+    placement: Placement,
+    options: Options,
+    replaced: Container[str],
+    replaces: Container[str],
+) -> str | None:
+    if view.dtype.safetensors is None:
+        return f"safetensors has no type for {view.dtype.name}"
+    if placement.name == _RESERVED_NAME:
+        return "safetensors reserves this name for its metadata"
+    if placement.component is Component.EMA and view.key not in replaces:
+        if options.ema is Ema.DROP:
+            return "is an averaged (EMA) copy; --ema use or keep writes it"
+        if options.ema is Ema.USE:
+            return "is EMA bookkeeping, or an averaged copy of no weight in this file"
+    if view.key in replaced:
+        return "is replaced by its averaged copy"
+    if _action(placement.component, options) is Action.DROP:
+        return f"component {placement.component.value} is dropped on request"
+    return None
+
+
+def _action(component: Component, options: Options) -> Action:
+    match component:
+        case Component.UNET:
+            return options.unet
+        case Component.VAE:
+            return options.vae
+        case Component.TEXT_ENCODER | Component.TEXT_ENCODER_2:
+            return options.text_encoder
+        case Component.OTHER:
+            return options.other
+        case Component.EMA:
+            return options.unet
+        case Component.SCHEDULE:
+            return Action.COPY
+
+
+def _target(view: TensorView, placement: Placement, options: Options) -> DType:
+    """The type *view* is written in: only weights are cast, and only where asked."""
+    is_weight = (
+        placement.demanded
+        or placement.component is Component.OTHER
+        or (placement.component is Component.EMA and placement.of is not None)
+    )
+    if (
+        not is_weight
+        or options.precision is Precision.KEEP
+        or _action(placement.component, options) is Action.COPY
+        or view.dtype.name not in _CASTABLE
+    ):
+        return view.dtype
+    return _TARGETS[options.precision]
+
+
+def _rank(dtype: DType) -> int:
+    return _RANK[dtype.safetensors or ""]

@@ -1,0 +1,81 @@
+"""What a user can ask of a conversion.
+
+Knows:      the choices, and their defaults.
+Is told:    nothing.
+Never asks: what becomes of a tensor; `making` decides that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = ["Action", "Dedupe", "Ema", "OnOverflow", "Options", "Precision"]
+
+
+class Precision(str, Enum):
+    """What floating-point weights become."""
+
+    FP16 = "fp16"
+    BF16 = "bf16"
+    FP32 = "fp32"
+    KEEP = "keep"
+
+
+class OnOverflow(str, Enum):
+    """What to do with a tensor that has finite weights the target cannot hold."""
+
+    KEEP = "keep"
+    ERROR = "error"
+    CLAMP = "clamp"
+
+
+class Ema(str, Enum):
+    """What to do with the averaged copies of the weights."""
+
+    DROP = "drop"
+    USE = "use"
+    KEEP = "keep"
+
+
+class Dedupe(str, Enum):
+    """Which tensors are stored once under one of several names."""
+
+    SAFE = "safe"
+    ALL = "all"
+    NONE = "none"
+
+
+class Action(str, Enum):
+    """What to do with a component."""
+
+    CONVERT = "convert"
+    COPY = "copy"
+    DROP = "drop"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user asked for.
+
+    Attributes:
+        precision: What floating-point weights become.
+        on_overflow: What happens where they do not fit.
+        ema: What happens to averaged copies.
+        dedupe: What is stored once.
+        keep_names: Write source keys verbatim instead of canonical names.
+        unet: What happens to the UNet.
+        vae: What happens to the VAE.
+        text_encoder: What happens to the text encoders.
+        other: What happens to everything whose part in the model is not known.
+    """
+
+    precision: Precision = Precision.FP16
+    on_overflow: OnOverflow = OnOverflow.KEEP
+    ema: Ema = Ema.DROP
+    dedupe: Dedupe = Dedupe.SAFE
+    keep_names: bool = False
+    unet: Action = Action.CONVERT
+    vae: Action = Action.CONVERT
+    text_encoder: Action = Action.CONVERT
+    other: Action = Action.CONVERT
