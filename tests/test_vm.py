@@ -45,7 +45,19 @@ from hypothesis import strategies as st
 
 from ckptaudit.errors import MalformedInput
 from ckptaudit.source import BufferSource, Cursor
-from ckptaudit.vm import Call, Dict, Event, Global, Limits, Node, Oddity, Set, Trace, trace_pickle
+from ckptaudit.vm import (
+    Budget,
+    Call,
+    Dict,
+    Event,
+    Global,
+    Limits,
+    Node,
+    Oddity,
+    Set,
+    Trace,
+    trace_pickle,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,7 +66,7 @@ OPCODES = [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]
 
 
 def run(pickle: bytes, limits: Limits | None = None) -> Trace:
-    return trace_pickle(BufferSource(pickle), 0, len(pickle), record="p", limits=limits)
+    return trace_pickle(BufferSource(pickle), 0, len(pickle), record="p", budget=Budget(limits))
 
 
 def result(*parts: bytes) -> Node:

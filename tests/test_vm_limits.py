@@ -36,14 +36,14 @@ from forge import (
 
 from ckptaudit.errors import LimitExceeded, MalformedInput
 from ckptaudit.source import BufferSource
-from ckptaudit.vm import Limits, Trace, trace_pickle
+from ckptaudit.vm import Budget, Limits, Trace, trace_pickle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
 def run(pickle: bytes, limits: Limits | None = None) -> Trace:
-    return trace_pickle(BufferSource(pickle), 0, len(pickle), record="p", limits=limits)
+    return trace_pickle(BufferSource(pickle), 0, len(pickle), record="p", budget=Budget(limits))
 
 
 def test_a_bomb_of_shared_tuples_costs_no_more_than_its_opcodes() -> None:

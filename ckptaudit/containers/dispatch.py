@@ -22,11 +22,12 @@ from ckptaudit.containers.safetensors import looks_like_safetensors, open_safete
 from ckptaudit.containers.tar import open_tar
 from ckptaudit.containers.tarmembers import has_tar_header
 from ckptaudit.containers.zip import SIGNATURE, open_zip
-from ckptaudit.errors import MalformedInput, Unsupported
-from ckptaudit.vm import Limits, Oddity, PersistentId, Trace, trace_pickle
+from ckptaudit.errors import LimitExceeded, MalformedInput, Unsupported
+from ckptaudit.vm import Budget, Oddity, PersistentId, Trace, trace_pickle
 
 if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
+    from ckptaudit.vm import Limits
 
 __all__ = ["open_container"]
 
@@ -60,42 +61,42 @@ def open_container(source: ByteSource, limits: Limits | None = None) -> Containe
 
     Args:
         source: The bytes; whoever opened it closes it.
-        limits: The most any one pickle may cost.
+        limits: The most the whole of it may cost.
 
     Raises:
         MalformedInput: It is a checkpoint, but truncated or damaged; or it is empty.
         Unsupported: It is something else; the message says what.
     """
-    limits = limits or Limits()
+    budget = Budget(limits)
     if source.size == 0:
         raise MalformedInput("is empty; fetch it again", where=source.name, offset=0)
     if source.read_at(0, min(4, source.size)) == SIGNATURE:
-        return open_zip(source, limits)
-    first = trace_pickle(source, 0, source.size, record="pickle", limits=limits)
+        return open_zip(source, budget)
+    first = trace_pickle(source, 0, source.size, record="pickle", budget=budget)
     try:
-        framed = _open_framed(source, limits)
+        framed = _open_framed(source, budget)
     except MalformedInput:
-        if not _asks_for_anything(first):
+        if not _may_ask_for_something(first):
             raise
     else:
         if framed is not None:
-            return _with_pickle(framed, first) if _asks_for_anything(first) else framed
+            return _with_pickle(framed, first) if _may_ask_for_something(first) else framed
     if begins_with_magic(first):
-        return open_legacy(source, limits)
-    return _open_pickle(source, first, limits)
+        return open_legacy(source, first, budget)
+    return _open_pickle(source, first, budget)
 
 
-def _open_framed(source: ByteSource, limits: Limits) -> Container | None:
+def _open_framed(source: ByteSource, budget: Budget) -> Container | None:
     """The container, if *source* has a framing that its first bytes tell; None if not."""
     if looks_like_safetensors(source):
         return open_safetensors(source)
     if has_tar_header(source):
-        return open_tar(source, limits)
+        return open_tar(source, budget)
     return None
 
 
 def _with_pickle(framed: Container, pickle: Trace) -> Container:
-    """*framed*, whose bytes are at the same time a pickle that asks for something."""
+    """*framed*, whose bytes are at the same time a pickle that may ask for something."""
     message = f"is a pickle as well as {framed.kind.value}, and torch.load may run it"
     return replace(
         framed,
@@ -106,21 +107,22 @@ def _with_pickle(framed: Container, pickle: Trace) -> Container:
     )
 
 
-def _open_pickle(source: ByteSource, first: Trace, limits: Limits) -> Container:
+def _open_pickle(source: ByteSource, first: Trace, budget: Budget) -> Container:
     """A bare pickle, or several behind each other; whatever cannot be one is refused.
 
     torch would go on with its legacy schedule if the first pickle, once *executed*, gave
     the magic number, so every pickle that follows is run as well.
     """
-    if first.error is not None and all(isinstance(event, Oddity) for event in first.events):
-        raise _not_a_checkpoint(source, first.error)
+    broken = first.error if _is_broken(first) else None
+    if broken is not None and all(isinstance(event, Oddity) for event in first.events):
+        raise _not_a_checkpoint(source, broken)
     traces = [first]
     end = first.end
     while end < source.size and traces[-1].error is None and len(traces) < _MOST_PICKLES:
         following = trace_pickle(
-            source, end, source.size, record=f"pickle {len(traces)}", limits=limits
+            source, end, source.size, record=f"pickle {len(traces)}", budget=budget
         )
-        if following.error is not None and not following.events:
+        if _is_broken(following) and not following.events:
             break
         traces.append(following)
         end += following.end
@@ -152,9 +154,16 @@ def _open_pickle(source: ByteSource, first: Trace, limits: Limits) -> Container:
     )
 
 
-def _asks_for_anything(trace: Trace) -> bool:
-    """Whether a pickle got as far as a name or a call."""
-    return not all(isinstance(event, (Oddity, PersistentId)) for event in trace.events)
+def _may_ask_for_something(trace: Trace) -> bool:
+    """Whether a pickle got as far as a name or a call, or goes on for longer than we follow."""
+    return isinstance(trace.error, LimitExceeded) or not all(
+        isinstance(event, (Oddity, PersistentId)) for event in trace.events
+    )
+
+
+def _is_broken(trace: Trace) -> bool:
+    """Whether an unpickler would stop before STOP; of one that costs too much we cannot tell."""
+    return trace.error is not None and not isinstance(trace.error, LimitExceeded)
 
 
 def _looks_like(source: ByteSource) -> list[str]:

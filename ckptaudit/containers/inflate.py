@@ -1,7 +1,7 @@
 """Compressed records, read in order without holding them in memory.
 
 Knows:      raw deflate, and how much of it is too much.
-Is told:    where a compressed record lies and how long it should be.
+Is told:    where a compressed record lies, how long it should be, and who pays for it.
 Never asks: what is in it.
 """
 
@@ -11,17 +11,22 @@ import zlib
 from typing import TYPE_CHECKING
 
 from ckptaudit.errors import LimitExceeded, MalformedInput
-from ckptaudit.source import BufferSource
 
 if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
+    from ckptaudit.vm import Budget
 
-__all__ = ["METHODS", "InflatedSource", "inflate"]
+__all__ = ["METHODS", "InflatedSource"]
 
 # APPNOTE.TXT 4.4.5; torch's miniz reads these two and no others.
 METHODS = {0: "stored", 8: "deflate"}
 
 _CHUNK = 1 << 18
+# Of a record that is only looked into, little is read: a directory may name a million.
+_FIRST_CHUNK = 1 << 12
+# A pickle's reader goes back by what is left of its window, and no window that is left in
+# part is larger than the longest line, a megabyte.
+_RECENT = (1 << 20) + _CHUNK
 # Deflate cannot do better than 1032 to 1; weights never come near it.
 _MOST_RATIO = 1100
 # Reading backwards starts again from the beginning; so much work and no more.
@@ -31,10 +36,28 @@ _MOST_PASSES = 64
 class InflatedSource:
     """The uncompressed bytes of one deflated record, as a `ByteSource`.
 
-    Reading forward costs one pass; reading backward starts again.
+    Reading forward costs one pass; reading backward further than the bytes still at hand
+    starts again.
+
+    Args:
+        source: The file.
+        offset: First compressed byte.
+        packed: Compressed bytes.
+        size: Bytes that they should inflate to.
+        name: The record, for errors.
+        budget: Pays for every byte, and has the last ones kept at hand, as a pickle's reader
+            needs them; None for a storage, whose reader goes forward and pays with its time.
     """
 
-    def __init__(self, source: ByteSource, offset: int, packed: int, size: int, name: str) -> None:
+    def __init__(
+        self,
+        source: ByteSource,
+        offset: int,
+        packed: int,
+        size: int,
+        name: str,
+        budget: Budget | None = None,
+    ) -> None:
         if size > packed * _MOST_RATIO + _CHUNK:
             raise LimitExceeded(
                 f"claims to inflate from {packed} to {size} bytes, more than deflate can",
@@ -45,6 +68,7 @@ class InflatedSource:
         self._source = source
         self._offset = offset
         self._packed = packed
+        self._budget = budget
         self._allowance = _MOST_PASSES * size + _CHUNK
         self._rewind()
 
@@ -52,15 +76,20 @@ class InflatedSource:
         self._stream = zlib.decompressobj(-zlib.MAX_WBITS)
         self._read = 0
         self._position = 0
+        # The bytes just before the position, if they may be wanted again.
+        self._recent = bytearray()
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """See `ByteSource.read_into`."""
         self._check_range(offset, len(buffer))
-        if offset < self._position:
+        if offset < self._position - len(self._recent):
             self._rewind()
         while self._position < offset:
             self._inflate(min(_CHUNK, offset - self._position))
-        done = 0
+        again = offset - self._position + len(self._recent)
+        known = self._recent[again : again + len(buffer)]
+        buffer[: len(known)] = known
+        done = len(known)
         while done < len(buffer):
             piece = self._inflate(min(_CHUNK, len(buffer) - done))
             buffer[done : done + len(piece)] = piece
@@ -101,6 +130,10 @@ class InflatedSource:
         piece = self._next(length)
         self._position += len(piece)
         self._allowance -= len(piece)
+        if self._budget is not None:
+            self._recent += piece
+            if len(self._recent) > 2 * _RECENT:
+                del self._recent[:-_RECENT]
         if self._allowance < 0:
             raise LimitExceeded("needs to be inflated too often", where=self.name)
         # miniz, torch's reader, refuses a record that inflates to more than it should as well.
@@ -118,10 +151,9 @@ class InflatedSource:
         while not stream.eof:
             packed = stream.unconsumed_tail
             if not packed and self._read < self._packed:
-                packed = self._source.read_at(
-                    self._offset + self._read, min(_CHUNK, self._packed - self._read)
-                )
-                self._read += len(packed)
+                chunk = min(max(_FIRST_CHUNK, self._read), _CHUNK, self._packed - self._read)
+                packed = self._source.read_at(self._offset + self._read, chunk)
+                self._read += chunk
             try:
                 piece = stream.decompress(packed, length)
             except zlib.error as err:
@@ -130,13 +162,11 @@ class InflatedSource:
                     where=self.name,
                     offset=self._position,
                 ) from err
+            if self._budget is not None:
+                consumed = len(packed) - len(stream.unconsumed_tail) - len(stream.unused_data)
+                self._budget.pay_inflated(consumed, len(piece), self.name)
             if piece:
                 return piece
             if not packed:
                 break
         return b""
-
-
-def inflate(source: ByteSource) -> BufferSource:
-    """The whole of *source* in memory."""
-    return BufferSource(source.read_at(0, source.size), source.name)

@@ -1,7 +1,7 @@
 """The stream that torch 0.1.10 to 1.5 wrote: five pickles, then the storages.
 
 Knows:      torch/serialization.py, _legacy_save and _legacy_load.
-Is told:    a source whose first pickle is torch's magic number.
+Is told:    a source whose first pickle is torch's magic number, and that pickle's trace.
 Never asks: what the object pickle means.
 
 Layout: pickles of the magic number, the protocol version, the writer's system
@@ -11,12 +11,13 @@ order its number of elements as int64 and its elements, all little-endian.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers.container import Container, Gap, Kind, Mishap, Record, Role, Storage
 from ckptaudit.containers.persistent import StorageRef, key_of, references
 from ckptaudit.errors import MalformedInput
-from ckptaudit.vm import Dict, Limits, Node, Trace, trace_pickle
+from ckptaudit.vm import Budget, Dict, Node, Trace, trace_pickle
 
 if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
@@ -33,21 +34,22 @@ _NAMES = ("magic", "protocol", "system", "object", "keys")
 _OBJECT, _KEYS = _NAMES.index("object"), _NAMES.index("keys")
 
 
-def open_legacy(source: ByteSource, limits: Limits) -> Container:
+def open_legacy(source: ByteSource, first: Trace, budget: Budget) -> Container:
     """Read the legacy stream in *source*; a broken one gives what could be read, and a gap.
 
     The caller has seen the magic number; a stream whose first pickle *computes* it is
     read all the same, and `policy` sees the call.
     """
-    return _Reading(source, limits).container()
+    return _Reading(source, first, budget).container()
 
 
 class _Reading:
     """One stream on its way to a `Container`."""
 
-    def __init__(self, source: ByteSource, limits: Limits) -> None:
+    def __init__(self, source: ByteSource, first: Trace, budget: Budget) -> None:
         self.source = source
-        self.limits = limits
+        self.first = first
+        self.budget = budget
         self.at = 0
         self.traces: list[Trace] = []
         self.records: list[Record] = []
@@ -81,8 +83,12 @@ class _Reading:
     def read_pickles(self) -> bool:
         """Run the five pickles; False if one of them could not be read to its end."""
         for name in _NAMES:
-            trace = trace_pickle(
-                self.source, self.at, self.source.size, record=name, limits=self.limits
+            trace = (
+                trace_pickle(
+                    self.source, self.at, self.source.size, record=name, budget=self.budget
+                )
+                if self.traces
+                else replace(self.first, record=name)
             )
             self.traces.append(trace)
             self.records.append(Record(name, self.at, trace.end, "stored", Role.PICKLE))
@@ -105,7 +111,9 @@ class _Reading:
 
     def read_storages(self) -> None:
         wanted = references(self.traces[_OBJECT].events)
-        for key in self.keys():
+        keys = self.keys()
+        self.budget.pay_records(len(keys), "keys")
+        for key in keys:
             refs = wanted.get(key)
             if refs is None:
                 raise MalformedInput(

@@ -75,7 +75,8 @@ def key_of(node: Node) -> str | None:
     if isinstance(node, str):
         return node
     # str() refuses integers of more than 4300 digits, and no address has as many.
-    if isinstance(node, int) and not isinstance(node, bool) and abs(node) < _MOST_KEY:
+    # Compared and not computed with: one integer of a megabyte may stand in every id.
+    if isinstance(node, int) and not isinstance(node, bool) and -_MOST_KEY < node < _MOST_KEY:
         return str(node)
     return None
 
@@ -107,7 +108,9 @@ def storage_of(pid: PersistentId) -> StorageRef | None:
     offset, length = 0, numel
     if view is not None:
         match view:
-            case (_, int(offset), int(length)) if offset >= 0 and 0 <= length <= numel - offset:
+            case (_, int(offset), int(length)) if (
+                0 <= offset <= numel and 0 <= length <= numel - offset
+            ):
                 pass
             case _:
                 return None

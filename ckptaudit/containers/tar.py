@@ -34,7 +34,7 @@ from ckptaudit.containers.container import (
 from ckptaudit.containers.persistent import key_of, storage_type
 from ckptaudit.containers.tarmembers import TarMember, list_members
 from ckptaudit.errors import MalformedInput
-from ckptaudit.vm import Limits, Node, Trace, trace_pickle
+from ckptaudit.vm import Budget, Node, Trace, trace_pickle
 
 if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
@@ -42,18 +42,17 @@ if TYPE_CHECKING:
 __all__ = ["open_tar"]
 
 _MEMBERS = ("sys_info", "storages", "tensors", "pickle")
-_MOST_ITEMS = 1_000_000
 # torch/_tensor.py: no tensor has more dimensions.
 _MOST_DIMENSIONS = 64
 
 
-def open_tar(source: ByteSource, limits: Limits) -> Container:
+def open_tar(source: ByteSource, budget: Budget) -> Container:
     """Read the tar archive in *source*; a broken one gives what could be read, and a gap.
 
     Raises:
         MalformedInput: Its members cannot be listed, or one of the three is missing.
     """
-    return _Reading(source, limits).container()
+    return _Reading(source, budget).container()
 
 
 class _Member:
@@ -69,9 +68,9 @@ class _Member:
 class _Reading:
     """One archive on its way to a `Container`."""
 
-    def __init__(self, source: ByteSource, limits: Limits) -> None:
+    def __init__(self, source: ByteSource, budget: Budget) -> None:
         self.source = source
-        self.limits = limits
+        self.budget = budget
         self.traces: list[Trace] = []
         self.records: list[Record] = []
         self.mishaps: list[Mishap] = []
@@ -140,7 +139,7 @@ class _Reading:
         name = (
             f"{member.name}@{member.at - member.start}" if member.at > member.start else member.name
         )
-        trace = trace_pickle(self.source, member.at, member.end, record=name, limits=self.limits)
+        trace = trace_pickle(self.source, member.at, member.end, record=name, budget=self.budget)
         self.traces.append(trace)
         self.records.append(Record(name, member.at, trace.end, "stored", Role.PICKLE))
         member.at += trace.end
@@ -150,8 +149,9 @@ class _Reading:
 
     def count(self, member: _Member) -> int:
         number = self.pickled(member)
-        if not isinstance(number, int) or not 0 <= number <= _MOST_ITEMS:
+        if not isinstance(number, int) or number < 0:
             raise MalformedInput("does not begin with a count", where=member.name)
+        self.budget.pay_records(number, member.name)
         return number
 
     def numbers(self, member: _Member, count: int) -> tuple[int, ...]:
@@ -174,6 +174,7 @@ class _Reading:
         views = self.pickled(member)
         if not isinstance(views, list):
             raise MalformedInput("has no list of views", where=member.name)
+        self.budget.pay_records(len(views), member.name)
         for view in views:
             self.add_view(member, view)
 

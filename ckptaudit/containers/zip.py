@@ -7,22 +7,21 @@ Never asks: what the pickle means.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from ckptaudit.containers.container import Container, Gap, Kind, Mishap, Record, Role, Storage
-from ckptaudit.containers.inflate import METHODS, InflatedSource, inflate
+from ckptaudit.containers.inflate import METHODS, InflatedSource
 from ckptaudit.containers.persistent import StorageRef, references
 from ckptaudit.containers.zipdirectory import SIGNATURE, Directory, Entry
 from ckptaudit.errors import LimitExceeded, MalformedInput, Unsupported
-from ckptaudit.vm import Limits, Trace, trace_pickle
+from ckptaudit.vm import Build, Call, Global, Opaque, Trace, trace_pickle
 
 if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
+    from ckptaudit.vm import Budget
 
 __all__ = ["SIGNATURE", "open_zip"]
 
-# It is inflated into memory, and a megabyte can inflate to a gigabyte.
-_MOST_PICKLE_BYTES = 256 << 20
 # The longest is .data/serialization_id, 40 digits.
 _MOST_METADATA_BYTES = 64
 
@@ -36,25 +35,25 @@ _METADATA = {
 }
 
 
-def open_zip(source: ByteSource, limits: Limits) -> Container:
+def open_zip(source: ByteSource, budget: Budget) -> Container:
     """Read the zip archive that *source* begins with.
 
     Raises:
-        MalformedInput: Its directory cannot be read.
+        MalformedInput: Its directory cannot be read, or lists more than the budget allows.
         Unsupported: Its pickle is encrypted, or it is a zip but no torch checkpoint.
     """
-    directory = Directory(source)
+    directory = Directory(source, budget)
     if not directory.entries:
         raise Unsupported(f"{source.name}: is an empty zip archive, not a checkpoint")
-    return _Reading(source, directory, limits).container()
+    return _Reading(source, directory, budget).container()
 
 
 class _Reading:
     """One archive on its way to a `Container`."""
 
-    def __init__(self, source: ByteSource, directory: Directory, limits: Limits) -> None:
+    def __init__(self, source: ByteSource, directory: Directory, budget: Budget) -> None:
         self.source = source
-        self.limits = limits
+        self.budget = budget
         self.entries = directory.entries
         self.mishaps = directory.mishaps
         self.gaps = [
@@ -65,7 +64,8 @@ class _Reading:
         self.traces: list[Trace] = []
         # By entry, not by name: of two entries of one name both are looked into.
         self.roles: dict[Entry, Role] = {}
-        self.sources: dict[Entry, InflatedSource] = {}
+        # By where it lies, whether it was a pickle: entries may share their bytes.
+        self.tried: dict[_Place, bool] = {}
         self.inflated: dict[str, ByteSource] = {}
         # torch takes the root from the first entry; every other entry must lie in it.
         self.root = self.entries[0].name.split("/", 1)[0]
@@ -83,13 +83,18 @@ class _Reading:
         for entry in self.entries:
             if entry.name.split("/", 1)[0] != self.root or "/" not in entry.name:
                 self.odd("zip-second-root", "lies outside the archive's root folder", entry)
-        self.trace(main)
+        self.trace_main(main)
         if main.encrypted and self.traces[0].error is not None and not self.traces[0].events:
             raise Unsupported(
                 f"{self.source.name}: {main.name!r} is encrypted; decrypt the archive first"
             )
         storages = self.locate(references(self.traces[0].events))
         scripted = self.find("constants.pkl") is not None
+        pickles = [entry for entry in self.entries if _is_named_pickle(entry)]
+        for entry in pickles:
+            self.assign(entry, scripted=scripted)
+        if scripted:
+            self.assign_constants()
         for entry in self.entries:
             self.assign(entry, scripted=scripted)
         return Container(
@@ -126,8 +131,12 @@ class _Reading:
         path = f"{self.root}/{name}"
         return self.by_name.get(path) or self.by_folded_name.get(path.casefold())
 
-    def content(self, entry: Entry) -> tuple[ByteSource, int]:
+    def content(self, entry: Entry, budget: Budget | None) -> tuple[ByteSource, int]:
         """Where the uncompressed bytes of *entry* are, and the first one's offset there.
+
+        Args:
+            entry: The entry.
+            budget: Pays for inflating it; None for a storage.
 
         Raises:
             MalformedInput: We cannot tell.
@@ -139,29 +148,37 @@ class _Reading:
         if entry.method not in METHODS:
             reason = f"compression method {entry.method} is not one torch reads"
             raise MalformedInput(reason, where=entry.name)
-        if entry not in self.sources:
-            self.sources[entry] = InflatedSource(
-                self.source, entry.data, entry.packed, entry.size, entry.name
-            )
-        return self.sources[entry], 0
+        return InflatedSource(
+            self.source, entry.data, entry.packed, entry.size, entry.name, budget
+        ), 0
 
-    def trace(self, entry: Entry) -> None:
+    def trace_main(self, entry: Entry) -> None:
+        """Run the pickle that torch.load runs; one that costs too much is a gap."""
         self.roles[entry] = Role.PICKLE
-        source, start = self.content(entry)
-        if entry.method != 0:
-            if entry.size > _MOST_PICKLE_BYTES:
-                raise LimitExceeded("is a compressed pickle over 256 MiB", where=entry.name)
-            source = inflate(source)
-            if self.sources[entry].unread:
-                self.unread("zip-gap", "bytes after the end of the compressed data", entry, None)
-        trace = trace_pickle(
-            source, start, start + entry.size, record=entry.name, limits=self.limits
-        )
+        try:
+            source, start = self.content(entry, self.budget)
+        except LimitExceeded as err:
+            self.traces.append(Trace(entry.name, None, (), 0, 0, 0, err))
+        else:
+            self.keep(entry, source, self.run(entry, source, start))
+
+    def run(self, entry: Entry, source: ByteSource, start: int) -> Trace:
+        stop = start + entry.size
+        return trace_pickle(source, start, stop, record=entry.name, budget=self.budget)
+
+    def keep(self, entry: Entry, source: ByteSource, trace: Trace) -> None:
+        """Let *trace* count as the pickle in *entry*, and look at what lies behind its end."""
+        self.tried[_place_of(entry)] = True
+        self.roles[entry] = Role.PICKLE
         self.traces.append(trace)
-        if trace.error is None and trace.end != entry.size:
+        if trace.error is not None:
+            return
+        if trace.end != entry.size:
             message = f"{entry.size - trace.end} bytes after the pickle's end"
             at = entry.data + trace.end if entry.method == 0 else None
             self.unread("bytes-after-pickle", message, entry, at)
+        elif isinstance(source, InflatedSource) and source.unread:
+            self.unread("zip-gap", "bytes after the end of the compressed data", entry, None)
 
     def locate(self, wanted: dict[str, list[StorageRef]]) -> dict[str, Storage]:
         storages = {}
@@ -190,7 +207,7 @@ class _Reading:
             self.odd("storage-size", message, entry)
             return None
         try:
-            source, start = self.content(entry)
+            source, start = self.content(entry, budget=None)
         except MalformedInput as err:
             self.gaps.append(Gap(str(err), entry.name, entry.header))
             return None
@@ -209,15 +226,24 @@ class _Reading:
         except MalformedInput as err:
             self.gaps.append(Gap(str(err), entry.name, entry.header))
 
+    def assign_constants(self) -> None:
+        """Give the records that TorchScript's second pickle refers to the role of storages."""
+        for trace in self.traces[1:]:
+            if trace.record.casefold() == f"{self.root}/constants.pkl".casefold():
+                for key in references(trace.events):
+                    entry = self.find(f"constants/{key}")
+                    if entry is not None:
+                        self.roles.setdefault(entry, Role.STORAGE)
+
     def assign_unreferenced(self, entry: Entry, *, scripted: bool) -> None:
         inner = entry.name.removeprefix(f"{self.root}/")
         filled = bool(entry.size or entry.packed)
-        if inner in _METADATA and entry.packed <= _MOST_METADATA_BYTES:
-            self.roles[entry] = Role.METADATA
-        elif filled and (inner.lower().endswith(".pkl") or self.begins_like_a_pickle(entry)):
-            self.trace(entry)
+        if filled and self.is_pickle(entry):
+            self.roles[entry] = Role.PICKLE
             if not scripted:
                 self.odd("extra-pickle", "a pickle that torch.load does not read", entry)
+        elif inner in _METADATA and entry.packed <= _MOST_METADATA_BYTES:
+            self.roles[entry] = Role.METADATA
         elif inner.startswith("data/") and not scripted:
             self.odd("storage-unreferenced", "a storage that no tensor refers to", entry)
         elif scripted and inner.startswith(("constants/", "tensors/", "data/")):
@@ -225,17 +251,30 @@ class _Reading:
         elif not (scripted and inner.startswith(("code/", "extra/"))) and filled:
             self.odd("record-unknown", "a record that torch.save does not write", entry)
 
-    def begins_like_a_pickle(self, entry: Entry) -> bool:
-        source, start = self.content(entry)
-        head = source.read_at(start, min(2, entry.size))
-        return len(head) > 1 and head[0] == 0x80 and head[1] <= 5  # noqa: PLR2004 - PROTO 0 to 5
+    def is_pickle(self, entry: Entry) -> bool:
+        """Whether *entry* is a pickle; it is one by its name, its beginning, or what it does.
+
+        Raises:
+            MalformedInput: It cannot be read.
+        """
+        place = _place_of(entry)
+        if place not in self.tried:
+            source, start = self.content(entry, self.budget)
+            head = source.read_at(start, min(2, entry.size))
+            trace = self.run(entry, source, start)
+            self.tried[place] = False
+            if _is_named_pickle(entry) or _begins_like_a_pickle(head) or _may_act(trace):
+                self.keep(entry, source, trace)
+            elif isinstance(trace.error, LimitExceeded):
+                self.gaps.append(Gap(str(trace.error), entry.name, entry.header))
+        return self.tried[place]
 
     def byteorder(self) -> str:
         entry = self.find("byteorder")
         if entry is None:
             return "little"
         try:
-            source, start = self.content(entry)
+            source, start = self.content(entry, self.budget)
             text = source.read_at(start, min(entry.size, _MOST_METADATA_BYTES))
         except MalformedInput as err:
             self.gaps.append(Gap(f"byte order unknown: {err}", entry.name, entry.header))
@@ -243,3 +282,32 @@ class _Reading:
         if text not in (b"little", b"big"):
             raise MalformedInput(f"byte order {text!r} is neither little nor big", where=entry.name)
         return text.decode("ascii")
+
+
+# Method, offset, packed and real size: entries that agree in these hold the same bytes.
+_Place: TypeAlias = tuple[int, int, int, int]
+
+
+def _place_of(entry: Entry) -> _Place:
+    return entry.method, entry.data, entry.packed, entry.size
+
+
+def _is_named_pickle(entry: Entry) -> bool:
+    return entry.name.lower().endswith(".pkl")
+
+
+def _begins_like_a_pickle(head: bytes) -> bool:
+    return len(head) > 1 and head[0] == 0x80 and head[1] <= 5  # noqa: PLR2004 - PROTO 0 to 5
+
+
+def _may_act(trace: Trace) -> bool:
+    """Whether what was run as a pickle would do something before it ends or breaks.
+
+    Any text that begins with ``c`` and has two lines names something.  That counts only if
+    a whole pickle does it, or if something is done with the name; and only if the name could
+    be a module's, since an unpickler stops where it cannot import.
+    """
+    asked = next((event for event in trace.events if isinstance(event, (Global, Opaque))), None)
+    if asked is None or (isinstance(asked, Global) and any(map(str.isspace, asked.module))):
+        return False
+    return trace.error is None or any(isinstance(event, (Call, Build)) for event in trace.events)

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers.container import Mishap
-from ckptaudit.errors import MalformedInput
+from ckptaudit.errors import LimitExceeded, MalformedInput
 
 if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
+    from ckptaudit.vm import Budget
 
 __all__ = ["SIGNATURE", "Directory", "Entry"]
 
@@ -46,9 +47,8 @@ _LOCATOR = struct.Struct("<4sIQI")
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 _ENCRYPTED = 0x0001 | 0x0040 | 0x2000
 _HAS_DESCRIPTOR = 0x0008
-# No real checkpoint has as many entries; a directory this large is read into memory.
-_MOST_ENTRIES = 1_000_000
-_MOST_DIRECTORY_BYTES = 256 << 20
+# The directory is read into memory; an entry takes some 100 bytes.
+_MOST_DIRECTORY_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +88,12 @@ class Directory:
 
     Raises:
         MalformedInput: The directory cannot be read; the archive is truncated or damaged.
+        LimitExceeded: It is larger than that of any checkpoint.
     """
 
-    def __init__(self, source: ByteSource) -> None:
+    def __init__(self, source: ByteSource, budget: Budget) -> None:
         self.source = source
+        self.budget = budget
         self.mishaps: list[Mishap] = []
         self.end = self._find_end()
         count, size, start = self._end_record()
@@ -173,8 +175,12 @@ class Directory:
                 f"{self.top - start - size} bytes between the directory and its end record",
                 offset=start + size,
             )
-        if count > _MOST_ENTRIES or size > _MOST_DIRECTORY_BYTES:
-            raise self._broken(f"has {count} entries, more than the limit allows", self.end)
+        self.budget.pay_records(count, self.source.name)
+        if size > _MOST_DIRECTORY_BYTES:
+            raise LimitExceeded(
+                f"has a directory of {size} bytes, more than the limit allows",
+                where=self.source.name,
+            )
         return count, size, start
 
     def _end64(self) -> tuple[int, int, int] | None:

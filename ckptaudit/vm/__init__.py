@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ckptaudit.vm.brief import brief, escape
+from ckptaudit.vm.limits import Budget, Limits
 from ckptaudit.vm.machine import trace_pickle
 from ckptaudit.vm.nodes import (
     Build,
@@ -10,7 +11,6 @@ from ckptaudit.vm.nodes import (
     Dict,
     Event,
     Global,
-    Limits,
     Node,
     Oddity,
     Opaque,
@@ -20,6 +20,7 @@ from ckptaudit.vm.nodes import (
 )
 
 __all__ = [
+    "Budget",
     "Build",
     "Call",
     "Dict",

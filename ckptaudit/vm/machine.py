@@ -6,7 +6,7 @@ whatever becomes of the value afterwards: a call whose result is popped is still
 a call.
 
 Knows:      the pickle opcodes, protocols 0 to 5.
-Is told:    bytes, and how much work they may cost (`Limits`).
+Is told:    bytes, and how much work they may still cost (`Budget`).
 Never asks: what a name means.  ``os.system`` and ``torch.FloatStorage`` look the
             same here; telling them apart is `policy`'s trade, rebuilding tensors
             is `tensors`'.
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.errors import LimitExceeded, MalformedInput
 from ckptaudit.source import ByteSource, Cursor
+from ckptaudit.vm.limits import Budget
 from ckptaudit.vm.literals import parse_float, parse_int, parse_long, parse_string
 from ckptaudit.vm.nodes import (
     Build,
@@ -29,7 +30,6 @@ from ckptaudit.vm.nodes import (
     Dict,
     Event,
     Global,
-    Limits,
     Node,
     Oddity,
     Opaque,
@@ -50,7 +50,7 @@ _ROUND = 1000
 
 
 def trace_pickle(
-    source: ByteSource, start: int, stop: int, *, record: str, limits: Limits | None = None
+    source: ByteSource, start: int, stop: int, *, record: str, budget: Budget | None = None
 ) -> Trace:
     """Run the pickle that begins at byte *start* of *source*, executing nothing.
 
@@ -59,17 +59,23 @@ def trace_pickle(
         start: Offset of the first opcode.
         stop: First byte that does not belong to the pickle; reading never passes it.
         record: What to call the pickle in errors.
-        limits: The most it may cost.
+        budget: Pays for it; of the file's limits so much may be spent already.
 
     Returns:
-        A `Trace`, also for a broken pickle: then ``error`` says why and where.
+        A `Trace`, also for a broken pickle: then ``error`` says why and where.  Where the
+        budget ran out the error is a `LimitExceeded`.
     """
-    machine = _Machine(source, start, stop, record, limits or Limits())
+    budget = budget or Budget()
+    machine = _Machine(source, start, stop, record, budget)
     error: MalformedInput | None = None
     try:
         machine.run()
     except MalformedInput as err:
         error = err
+    budget.opcodes += machine.executed
+    budget.events += len(machine.events)
+    budget.nodes += machine.nodes
+    budget.literals += machine.literals
     return Trace(
         record=record,
         root=machine.root,
@@ -90,13 +96,16 @@ class _Machine(Cursor):
 
     __slots__ = (
         "began",
+        "budget",
         "events",
         "executed",
         "fence",
         "frame_end",
         "limits",
+        "literals",
         "marks",
         "memo",
+        "nodes",
         "protocol",
         "root",
         "running",
@@ -104,14 +113,18 @@ class _Machine(Cursor):
     )
 
     def __init__(
-        self, source: ByteSource, start: int, stop: int, record: str, limits: Limits
+        self, source: ByteSource, start: int, stop: int, record: str, budget: Budget
     ) -> None:
         super().__init__(source, start, stop, record)
-        self.limits = limits
+        self.budget = budget
+        self.limits = budget.limits
         self.root: Node = None
         self.events: list[Event] = []
         self.protocol = 0
+        # What this pickle alone has cost; the budget hears of it when it is done.
         self.executed = 0
+        self.nodes = 0
+        self.literals = 0
         # Where in the window the opcode being executed begins.
         self.began = 0
         self.running = True
@@ -131,7 +144,7 @@ class _Machine(Cursor):
         handlers = _HANDLERS
         while True:
             self.check_budget()
-            # No opcode pushes more than one value, so a round cannot overshoot by more than it.
+            # No opcode makes more than two values or events, so no round can overshoot by much.
             for _ in range(_ROUND):
                 at = self.began = self.at
                 if at < len(self.window):
@@ -148,9 +161,14 @@ class _Machine(Cursor):
                     return
 
     def check_budget(self) -> None:
-        if self.executed >= self.limits.opcodes:
+        spent, limits = self.budget, self.limits
+        if spent.opcodes + self.executed >= limits.opcodes:
             raise self.too_much("opcodes")
-        if len(self.stack) + len(self.marks) > self.limits.stack:
+        if spent.events + len(self.events) > limits.events:
+            raise self.too_much("names and calls")
+        if spent.nodes + self.nodes > limits.nodes:
+            raise self.too_much("lists, tuples, dicts and sets")
+        if len(self.stack) + len(self.marks) > limits.stack:
             raise self.too_much("stack entries")
 
     def _slide(self, length: int) -> None:
@@ -189,12 +207,22 @@ class _Machine(Cursor):
         return self.take(1)[0]
 
     def literal(self, length: int) -> bytes:
-        if length > self.limits.literal:
-            raise self.too_much("bytes in one literal")
-        return self.take(length)
+        # A length that lies costs nothing: `take` refuses what is not there.
+        if length <= self.remaining:
+            if length > self.limits.literal:
+                raise self.too_much("bytes in one literal")
+            if self.budget.literals + self.literals + length > self.limits.literals:
+                raise self.too_much("bytes in all literals")
+        data = self.take(length)
+        self.literals += length
+        return data
 
     def line(self) -> bytes:
-        return self.take_line(_LINE_LIMIT)
+        line = self.take_line(_LINE_LIMIT)
+        self.literals += len(line)
+        if self.budget.literals + self.literals > self.limits.literals:
+            raise self.too_much("bytes in all literals")
+        return line
 
     def text_line(self, encoding: str) -> str:
         return self.decoded(self.line(), encoding, "strict")
@@ -325,8 +353,12 @@ class _Machine(Cursor):
 
     # Containers
 
+    def push_node(self, node: Node) -> None:
+        self.nodes += 1
+        self.stack.append(node)
+
     def op_dict(self) -> None:
-        self.stack.append(Dict(self.pairs_to_mark()))
+        self.push_node(Dict(self.pairs_to_mark()))
 
     def op_append(self) -> None:
         value = self.pop()
@@ -497,7 +529,7 @@ def _push_tuple(length: int) -> Callable[[_Machine], None]:
             raise machine.malformed("makes a tuple of more values than there are")
         values = tuple(stack[-length:])
         del stack[-length:]
-        stack.append(values)
+        machine.push_node(values)
 
     return handle
 
@@ -527,10 +559,10 @@ _BY_OPCODE: dict[bytes, Callable[[_Machine], None]] = {
     b"d": _Machine.op_dict,
     b"g": _Machine.op_get,
     b"i": _Machine.op_inst,
-    b"l": lambda m: m.stack.append(m.pop_to_mark()),
+    b"l": lambda m: m.push_node(m.pop_to_mark()),
     b"p": _Machine.op_put,
     b"s": _Machine.op_setitem,
-    b"t": lambda m: m.stack.append(tuple(m.pop_to_mark())),
+    b"t": lambda m: m.push_node(tuple(m.pop_to_mark())),
     # Protocol 1
     b"1": _Machine.op_pop_mark,
     b"G": lambda m: m.stack.append(_DOUBLE.unpack(m.take(8))[0]),
@@ -547,9 +579,9 @@ _BY_OPCODE: dict[bytes, Callable[[_Machine], None]] = {
     b"q": _Machine.op_binput,
     b"r": lambda m: m.remember(m.unsigned(4)),
     b"u": _Machine.op_setitems,
-    b"]": _push_constant(list),
+    b"]": lambda m: m.push_node([]),
     b")": _push_constant(tuple),
-    b"}": _push_constant(Dict),
+    b"}": lambda m: m.push_node(Dict()),
     b"o": _Machine.op_obj,
     # Protocol 2
     b"\x80": _Machine.op_proto,
@@ -571,9 +603,9 @@ _BY_OPCODE: dict[bytes, Callable[[_Machine], None]] = {
     b"\x8c": _push_text(1),
     b"\x8d": _push_text(8),
     b"\x8e": _push_bytes(8),
-    b"\x8f": _push_constant(lambda: Set([], frozen=False)),
+    b"\x8f": lambda m: m.push_node(Set([], frozen=False)),
     b"\x90": _Machine.op_additems,
-    b"\x91": lambda m: m.stack.append(Set(m.pop_to_mark(), frozen=True)),
+    b"\x91": lambda m: m.push_node(Set(m.pop_to_mark(), frozen=True)),
     b"\x92": _Machine.op_newobj_ex,
     b"\x93": _Machine.op_stack_global,
     b"\x94": lambda m: m.remember(len(m.memo)),

@@ -24,7 +24,6 @@ __all__ = [
     "Dict",
     "Event",
     "Global",
-    "Limits",
     "Node",
     "Oddity",
     "Opaque",
@@ -32,25 +31,6 @@ __all__ = [
     "Set",
     "Trace",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The most one pickle may cost before we stop reading.
-
-    Attributes:
-        opcodes: Instructions executed.
-        stack: Nodes on the stack.
-        memo: Entries in the memo.
-        literal: Bytes in any one string, byte string or integer.
-        depth: Containers inside containers that a reader of the tree follows.
-    """
-
-    opcodes: int = 20_000_000
-    stack: int = 2_000_000
-    memo: int = 5_000_000
-    literal: int = 256 << 20
-    depth: int = 500
 
 
 @dataclass(slots=True, eq=False)

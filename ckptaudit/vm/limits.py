@@ -1,0 +1,121 @@
+"""What reading one file may cost, and what of it has been spent.
+
+A file may hold a million pickles, or name one of them a million times.  So it is the
+file that has limits, and everything in it pays from the same purse.
+
+Knows:      which kinds of work and memory a hostile file could ask for.
+Is told:    by whoever does the work, how much of it was done.
+Never asks: what the work was for.
+
+The defaults leave room for a checkpoint of 300,000 tensors, a hundred times SDXL, which
+takes about 30 opcodes, 10 memo entries, 5 tuples and 3 events for each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ckptaudit.errors import LimitExceeded
+
+__all__ = ["Budget", "Limits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most one file may cost before we stop reading.
+
+    Attributes:
+        opcodes: Instructions executed, in all pickles together.
+        events: Names, calls, persistent ids and so on written down, in all pickles together.
+        nodes: Lists, tuples, dicts and sets made, in all pickles together.
+        literals: Bytes of strings, byte strings and long integers, in all pickles together.
+        literal: Bytes in any one of them.
+        stack: Values on the stack of one pickle, marks included.
+        memo: Entries in the memo of one pickle.
+        depth: Containers inside containers that a reader of the tree follows.
+        records: Entries of an archive, storages or tensors listed by a framing.
+        inflated: Bytes that compressed pickles take, and bytes they inflate to, all together.
+        ratio: Bytes inflated for each compressed one, all together...
+        inflated_freely: ...once they are more than so many bytes.
+    """
+
+    opcodes: int = 10_000_000
+    events: int = 1_000_000
+    nodes: int = 2_000_000
+    literals: int = 256 << 20
+    literal: int = 64 << 20
+    stack: int = 2_000_000
+    memo: int = 3_000_000
+    depth: int = 500
+    records: int = 300_000
+    inflated: int = 256 << 20
+    ratio: int = 200
+    inflated_freely: int = 16 << 20
+
+
+class Budget:
+    """What one file has cost so far.
+
+    Attributes:
+        limits: The most it may cost.
+        opcodes: Instructions executed.
+        events: Events written down.
+        nodes: Lists, tuples, dicts and sets made.
+        literals: Bytes of literals read.
+        records: Records listed.
+        packed: Compressed bytes consumed.
+        inflated: Bytes they gave.
+    """
+
+    __slots__ = (
+        "events",
+        "inflated",
+        "limits",
+        "literals",
+        "nodes",
+        "opcodes",
+        "packed",
+        "records",
+    )
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.opcodes = 0
+        self.events = 0
+        self.nodes = 0
+        self.literals = 0
+        self.records = 0
+        self.packed = 0
+        self.inflated = 0
+
+    def pay_records(self, count: int, where: str) -> None:
+        """Pay for *count* more records, before they are read.
+
+        Raises:
+            LimitExceeded: The file lists too many.
+        """
+        self.records += count
+        if self.records > self.limits.records:
+            raise LimitExceeded(
+                f"has {self.records} records, more than the limit of {self.limits.records}",
+                where=where,
+            )
+
+    def pay_inflated(self, packed: int, inflated: int, where: str) -> None:
+        """Pay for a piece of *inflated* bytes that came out of *packed* ones.
+
+        Raises:
+            LimitExceeded: There were too many, or too many for what they came from.
+        """
+        self.packed += packed
+        self.inflated += inflated
+        # Both, because empty blocks make a stream that is long and gives nothing.
+        if max(self.packed, self.inflated) > self.limits.inflated:
+            raise LimitExceeded(
+                f"inflates to more bytes than the limit of {self.limits.inflated} allows",
+                where=where,
+            )
+        if self.inflated > max(self.limits.inflated_freely, self.packed * self.limits.ratio):
+            raise LimitExceeded(
+                f"inflates to over {self.limits.ratio} bytes for each compressed one", where=where
+            )
