@@ -284,12 +284,12 @@ class _Reading:
         return text.decode("ascii")
 
 
-# Method, offset, packed and real size: entries that agree in these hold the same bytes.
-_Place: TypeAlias = tuple[int, int, int, int]
+# Method, offset, packed and real size, fault: entries that agree in these hold the same bytes.
+_Place: TypeAlias = tuple[int, int, int, int, str]
 
 
 def _place_of(entry: Entry) -> _Place:
-    return entry.method, entry.data, entry.packed, entry.size
+    return entry.method, entry.data, entry.packed, entry.size, entry.fault
 
 
 def _is_named_pickle(entry: Entry) -> bool:

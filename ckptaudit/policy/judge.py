@@ -14,12 +14,15 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers import Kind, key_of, module_of, storage_of
+from ckptaudit.containers import Gap, Kind, key_of, module_of, storage_of
 from ckptaudit.policy.allowlist import MAPPINGS, SEQUENCES, UNCHECKED, allowed
 from ckptaudit.policy.arguments import attribute_dicts, hidden_names
 from ckptaudit.policy.dangerous import dangerous
+from ckptaudit.policy.findings import Findings, shown
 from ckptaudit.policy.rules import RULES, Coverage, Finding, Severity
 from ckptaudit.vm import (
     Build,
@@ -34,19 +37,20 @@ from ckptaudit.vm import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from ckptaudit.containers import Container, Mishap, Record
     from ckptaudit.vm import Node, Trace
 
 __all__ = ["GlobalUse", "Judgement", "judge"]
 
-# A hostile pickle of a megabyte can give a million reasons; so many are spelled out.
-_MOST_FINDINGS = 1000
+# So many gaps, and so many different names, are listed one by one.
+_MOST_GAPS = 1000
+_MOST_USES = 1000
 # Oddities of the machine that change something else than a list, a dict or a set.
 _CHANGES = {"append-to-other", "setitem-on-other", "additems-to-other"}
-_MOST_MESSAGE = 500
 _MOST_NAME = 60
+_LONGEST_PACKAGE = 100
 _MOST_NAMES = 4
 # How a sentence about a name ends.
 _WHY = {
@@ -116,8 +120,9 @@ class Judgement:
     Attributes:
         verdict: The worst severity among *findings*; clean without any.
         coverage: Whether the whole file was read.
-        findings: In file order, pickle by pickle.
-        globals: Every name asked for, in order of first mention.
+        findings: In file order, pickle by pickle; of each rule the first few hundred, and
+            then how many more there were.
+        globals: The names asked for, in order of first mention; the first thousand of them.
     """
 
     verdict: Severity
@@ -126,45 +131,61 @@ class Judgement:
     globals: tuple[GlobalUse, ...]
 
 
-def judge(container: Container, mishaps: Iterable[Mishap] = ()) -> Judgement:
+def judge(container: Container, mishaps: Iterable[Mishap | Gap] = ()) -> Judgement:
     """Judge everything *container* holds.
 
     Args:
         container: An open file.
-        mishaps: What else was found wrong with it, beside its framing.
+        mishaps: What else was found wrong with it, or left unread, beside its framing.
     """
-    findings: list[Finding] = []
-    gaps: list[str] = []
+    findings = Findings()
+    gaps = _Gaps()
     records = _records_by_name(container)
     for trace in container.traces:
-        findings += _TraceJudge(trace, container, records.get(trace.record)).findings()
+        _TraceJudge(trace, container, records.get(trace.record), findings).judge()
         if trace.error is not None:
-            gaps.append(escape(str(trace.error)))
-    for mishap in (*container.mishaps, *mishaps):
-        rule = RULES[_MISHAP_RULES[mishap.code]]
-        record = escape(mishap.record)
-        findings.append(
-            Finding(rule.id, rule.severity, escape(mishap.message), record, mishap.offset)
-        )
+            gaps.add(str(trace.error))
+    for gap in container.gaps:
+        gaps.add(_sentence(gap))
+    for mishap in chain(container.mishaps, mishaps):
+        if isinstance(mishap, Gap):
+            gaps.add(_sentence(mishap))
+        else:
+            rule_id = _MISHAP_RULES[mishap.code]
+            findings.add(rule_id, partial(escape, mishap.message), mishap.record, mishap.offset)
     if container.kind is Kind.TORCHSCRIPT:
-        rule = RULES["CKA205"]
-        findings.append(Finding(rule.id, rule.severity, rule.title, "", None))
-    gaps += [
-        escape(f"{gap.record}: {gap.reason}" if gap.record else gap.reason)
-        for gap in container.gaps
-    ]
-    if gaps:
+        findings.add("CKA205", lambda: RULES["CKA205"].title)
+    if gaps.times:
         # Of a file that was read in part nobody can say that it is clean.
-        rule = RULES["CKA208"]
-        message = f"{rule.title}: {gaps[0]}{f' and {len(gaps) - 1} more' if gaps[1:] else ''}"
-        findings.append(Finding(rule.id, rule.severity, message, "", None))
-    verdict = max((finding.severity for finding in findings), default=Severity.CLEAN)
+        others = f" and {gaps.times - 1} more" if gaps.times > 1 else ""
+        findings.add("CKA208", lambda: f"{RULES['CKA208'].title}: {gaps.listed[0]}{others}")
     return Judgement(
-        verdict=verdict,
-        coverage=Coverage(complete=not gaps, gaps=tuple(gaps)),
-        findings=tuple(findings),
+        verdict=findings.verdict,
+        coverage=Coverage(complete=not gaps.times, gaps=gaps.all()),
+        findings=findings.all(),
         globals=_global_uses(container),
     )
+
+
+class _Gaps:
+    """What was not read: the first of it listed, the rest counted."""
+
+    def __init__(self) -> None:
+        self.listed: list[str] = []
+        self.times = 0
+
+    def add(self, reason: str) -> None:
+        self.times += 1
+        if self.times <= _MOST_GAPS:
+            self.listed.append(escape(reason))
+
+    def all(self) -> tuple[str, ...]:
+        more = self.times - len(self.listed)
+        return (*self.listed, f"{more} more") if more else tuple(self.listed)
+
+
+def _sentence(gap: Gap) -> str:
+    return f"{gap.record}: {gap.reason}" if gap.record else gap.reason
 
 
 def _records_by_name(container: Container) -> dict[str, Record]:
@@ -181,134 +202,145 @@ def _global_uses(container: Container) -> tuple[GlobalUse, ...]:
                 pair = event.module, event.name
                 counts[pair] = counts.get(pair, 0) + 1
     uses = []
-    for (module, name), count in counts.items():
+    for (module, name), count in islice(counts.items(), _MOST_USES):
         entry = allowed(module, name)
         reason = entry.reason if entry else None
-        uses.append(GlobalUse(escape(module), escape(name), count, reason))
+        uses.append(GlobalUse(shown(module), shown(name), count, reason))
     return tuple(uses)
 
 
 class _TraceJudge:
     """One pickle being judged."""
 
-    def __init__(self, trace: Trace, container: Container, record: Record | None) -> None:
+    def __init__(
+        self, trace: Trace, container: Container, record: Record | None, findings: Findings
+    ) -> None:
         self.trace = trace
         self.container = container
-        self.record = record
+        self.findings = findings
+        # Where the pickle begins in the file; None where it is compressed.
+        self.start = record.offset if record and record.method == "stored" else None
         self.scripted = container.kind is Kind.TORCHSCRIPT
         # By id of a dict of attributes, which may be given to many objects.
         self.hidden: dict[int, list[str]] = {}
+        # By module and name, which may be long and asked for many times.
+        self.rules: dict[tuple[str, str], str | None] = {}
         self.module_classes = _module_classes(trace)
         self.called = {id(_function_of(event)) for event in trace.events if isinstance(event, Call)}
 
-    def findings(self) -> list[Finding]:
-        """What is wrong with the pickle, in its order; beyond `_MOST_FINDINGS` only how often."""
-        found: list[Finding] = []
-        more: Counter[str] = Counter()
-        for finding in self.all_findings():
-            if len(found) < _MOST_FINDINGS:
-                found.append(finding)
-            else:
-                more[finding.rule] += 1
-        record = escape(self.trace.record)
-        for rule_id, count in more.items():
-            rule = RULES[rule_id]
-            message = f"{count} more: {rule.title}"
-            found.append(Finding(rule.id, rule.severity, message, record, None))
-        return found
-
-    def all_findings(self) -> Iterator[Finding]:
+    def judge(self) -> None:
+        """Find what is wrong with the pickle, in its order."""
         for event in self.trace.events:
             match event:
                 case Global():
-                    yield from self.judge_global(event)
+                    self.judge_global(event)
                 case Call():
-                    yield from self.judge_call(event)
+                    self.judge_call(event)
                 case PersistentId():
-                    yield from self.judge_persistent_id(event)
+                    self.judge_persistent_id(event)
                 case Build():
-                    yield from self.judge_build(event)
+                    self.judge_build(event)
                 case Opaque():
-                    what = ", ".join(brief(arg) for arg in event.args)
-                    message = f"{event.op} asks for something by {what}"
-                    yield self.finding("CKA104", message, event.offset)
+                    self.judge_opaque(event)
                 case Oddity():
-                    rule_id = "CKA103" if event.code in _CHANGES else "CKA109"
-                    yield self.finding(rule_id, escape(event.message), event.offset)
+                    self.judge_oddity(event)
 
-    def finding(self, rule_id: str, message: str, at: int) -> Finding:
-        rule = RULES[rule_id]
-        record = self.record
-        offset = record.offset + at if record and record.method == "stored" else None
-        if len(message) > _MOST_MESSAGE:
-            message = f"{message[:_MOST_MESSAGE]}..."
-        return Finding(
-            rule.id, rule.severity, message, escape(self.trace.record), offset, stream_offset=at
-        )
+    def found(self, rule_id: str, at: int, describe: Callable[[], str]) -> None:
+        offset = None if self.start is None else self.start + at
+        self.findings.add(rule_id, describe, self.trace.record, offset, stream_offset=at)
 
     def rule_of(self, name: Global) -> str | None:
         """The rule that asking for *name* falls under, or None if it is allowed."""
+        pair = name.module, name.name
+        if pair not in self.rules:
+            self.rules[pair] = self.rule_of_pair(name)
+        rule_id = self.rules[pair]
+        return "CKA108" if rule_id == "CKA102" and id(name) in self.module_classes else rule_id
+
+    def rule_of_pair(self, name: Global) -> str | None:
         if dangerous(name.module, name.name):
             return "CKA101"
         if allowed(name.module, name.name) is not None:
             return None
-        if self.scripted and name.module.split(".", 1)[0] == "__torch__":
+        if self.scripted and _package_of(name) == "__torch__":
             # A class defined by the archive's own code, which CKA205 speaks of.
             return None
         if "." in name.name or "__" in name.name or not _plain(name):
             return "CKA105"
-        if id(name) in self.module_classes or _is_torch_module_helper(name):
-            return "CKA108"
-        return "CKA102"
+        return "CKA108" if _is_torch_module_helper(name) else "CKA102"
 
-    def judge_global(self, event: Global) -> Iterator[Finding]:
+    def judge_opaque(self, event: Opaque) -> None:
+        self.found(
+            "CKA104",
+            event.offset,
+            lambda: f"{event.op} asks for something by {', '.join(map(brief, event.args))}",
+        )
+
+    def judge_oddity(self, event: Oddity) -> None:
+        rule_id = "CKA103" if event.code in _CHANGES else "CKA109"
+        self.found(rule_id, event.offset, lambda: escape(event.message))
+
+    def judge_global(self, event: Global) -> None:
         rule_id = self.rule_of(event)
         if rule_id is None:
             return
-        shown = brief(event)
         if id(event) in self.module_classes:
-            message = f"holds an object of class {shown}, whose code is not in the file"
-            yield self.finding(rule_id, message, event.offset)
+            self.found(
+                rule_id,
+                event.offset,
+                lambda: f"holds an object of class {brief(event)}, whose code is not in the file",
+            )
         elif id(event) not in self.called:
             # Else each call says so, with its arguments.
-            yield self.finding(rule_id, f"asks for {shown}{_WHY[rule_id]}", event.offset)
+            why = _WHY[rule_id]
+            self.found(rule_id, event.offset, lambda: f"asks for {brief(event)}{why}")
 
-    def judge_call(self, event: Call) -> Iterator[Finding]:
+    def judge_call(self, event: Call) -> None:
         func = _function_of(event)
         if not isinstance(func, Global):
-            message = f"would call the result of something else: {brief(event)}"
-            yield self.finding("CKA103", message, event.offset)
+            self.found(
+                "CKA103",
+                event.offset,
+                lambda: f"would call the result of something else: {brief(event)}",
+            )
             return
         entry = allowed(func.module, func.name)
         rule_id = self.rule_of(func)
         if rule_id is not None and id(func) not in self.module_classes:
-            message = f"would call {brief(event)}{_WHY[rule_id]}"
-            yield self.finding(rule_id, message, event.offset)
+            why = _WHY[rule_id]
+            self.found(rule_id, event.offset, lambda: f"would call {brief(event)}{why}")
         elif entry is None:
             return
         elif entry.takes is None:
-            yield self.finding("CKA103", f"would call {brief(event)}", event.offset)
+            self.found("CKA103", event.offset, lambda: f"would call {brief(event)}")
         elif not (isinstance(event.args, tuple) and entry.takes(event.args)) or (
             event.kwargs is not None and not entry.keywords
         ):
-            message = f"would call {brief(event)}, with arguments that no pickler writes"
-            yield self.finding("CKA103", message, event.offset)
+            self.found(
+                "CKA103",
+                event.offset,
+                lambda: f"would call {brief(event)}, with arguments that no pickler writes",
+            )
         elif (func.module, func.name) in UNCHECKED:
-            yield self.finding("CKA111", f"would call {brief(event)}", event.offset)
+            self.found("CKA111", event.offset, lambda: f"would call {brief(event)}")
         elif not _may_be_empty(_class_made(event)):
-            message = f"would make an empty object: {brief(event)}"
-            yield self.finding("CKA103", message, event.offset)
-        yield from self.judge_contents(event, func)
+            self.found(
+                "CKA103", event.offset, lambda: f"would make an empty object: {brief(event)}"
+            )
+        self.judge_contents(event, func)
 
-    def judge_contents(self, event: Call, func: Global) -> Iterator[Finding]:
+    def judge_contents(self, event: Call, func: Global) -> None:
         """Storing calls a method of what the call made, and any object may bring its own."""
         made = _class_made(event) or func
         name = (made.module, made.name)
         if (event.pairs and name not in MAPPINGS) or (event.elements and name not in SEQUENCES):
-            message = f"would store items in the result of {brief(event)}"
-            yield self.finding("CKA103", message, event.offset)
+            self.found(
+                "CKA103",
+                event.offset,
+                lambda: f"would store items in the result of {brief(event)}",
+            )
 
-    def judge_persistent_id(self, event: PersistentId) -> Iterator[Finding]:
+    def judge_persistent_id(self, event: PersistentId) -> None:
         if storage_of(event) is not None:
             return
         kind = self.container.kind
@@ -319,29 +351,37 @@ class _TraceJudge:
             key = key_of(event.pid)
             if key in self.container.tensors or key in self.container.storages:
                 return
-        message = f"refers to {brief(event.pid)}, which is no storage"
-        yield self.finding("CKA106", message, event.offset)
+        self.found(
+            "CKA106", event.offset, lambda: f"refers to {brief(event.pid)}, which is no storage"
+        )
 
-    def judge_build(self, event: Build) -> Iterator[Finding]:
+    def judge_build(self, event: Build) -> None:
         target = event.target
         for part in attribute_dicts(event.state):
             if id(part) not in self.hidden:
                 self.hidden[id(part)] = hidden_names(part)
             names = self.hidden[id(part)]
             if names:
-                shown = ", ".join(escape(name[:_MOST_NAME]) for name in names[:_MOST_NAMES])
-                message = f"would replace {shown} of {brief(target)}"
-                yield self.finding("CKA107", message, event.offset)
+                self.found("CKA107", event.offset, partial(_hidden_attributes, target, names))
                 return
         made = (_class_made(target) or _function_of(target)) if isinstance(target, Call) else None
         if made is None:
-            message = f"would set the state of {brief(target)}"
-            yield self.finding("CKA107", message, event.offset)
+            self.found("CKA107", event.offset, lambda: f"would set the state of {brief(target)}")
             return
         entry = allowed(made.module, made.name) if isinstance(made, Global) else None
         if entry is not None and (entry.state is None or not entry.state(event.state)):
-            message = f"would set the state of what {brief(target)} returns to {brief(event.state)}"
-            yield self.finding("CKA107", message, event.offset)
+            self.found(
+                "CKA107",
+                event.offset,
+                lambda: (
+                    f"would set the state of what {brief(target)} returns to {brief(event.state)}"
+                ),
+            )
+
+
+def _hidden_attributes(target: Node, names: list[str]) -> str:
+    listed = ", ".join(escape(name[:_MOST_NAME]) for name in names[:_MOST_NAMES])
+    return f"would replace {listed} of {brief(target)}"
 
 
 def _module_classes(trace: Trace) -> frozenset[int]:
@@ -360,14 +400,16 @@ def _module_classes(trace: Trace) -> frozenset[int]:
             if state not in of_module:
                 of_module[state] = _is_module_state(event.state)
             states[id(event.target)] = states.get(id(event.target), True) and of_module[state]
+    if not any(of_module.values()):
+        return frozenset()
     made: dict[int, bool] = {}
     for event in trace.events:
         if isinstance(event, Call):
             cls = _class_made(event)
             fits = (
                 cls is not None
-                and cls.module.split(".", 1)[0] not in sys.stdlib_module_names
                 and states.get(id(event), False)
+                and _package_of(cls) not in sys.stdlib_module_names
             )
             func = id(cls or _function_of(event))
             made[func] = made.get(func, True) and fits
@@ -405,6 +447,11 @@ def _is_module_state(state: Node) -> bool:
     if not isinstance(state, Dict):
         return False
     return {"_parameters", "_modules"} <= {key for key, _ in state.pairs if isinstance(key, str)}
+
+
+def _package_of(name: Global) -> str:
+    # No package whose name we know is as long; a name of a megabyte may be asked for often.
+    return name.module[:_LONGEST_PACKAGE].split(".", 1)[0]
 
 
 def _plain(event: Global) -> bool:

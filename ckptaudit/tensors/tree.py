@@ -312,7 +312,7 @@ def pairs_of(node: Node) -> list[tuple[Node, Node]] | None:
     if not isinstance(node, Call):
         return None
     if not _is_mapping(node):
-        return node.pairs or None
+        return list(node.pairs) or None
     pairs = []
     for argument in node.args if isinstance(node.args, tuple) else ():
         # Python 2 wrote OrderedDict([[key, value], ...]); defaultdict has its factory first.
@@ -324,7 +324,7 @@ def pairs_of(node: Node) -> list[tuple[Node, Node]] | None:
                 for pair in argument
                 if isinstance(pair, (list, tuple)) and len(pair) == 2  # noqa: PLR2004 - a pair
             ]
-    return pairs + node.pairs
+    return [*pairs, *node.pairs]
 
 
 def _is_mapping(node: Call) -> bool:

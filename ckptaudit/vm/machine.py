@@ -372,6 +372,7 @@ class _Machine(Cursor):
         if isinstance(target, list):
             target.extend(values)
         elif isinstance(target, Call):
+            target.elements = target.elements or []
             target.elements.extend(values)
         else:
             self.odd("append-to-other", f"appends to {_kind(target)}")
@@ -387,6 +388,7 @@ class _Machine(Cursor):
 
     def store(self, target: Node, pairs: list[tuple[Node, Node]]) -> None:
         if isinstance(target, (Dict, Call)):
+            target.pairs = target.pairs or []
             target.pairs.extend(pairs)
         else:
             self.odd("setitem-on-other", f"sets items of {_kind(target)}")
@@ -395,6 +397,7 @@ class _Machine(Cursor):
         values = self.pop_to_mark()
         target = self.top()
         if isinstance(target, (Set, Call)):
+            target.elements = target.elements or []
             target.elements.extend(values)
         else:
             self.odd("additems-to-other", f"adds to {_kind(target)} as to a set")

@@ -66,8 +66,9 @@ class Call:
     kwargs: Node
     offset: int
     state: Node = None
-    pairs: list[tuple[Node, Node]] = field(default_factory=list)
-    elements: list[Node] = field(default_factory=list)
+    # A pickle may make a million calls, and nothing is stored in most of them.
+    pairs: list[tuple[Node, Node]] | tuple[()] = ()
+    elements: list[Node] | tuple[()] = ()
 
 
 @dataclass(slots=True, eq=False, repr=False)
