@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ckptaudit.containers.container import (
+    MOST_DIMENSIONS,
     Container,
     Gap,
     Kind,
@@ -11,6 +12,7 @@ from ckptaudit.containers.container import (
     Role,
     Storage,
     StoredTensor,
+    check_rank,
 )
 from ckptaudit.containers.dispatch import open_container
 from ckptaudit.containers.persistent import (
@@ -22,6 +24,7 @@ from ckptaudit.containers.persistent import (
 )
 
 __all__ = [
+    "MOST_DIMENSIONS",
     "Container",
     "Gap",
     "Kind",
@@ -31,6 +34,7 @@ __all__ = [
     "Storage",
     "StorageRef",
     "StoredTensor",
+    "check_rank",
     "key_of",
     "module_of",
     "open_container",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from ckptaudit.errors import MalformedInput
+from ckptaudit.errors import LimitExceeded, MalformedInput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +20,34 @@ if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
     from ckptaudit.vm import Trace
 
-__all__ = ["Container", "Gap", "Kind", "Mishap", "Record", "Role", "Storage", "StoredTensor"]
+__all__ = [
+    "MOST_DIMENSIONS",
+    "Container",
+    "Gap",
+    "Kind",
+    "Mishap",
+    "Record",
+    "Role",
+    "Storage",
+    "StoredTensor",
+    "check_rank",
+]
+
+# torch has no limit: 2.13 saves and loads a tensor of 100,000 dimensions.  This one is ours,
+# because one shape may be given to a million tensors.  Weights of known layers have up to five.
+MOST_DIMENSIONS = 256
+
+
+def check_rank(rank: int, where: str) -> None:
+    """Refuse a tensor of more dimensions than we follow, before anything is done with them.
+
+    Raises:
+        LimitExceeded: It has more than `MOST_DIMENSIONS`.
+    """
+    if rank > MOST_DIMENSIONS:
+        raise LimitExceeded(
+            f"has {rank} dimensions, more than the {MOST_DIMENSIONS} we follow", where=where
+        )
 
 
 class Kind(str, Enum):

@@ -89,7 +89,7 @@ def open_container(source: ByteSource, limits: Limits | None = None) -> Containe
 def _open_framed(source: ByteSource, budget: Budget) -> Container | None:
     """The container, if *source* has a framing that its first bytes tell; None if not."""
     if looks_like_safetensors(source):
-        return open_safetensors(source)
+        return open_safetensors(source, budget)
     if has_tar_header(source):
         return open_tar(source, budget)
     return None

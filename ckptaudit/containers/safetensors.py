@@ -12,8 +12,9 @@ with spaces; then the data, which the tensors must cover without gap or overlap.
 from __future__ import annotations
 
 import json
-from itertools import chain
+from itertools import accumulate, chain
 from math import prod
+from operator import mul
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers.container import (
@@ -25,19 +26,20 @@ from ckptaudit.containers.container import (
     Role,
     Storage,
     StoredTensor,
+    check_rank,
 )
 from ckptaudit.dtypes import by_safetensors
 from ckptaudit.errors import MalformedInput
 
 if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
+    from ckptaudit.vm import Budget
 
 __all__ = ["looks_like_safetensors", "open_safetensors", "read_header"]
 
 # safetensors/src/tensor.rs, MAX_HEADER_SIZE.
 _MOST_HEADER_BYTES = 100_000_000
-# torch has no tensor of more dimensions, no file a larger size; prod() must stay cheap.
-_MOST_DIMENSIONS = 64
+# No file has a larger size; prod() must stay cheap.
 _MOST_ELEMENTS = 1 << 62
 _PREFIX = 8
 
@@ -78,13 +80,15 @@ def read_header(source: ByteSource) -> tuple[dict[str, object], dict[str, str], 
     return header, metadata, _PREFIX + length
 
 
-def open_safetensors(source: ByteSource) -> Container:
+def open_safetensors(source: ByteSource, budget: Budget) -> Container:
     """Read the safetensors file in *source*.
 
     Raises:
         MalformedInput: The header breaks the format's rules.
+        LimitExceeded: It lists more than the budget allows.
     """
     header, metadata, start = read_header(source)
+    budget.pay_records(len(header), source.name)
     storages = {}
     tensors = {}
     for name, entry in header.items():
@@ -140,9 +144,8 @@ def _read_entry(
     dtype = by_safetensors(code)
     if dtype is None:
         raise MalformedInput(f"has dtype {code!r}, which we do not know", where=name)
-    if len(shape) > _MOST_DIMENSIONS or not all(
-        type(size) is int and 0 <= size < _MOST_ELEMENTS for size in shape
-    ):
+    check_rank(len(shape), name)
+    if not all(type(size) is int and 0 <= size < _MOST_ELEMENTS for size in shape):
         raise MalformedInput("has a shape that is not a list of sizes", where=name)
     numel = prod(shape)
     if not 0 <= begin <= end <= source.size - start or end - begin != numel * dtype.itemsize:
@@ -152,7 +155,9 @@ def _read_entry(
             where=name,
         )
     storage = Storage(name, dtype, numel, start + begin, end - begin, "cpu", name)
-    stride = tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    # From the last axis, which steps by one, to the first.
+    steps = accumulate(reversed(shape[1:]), mul, initial=1)
+    stride = tuple(steps)[::-1] if shape else ()
     return storage, StoredTensor(name, name, dtype, tuple(shape), stride, 0)
 
 

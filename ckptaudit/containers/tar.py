@@ -30,6 +30,7 @@ from ckptaudit.containers.container import (
     Role,
     Storage,
     StoredTensor,
+    check_rank,
 )
 from ckptaudit.containers.persistent import key_of, storage_type
 from ckptaudit.containers.tarmembers import TarMember, list_members
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["open_tar"]
 
 _MEMBERS = ("sys_info", "storages", "tensors", "pickle")
-# torch/_tensor.py: no tensor has more dimensions.
-_MOST_DIMENSIONS = 64
 
 
 def open_tar(source: ByteSource, budget: Budget) -> Container:
@@ -231,8 +230,9 @@ class _Reading:
         # The rank is an int32 and 4 bytes of padding, which torch skips without a look.
         rank = self.numbers(member, 1)[0] & 0xFFFFFFFF
         whole = self.storages.get(storage)
-        if rank > _MOST_DIMENSIONS or whole is None:
-            raise MalformedInput(f"tensor {key} has no storage or no rank", where=member.name)
+        if whole is None:
+            raise MalformedInput(f"tensor {key} has no storage", where=member.name)
+        check_rank(rank, f"tensor {key}")
         numbers = self.numbers(member, 2 * rank + 1)
         self.tensors[key] = StoredTensor(
             key, storage, whole.dtype, numbers[:rank], numbers[rank : 2 * rank], numbers[-1]

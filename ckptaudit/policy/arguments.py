@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, TypeAlias
 
+from ckptaudit.containers import MOST_DIMENSIONS
 from ckptaudit.vm import Call, Dict, Global, Node, PersistentId, Set
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ _LATIN1 = {"latin1", "latin-1"}
 # numpy/core/src/multiarray/descriptor.c, arraydescr_reduce: kind and bytes of a builtin
 # type.  Objects ("O") are pointers, and the fields of a record ("V") may lie anywhere.
 _DTYPE = re.compile(r"b1|[iu][1248]|f(?:2|4|8|12|16)|c(?:8|16|24|32)|[SU][0-9]{1,9}|[Mm]8")
+_FRACTION = re.compile(r"-?[0-9]+(?:/[0-9]+)?")
+# Nobody writes a longer one, and one text may be given to ten thousand calls.
+_MOST_DIGITS = 1000
 # The state of a dtype: version, byte order, base, names, fields, size, alignment, flags,
 # and the unit of a date.
 _DTYPE_STATE = 8
@@ -78,8 +82,6 @@ _DTYPE_FLAGS = 7
 _NEEDS_INIT = 8
 _MOST_ARGUMENTS = 16
 _MOST_ATTRIBUTES = 100
-# torch/_tensor.py: no tensor has more.
-_MOST_DIMENSIONS = 64
 
 
 # Arguments
@@ -132,7 +134,7 @@ def sizes(args: tuple[Node, ...]) -> bool:
     """One sequence of integers."""
     match args:
         case (tuple() | list() as items,):
-            return len(items) <= _MOST_DIMENSIONS and all(type(item) is int for item in items)
+            return len(items) <= MOST_DIMENSIONS and set(map(type, items)) <= {int}
         case _:
             return False
 
@@ -162,7 +164,7 @@ def fraction(args: tuple[Node, ...]) -> bool:
         case (int(), int()):
             return True
         case (str(text),):
-            return re.fullmatch(r"-?[0-9]+(?:/[0-9]+)?", text) is not None
+            return len(text) <= _MOST_DIGITS and _FRACTION.fullmatch(text) is not None
         case _:
             return False
 

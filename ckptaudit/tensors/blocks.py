@@ -12,7 +12,7 @@ storage is read in several pieces.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from typing import TYPE_CHECKING
@@ -41,8 +41,8 @@ class Block:
     """Some elements of a view, in the row-major order of a box inside it.
 
     Attributes:
-        low: The box's first index per dimension.
-        shape: Elements of the box per dimension.
+        low: The box's first index per dimension; dimensions of size 1 are left out.
+        shape: Elements of the box per dimension, the same left out.
         start: First byte in the storage if the elements lie there one behind the other, else
             None: then `pieces_of` says where they are.
         runs: Half-open element ranges of the output that the box fills, in its order.
@@ -89,12 +89,26 @@ def blocks_of(view: TensorView) -> Iterator[Block]:
     if view.is_contiguous:
         yield from _ranges(view)
     else:
-        yield from _boxes(view, (0,) * len(view.shape), view.shape)
+        grid = _grid(view)
+        yield from _boxes(grid, (0,) * len(grid.shape), grid.shape)
 
 
 def pieces_of(view: TensorView, block: Block) -> Iterator[Piece]:
     """What to read for *block*, a box of *view*; pieces come in the order of the source."""
-    yield from _pieces(view, block.low, block.low, block.shape)
+    yield from _pieces(_grid(view), block.low, block.low, block.shape)
+
+
+def _grid(view: TensorView) -> TensorView:
+    """*view* without its axes of size 1, along which nobody steps.
+
+    A tensor may have hundreds of them, and NumPy takes 64 axes at most; of larger ones no
+    file has as many, since each doubles the tensor.
+    """
+    if 1 not in view.shape:
+        return view
+    axes = [axis for axis, size in enumerate(view.shape) if size != 1]
+    shape = tuple(view.shape[axis] for axis in axes)
+    return replace(view, shape=shape, stride=tuple(view.stride[axis] for axis in axes))
 
 
 def _ranges(view: TensorView) -> Iterator[Block]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from ckptaudit.containers import key_of, storage_of
+from ckptaudit.containers import check_rank, key_of, storage_of
 from ckptaudit.dtypes import DType, by_name
 from ckptaudit.errors import MalformedInput
 from ckptaudit.tensors.view import TensorView
@@ -84,8 +84,7 @@ class Unreadable:
 Rebuilt: TypeAlias = "Tensor | Unreadable"
 
 _MOST_WRAPPERS = 8
-# torch/_tensor.py: no tensor has more dimensions.
-_MOST_DIMENSIONS = 64
+_BEYOND_ANY_FILE = 1 << 62
 # torch knows two flags.
 _MOST_FLAGS = 8
 _BROKEN = Unreadable(
@@ -94,7 +93,11 @@ _BROKEN = Unreadable(
 
 
 def rebuild(node: Node, container: Container) -> Rebuilt | None:
-    """The tensor that *node* stands for, or None if it stands for none."""
+    """The tensor that *node* stands for, or None if it stands for none.
+
+    Raises:
+        LimitExceeded: It has more dimensions than we follow.
+    """
     if isinstance(node, PersistentId):
         return _framed(node, container)
     for _ in range(_MOST_WRAPPERS):
@@ -142,25 +145,29 @@ def _dense(storage: Node, offset: Node, size: Node, stride: Node, dtype: DType |
     shape, steps = _sizes(size), _sizes(stride)
     if ref is None or shape is None or steps is None or type(offset) is not int:
         return _BROKEN
+    # Before it is computed with: one integer of a megabyte may stand in every call.
+    if not 0 <= offset < _BEYOND_ANY_FILE:
+        return _BROKEN
     if dtype is not None and ref.typed:
         return _BROKEN
     # A legacy storage may be a view on a root storage, counted in the root's elements.
     size = dtype.itemsize if dtype else 1
-    if ref.view_offset % size or offset < 0:
+    if ref.view_offset % size:
         return _BROKEN
     room = (ref.view_offset + ref.view_numel) // size
     return Tensor(ref.key, dtype, shape, steps, offset + ref.view_offset // size, room)
 
 
 def _sizes(node: Node) -> tuple[int, ...] | None:
-    """A tuple of ints, or the ``torch.Size`` of one."""
+    """A tuple of ints, or the ``torch.Size`` of one; raises like `rebuild`."""
     if isinstance(node, Call) and isinstance(node.func, Global):
         args = _args(node)
         if (node.func.module, node.func.name) != ("torch", "Size") or len(args) != 1:
             return None
         node = args[0]
-    if not isinstance(node, (tuple, list)) or len(node) > _MOST_DIMENSIONS:
+    if not isinstance(node, (tuple, list)):
         return None
+    check_rank(len(node), "tensor")
     sizes = [size for size in node if type(size) is int]
     return tuple(sizes) if len(sizes) == len(node) else None
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Leftover", "StateDict", "TensorView"]
 
-# torch/_tensor.py: no tensor has more dimensions.
-_MOST_DIMENSIONS = 64
 # An expanded view (stride 0) may stand for more elements than are stored, but not so many
 # more that writing it out fills a disk.
 _MOST_EXPANSION = 64
@@ -61,8 +59,6 @@ class TensorView:
             raise MalformedInput(
                 f"rank {len(self.shape)} shape with rank {len(self.stride)} stride", where=self.key
             )
-        if len(self.shape) > _MOST_DIMENSIONS:
-            raise MalformedInput(f"has {len(self.shape)} dimensions", where=self.key)
         if min((self.offset, *self.shape, *self.stride)) < 0:
             raise MalformedInput("negative shape, stride or offset", where=self.key)
         if max((self.offset, *self.shape, *self.stride)) >= _BEYOND_ANY_FILE:
