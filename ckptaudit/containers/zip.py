@@ -266,7 +266,7 @@ class _Reading:
             if _is_named_pickle(entry) or _begins_like_a_pickle(head) or _may_act(trace):
                 self.keep(entry, source, trace)
             elif isinstance(trace.error, LimitExceeded):
-                self.gaps.append(Gap(str(trace.error), entry.name, entry.header))
+                self.gaps.append(Gap(str(trace.error.args[0]), entry.name, entry.header))
         return self.tried[place]
 
     def byteorder(self) -> str:
