@@ -240,7 +240,8 @@ class _Reading:
         filled = bool(entry.size or entry.packed)
         if filled and self.is_pickle(entry):
             self.roles[entry] = Role.PICKLE
-            if not scripted:
+            # TorchScript has several: constants.pkl, code/__torch__.py.debug_pkl.
+            if not (scripted and entry.name.lower().endswith("pkl")):
                 self.odd("extra-pickle", "a pickle that torch.load does not read", entry)
         elif inner in _METADATA and entry.packed <= _MOST_METADATA_BYTES:
             self.roles[entry] = Role.METADATA
@@ -308,6 +309,10 @@ def _may_act(trace: Trace) -> bool:
     be a module's, since an unpickler stops where it cannot import.
     """
     asked = next((event for event in trace.events if isinstance(event, (Global, Opaque))), None)
-    if asked is None or (isinstance(asked, Global) and any(map(str.isspace, asked.module))):
+    if asked is None or (isinstance(asked, Global) and not _may_be_a_module(asked.module)):
         return False
     return trace.error is None or any(isinstance(event, (Call, Build)) for event in trace.events)
+
+
+def _may_be_a_module(name: str) -> bool:
+    return name != "" and not any(map(str.isspace, name))
