@@ -103,8 +103,25 @@ def tar_archive(members: Mapping[str, bytes] | Sequence[tuple[str, bytes]], end:
     return b"".join(tar_member(name, data) for name, data in pairs) + bytes(512 * end)
 
 
-def tar_member(name: str, data: bytes, *, typeflag: bytes = b"0", size: bytes = b"") -> bytes:
-    """Header, data, padding; *size* is the size field as it stands there, if it lies."""
+def tar_member(
+    name: str,
+    data: bytes,
+    *,
+    typeflag: bytes = b"0",
+    size: bytes = b"",
+    link: str = "",
+    binary: bool = False,
+) -> bytes:
+    """Header, data, padding.
+
+    Args:
+        name: The member's name.
+        data: Its bytes.
+        typeflag: What kind of member it is.
+        size: The size field as it stands there, if it lies.
+        link: Name of the member that a link leads to.
+        binary: Whether the checksum is a binary number, which tarfile reads as well.
+    """
     fields = [
         utf8(name).ljust(100, b"\0"),
         b"0000644\0" + b"0000000\0" * 2,
@@ -112,11 +129,12 @@ def tar_member(name: str, data: bytes, *, typeflag: bytes = b"0", size: bytes = 
         b"%011o\0" % 0,
         b" " * 8,
         typeflag,
-        bytes(100),
+        utf8(link).ljust(100, b"\0"),
         b"ustar\x0000",
     ]
     header = b"".join(fields).ljust(512, b"\0")
-    checksum = b"%06o\0 " % sum(header)
+    total = sum(header)
+    checksum = b"\x80" + total.to_bytes(7, "big") if binary else b"%06o\0 " % total
     header = header[:148] + checksum + header[156:]
     return header + data + bytes(-len(data) % 512)
 

@@ -235,6 +235,22 @@ def call(module: str, name: str, *args: object) -> bytes:
     return global_(module, name) + value(args) + REDUCE
 
 
+def called(function: bytes, *args: object) -> bytes:
+    """The opcodes of a function, the arguments as a tuple, REDUCE."""
+    return function + value(args) + REDUCE
+
+
+def stack_global(module: str, name: str) -> bytes:
+    """A global as protocol 4 writes it: two strings, STACK_GLOBAL."""
+    return short_binunicode(module) + short_binunicode(name) + STACK_GLOBAL
+
+
+def made(module: str, name: str, state: object = None) -> bytes:
+    """GLOBAL, no arguments, NEWOBJ; and BUILD, if there is a state."""
+    build = b"" if state is None else value(state) + BUILD
+    return global_(module, name) + EMPTY_TUPLE + NEWOBJ + build
+
+
 def pickled(*parts: bytes, protocol: int = 2) -> bytes:
     return proto(protocol) + b"".join(parts) + STOP
 

@@ -7,7 +7,7 @@ import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from forge.opcodes import utf8
+from forge.opcodes import EMPTY_TUPLE, pickled, utf8
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +28,10 @@ class ZipEntry:
         local_sizes: Packed and real size in the local header; torch writes zeros.
         packed: The bytes that stand in the archive, if they are not those of *data*.
         size: The size that the central directory states, if it is not that of *data*.
+        crc: The checksum that directory and descriptor state, if it is not that of *data*.
         header: Where the central directory says that the local header is, if it lies.
+        extra: The local header's extra field, if it is not torch's padding.
+        central_extra: The extra field in the central directory; torch writes none.
         comment: The entry's comment.
         before: Bytes between the entry before and this one.
         hidden: True to leave it out of the central directory.
@@ -44,7 +47,10 @@ class ZipEntry:
     local_sizes: tuple[int, int] = (0, 0)
     packed: bytes | None = None
     size: int | None = None
+    crc: int | None = None
     header: int | None = None
+    extra: bytes | None = None
+    central_extra: bytes = b""
     comment: bytes = b""
     before: bytes = b""
     hidden: bool = False
@@ -57,6 +63,7 @@ def zip_archive(
     comment: bytes = b"",
     start_at: int = 0,
     count: int | None = None,
+    extension: bytes = b"",
 ) -> bytes:
     """An archive of *entries*; *start_at* is what offsets in it are counted from.
 
@@ -66,6 +73,7 @@ def zip_archive(
         comment: The archive's comment.
         start_at: Offset of its first byte in the file it will stand in.
         count: Number of entries that the 32-bit end record states, if it lies.
+        extension: What stands in the extensible data of the 64-bit end record.
     """
     body = b""
     directory = b""
@@ -81,8 +89,13 @@ def zip_archive(
     if zip64:
         # Signature, size of the rest, versions, disks, entries here and in all, directory.
         end += struct.pack(
-            "<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, real, real, len(directory), start
+            "<4sQ2H2I4Q",
+            b"PK\6\6",
+            44 + len(extension),
+            *(45, 45, 0, 0),
+            *(real, real, len(directory), start),
         )
+        end += extension
         # Signature, disk, offset of the record above, disks.
         end += struct.pack("<4sIQI", b"PK\6\7", 0, start + len(directory), 1)
     stated = real if count is None else count
@@ -99,11 +112,11 @@ def _zip_entry(entry: ZipEntry, header: int) -> tuple[bytes, bytes]:
     if entry.packed is not None:
         packed = entry.packed
     size = len(entry.data) if entry.size is None else entry.size
-    crc = zlib.crc32(entry.data)
+    crc = zlib.crc32(entry.data) if entry.crc is None else entry.crc
     local_name = name if entry.local_name is None else utf8(entry.local_name)
     # Extra field "FB": torch lets the data begin at a multiple of 64.
     padding = -(header + 30 + len(local_name) + 4) % 64
-    extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+    extra = extra_field(b"FB", b"Z" * padding) if entry.extra is None else entry.extra
     local = struct.pack(
         "<4s5H3I2H",
         b"PK\3\4",
@@ -131,7 +144,7 @@ def _zip_entry(entry: ZipEntry, header: int) -> tuple[bytes, bytes]:
         len(packed),
         size,
         len(name),
-        0,
+        len(entry.central_extra),
         len(entry.comment),
         0,
         0,
@@ -140,8 +153,18 @@ def _zip_entry(entry: ZipEntry, header: int) -> tuple[bytes, bytes]:
     )
     return (
         local + local_name + extra + packed + (descriptor if entry.flags & 8 else b""),
-        central + name + entry.comment,
+        central + name + entry.central_extra + entry.comment,
     )
+
+
+def extra_field(code: bytes, data: bytes) -> bytes:
+    """One extra field: its two bytes of code, its length, its data."""
+    return struct.pack("<2sH", code, len(data)) + data
+
+
+def unicode_path(name: str, path: str) -> bytes:
+    """Info-ZIP's extra field by which the entry *name* is called *path*: APPNOTE.TXT 4.6.9."""
+    return extra_field(b"up", struct.pack("<BI", 1, zlib.crc32(utf8(name))) + utf8(path))
 
 
 def deflated(data: bytes) -> bytes:
@@ -164,6 +187,33 @@ def torch_entries(
 
 def torch_zip(pickle: bytes, storages: Mapping[str, bytes] | None = None) -> bytes:
     return zip_archive(torch_entries(pickle, storages or {}))
+
+
+def torchscript_zip(pickle: bytes, *, constants: bytes = b"", code: bytes = b"") -> bytes:
+    """What torch.jit.save writes: a data.pkl, constants and source code beside each other.
+
+    Args:
+        pickle: The pickle of the module.
+        constants: The pickle of its constants, if not that of an empty tuple.
+        code: Its source code, if not that of an empty class.
+    """
+    entries = [
+        ZipEntry("archive/data.pkl", pickle),
+        ZipEntry("archive/byteorder", b"little"),
+        ZipEntry("archive/code/__torch__.py", code or b"class Net(Module):\n  pass\n"),
+        ZipEntry("archive/constants.pkl", constants or pickled(EMPTY_TUPLE)),
+        ZipEntry("archive/version", b"3\n"),
+    ]
+    return zip_archive(entries)
+
+
+def python_zip(files: Mapping[str, bytes]) -> bytes:
+    """What Python's zipfile writes: no descriptors, no 64-bit records, no padding."""
+    entries = [
+        ZipEntry(name, data, flags=0, local_sizes=(len(data),) * 2, extra=b"")
+        for name, data in files.items()
+    ]
+    return zip_archive(entries, zip64=False)
 
 
 def with_entry(entries: Sequence[ZipEntry], name: str, **lies: object) -> list[ZipEntry]:

@@ -1,0 +1,28 @@
+"""The published techniques by which pickle checkpoints attack their reader or fool a scanner.
+
+108 numbered entries under five headings: A gaps in lists of bad names, B errors of the
+engine that reads the pickle, C readers that see different things in one file, D torch's
+restricted loader and tensors, E denial of service.  Each is forged here, or `NO_FILE`
+says why it is nothing that a file could show.
+"""
+
+from __future__ import annotations
+
+from catalogue import archives, engines, streams, tensors, wrappings
+from catalogue.case import Case
+from catalogue.gadgets import GADGETS, Gadget
+from catalogue.gaps import KNOWN_GAPS
+
+__all__ = ["CASES", "ENTRIES", "GADGETS", "KNOWN_GAPS", "NO_FILE", "Case", "Gadget"]
+
+ENTRIES = range(1, 109)
+CASES: tuple[Case, ...] = (
+    *engines.CASES,
+    *streams.CASES,
+    *archives.CASES,
+    *wrappings.CASES,
+    *tensors.CASES,
+)
+NO_FILE = {
+    58: "an import hook that did not cover each of pickle's loaders; no file chooses its loader",
+}
