@@ -13,7 +13,8 @@ from catalogue import CASES, ENTRIES, GADGETS, KNOWN_GAPS, NO_FILE, Case, Gadget
 from catalogue.benign import FILES
 from catalogue.case import STORED
 from catalogue.gaps import marks_for
-from commands import audit
+from catalogue.tensors import VOICES
+from commands import Run, audit
 from forge import (
     Raw,
     called,
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from _pytest.mark import ParameterSet
-
 _ADVISORY = re.compile(r"CVE-\d{4}-\d{4,5}|GHSA(?:-[23456789cfghjmpqrvwx]{4}){3}")
 _MOST_BYTES = 100_000_000
 
@@ -49,7 +48,7 @@ def judged(case: Case) -> Judgement:
     return judge(container, misfits(container))
 
 
-def named(cases: Iterable[Case], *, marked: bool = False) -> list[ParameterSet]:
+def named(cases: Iterable[Case], *, marked: bool = False) -> list[object]:
     """Parameters that carry the technique's name, and the mark of a known gap if asked for."""
     return [
         pytest.param(case, id=case.technique, marks=marks_for(case.technique) if marked else ())
@@ -60,6 +59,14 @@ def named(cases: Iterable[Case], *, marked: bool = False) -> list[ParameterSet]:
 EVERYTHING: tuple[Case | Gadget, ...] = (*CASES, *GADGETS)
 SCANNED = [case for case in CASES if case.limits is None]
 COSTLY = [case for case in CASES if set(case.entries) & set(range(102, 108))]
+
+
+def assert_only_text(done: Run) -> None:
+    """What was printed is text, and no line of it is a command to whoever runs the build."""
+    assert done.out + done.err
+    for line in (done.out + done.err).splitlines():
+        assert re.fullmatch("[ -~]*", line), line
+        assert not line.lstrip().startswith("::"), line
 
 
 # Each technique
@@ -90,9 +97,19 @@ def test_no_technique_speaks_through_the_report(case: Case, tmp_path: Path) -> N
     done = audit("scan", "--no-hash", path)
 
     assert "internal error" not in done.err
-    for line in (done.out + done.err).splitlines():
-        assert re.fullmatch("[ -~\u2026\u00d7]*", line), line
-        assert not line.lstrip().startswith("::")
+    assert_only_text(done)
+
+
+@pytest.mark.parametrize("text", VOICES.values(), ids=VOICES)
+def test_no_key_of_a_tensor_speaks_through_a_report(text: str, tmp_path: Path) -> None:
+    """In a file that is honest but for what it calls its tensors and its storages."""
+    path = tmp_path / "model.ckpt"
+    key = text.replace("\n", "")
+    weights = Raw(tensor(storage_id(key, 2), (2,)))
+    path.write_bytes(torch_zip(pickled(value({text: weights})), {key: STORED["0"]}))
+
+    for verb in (["scan"], ["inspect"], ["convert", "--dry-run", "-o", str(tmp_path / "out")]):
+        assert_only_text(audit(*verb, "--no-hash", path))
 
 
 @pytest.mark.parametrize("case", named(SCANNED))

@@ -24,5 +24,5 @@ CASES: tuple[Case, ...] = (
     *tensors.CASES,
 )
 NO_FILE = {
-    58: "an import hook that did not cover each of pickle's loaders; no file chooses its loader",
+    58: "GHSA-wccx-j62j-r448: a hook on one of pickle's loaders, and no file chooses its loader",
 }

@@ -44,6 +44,7 @@ from forge import (
     storage_id,
     tar_archive,
     tar_members,
+    tensor,
     torch_zip,
     value,
     values,
@@ -57,6 +58,7 @@ from catalogue.case import (
     PAYLOAD,
     STRANGE_ID,
     STRANGE_STATE,
+    WRONG_STORAGE,
     Case,
     at_least,
     named,
@@ -340,6 +342,12 @@ INDIRECT = [
                 BUILD,
             )
         ),
+    ),
+    Case(
+        (63, 92),
+        "persistent-id-of-a-storage-in-a-bare-pickle",
+        WRONG_STORAGE,
+        pickled(tensor(storage_id("0", 2), (1 << 20,))),
     ),
     Case(
         (63,),

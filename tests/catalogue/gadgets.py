@@ -37,6 +37,8 @@ class Gadget:
 
 TORCH = tuple(range(5, 13))
 STDLIB = tuple(range(13, 31))
+# Of this release GHSA-x843-g5mx-g377, -3329-ghmp-jmv5, -cffc-mxrf-mhh4, -rrxm-2pvv-m66x and
+# -46h3-79wf-xr6c are known by their ids only.
 LATER = tuple(range(32, 39))
 
 _UNIX = "asyncio.unix_events"

@@ -117,6 +117,11 @@ _WINDOWS: dict[str, bytes] = {
     "state-of-a-legacy-tensor": call("torch", "FloatTensor")
     + value((Raw(storage_id("0", 2)), 0, (3,), (1,)))
     + BUILD,
+    "a-state-that-another-replaces": call("torch", "FloatTensor")
+    + value((Raw(storage_id("0", 2)), 0, (3,), (1,)))
+    + BUILD
+    + value((Raw(storage_id("0", 2)), 0, (2,), (1,)))
+    + BUILD,
     "one-inside-a-parameter": call(
         "torch._utils", "_rebuild_parameter", Raw(tensor(storage_id("0", 2), (3,))), 1, NO_HOOKS
     ),
@@ -446,7 +451,7 @@ COSTS = [
 
 # 108: names that talk to the terminal
 
-_VOICES = {
+VOICES = {
     "escape-sequences": "\x1b[2J\x1b]0;owned\x07",
     "right-to-left": "\u202egnp.exe",
     "workflow-commands": "\n::set-output name=x::y\n::error::z",
@@ -455,14 +460,14 @@ _VOICES = {
 }
 
 
-VOICES = [
+SPOKEN = [
     Case(
         (108,),
         f"name-with-{what}",
         at_least(Severity.SUSPICIOUS, "CKA102", "CKA105"),
         zipped(called(stack_global(text, "run")), protocol=4),
     )
-    for what, text in _VOICES.items()
+    for what, text in VOICES.items()
 ]
 
-CASES: tuple[Case, ...] = (*SIZES, *REBUILDERS, *COSTS, *VOICES)
+CASES: tuple[Case, ...] = (*SIZES, *REBUILDERS, *COSTS, *SPOKEN)

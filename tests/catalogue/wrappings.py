@@ -24,6 +24,7 @@ from forge import (
     npy_file,
     npz_file,
     object_npy,
+    pax_header,
     pickled,
     python_zip,
     seven_zip_stub,
@@ -51,8 +52,10 @@ from catalogue.case import (
     UNREAD_PICKLE,
     WRONG_SCHEDULE,
     Case,
+    at_least,
     zipped,
 )
+from ckptaudit.policy import Severity
 from ckptaudit.vm import Limits
 
 HARMLESS = pickled(value({"a": 1}))
@@ -119,6 +122,12 @@ FRAMED = [
         PAYLOAD,
         tar_member("sys_info", TAR["sys_info"], binary=True) + tar_archive({**TAR, "pickle": EVIL}),
         _DISPATCH,
+    ),
+    Case(
+        (87,),
+        "bytes-in-an-extended-header-of-a-tar",
+        at_least(Severity.REVIEW),
+        pax_header(comment="cposix system") + tar_archive(TAR),
     ),
     Case((87,), "a-tar-with-a-link", HIDDEN_BYTES, tar_archive(TAR)[:-1024] + _LINK + bytes(1024)),
     Case(
@@ -240,7 +249,7 @@ SCHEDULE = [
     ),
     Case(
         (89,),
-        "magic-number-computed-by-what-is-allowed",
+        "no-magic-number-but-its-schedule",
         UNREAD_PICKLE,
         legacy_stream(HARMLESS, magic=pickled(call("builtins", "set"))),
     ),
