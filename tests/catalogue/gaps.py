@@ -13,7 +13,6 @@ from ckptaudit.errors import CkptauditError
 
 __all__ = ["KNOWN_GAPS", "marks_for"]
 
-_VERSION = "clean: metadata records of up to 64 bytes are taken at their name"
 _WINDOW = "clean: only three rebuild functions have their window checked against the storage"
 _INSIDE = "clean: what the rebuild function inside is given is not looked at"
 _EXTRA = "clean: extra fields may hold anything"
@@ -34,7 +33,6 @@ _ERASED = "no answer: an error in another part takes the findings away"
 
 KNOWN_GAPS: dict[str, str] = {
     # Hostile and clean
-    "pickle-without-proto-as-the-version": _VERSION,
     "pickle-in-a-part-of-a-storage-that-no-tensor-covers": "clean: views are not compared with "
     "the whole of their storage",
     "tensor-outside-by-a-state-that-another-replaces": "clean: of several states only the last "
@@ -68,8 +66,6 @@ KNOWN_GAPS: dict[str, str] = {
     "memo-index-of-text": _MEMO,
     "frame-that-ends-inside-an-opcode": "clean: only a frame that is too long is odd",
     # Hostile, and called complete though it is not
-    "pickle-without-proto-under-a-name-of-its-own": _UNREAD,
-    "pickle-without-proto-as-a-storage-nobody-refers-to": _UNREAD,
     "deflated-zip-in-a-checkpoint": _UNREAD,
     "gzip-in-a-checkpoint": _UNREAD,
     "array-of-objects-in-a-checkpoint": _UNREAD,

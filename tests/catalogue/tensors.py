@@ -110,7 +110,6 @@ _WINDOWS: dict[str, bytes] = {
     "a-stride": tensor(storage_id("0", 2), (2,), (1 << 40,)),
     "a-negative-stride": tensor(storage_id("0", 2), (2,), (-1,), offset=1),
     "an-overflow": tensor(storage_id("0", 2), (1 << 32, 1 << 32), (1 << 32, 1)),
-    "a-rank-of-65": tensor(storage_id("0", 2), (1,) * 65),
     "a-size-of-text": call(
         "torch._utils", "_rebuild_tensor", Raw(storage_id("0", 2)), 0, ("2",), (1,)
     ),
@@ -131,6 +130,12 @@ _WINDOWS: dict[str, bytes] = {
 }
 
 SIZES = [
+    Case(
+        (93,),
+        "tensor-of-a-rank-of-300",
+        NOT_ALL_READ,
+        on_weights(tensor(storage_id("0", 2), (1,) * 300)),
+    ),
     Case(
         (92,),
         "storage-longer-than-its-record",
