@@ -189,7 +189,9 @@ def test_what_comes_after_a_limit_never_makes_a_file_clean(
 
     assert judgement.verdict > Severity.CLEAN
     assert not judgement.coverage.complete
-    assert any("more " in gap and "limit allows" in gap for gap in judgement.coverage.gaps)
+    assert any(
+        "more " in gap.reason and "limit allows" in gap.reason for gap in judgement.coverage.gaps
+    )
 
 
 @pytest.mark.parametrize("limits", [Limits(opcodes=5000), Limits(events=2000)])
@@ -248,7 +250,7 @@ def test_a_file_over_a_limit_is_no_good_answer(data: bytes, status: int, tmp_pat
     (file,) = done.files
     assert file["verdict"] == ("malicious" if status == 1 else "review")
     (gap,) = file["coverage"]["gaps"]
-    assert "inflates to over 200 bytes for each compressed one" in gap
+    assert "inflates to over 200 bytes for each compressed one" in gap["reason"]
 
 
 @pytest.mark.parametrize("inflated", [30_000, 90_000])
@@ -334,7 +336,7 @@ def test_records_beyond_the_limit_are_a_gap(framing: str) -> None:
     judgement = judged(SIX[framing], Limits(records=5))
 
     assert judgement.verdict > Severity.CLEAN
-    assert any("more than the limit of 5" in gap for gap in judgement.coverage.gaps)
+    assert any("more than the limit of 5" in gap.reason for gap in judgement.coverage.gaps)
 
 
 def test_no_call_is_lost_because_the_record_that_holds_it_comes_last() -> None:

@@ -45,7 +45,7 @@ _MOST_BYTES = 100_000_000
 def judged(case: Case) -> Judgement:
     """What `scan` answers for the bytes of *case*, under its limits."""
     container = open_container(BufferSource(case.data), case.limits)
-    return judge(container, misfits(container))
+    return judge(container, misfits)
 
 
 def named(cases: Iterable[Case], *, marked: bool = False) -> list[object]:
@@ -130,7 +130,7 @@ def test_an_answer_costs_no_more_than_a_hundred_megabytes(case: Case) -> None:
     try:
         with suppress(CkptauditError):
             container = open_container(BufferSource(data), case.limits)
-            judge(container, misfits(container))
+            judge(container, misfits)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

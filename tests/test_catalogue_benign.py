@@ -24,7 +24,7 @@ from ckptaudit.tensors import misfits
 )
 def test_what_honest_programs_write_is_no_alarm(benign: Benign) -> None:
     container = open_container(BufferSource(benign.file))
-    judgement = judge(container, misfits(container))
+    judgement = judge(container, misfits)
     told = [(finding.rule, finding.message) for finding in judgement.findings]
 
     assert judgement.verdict is benign.verdict, told

@@ -161,7 +161,10 @@ def test_everything_shown_of_a_hostile_archive_is_printable_ascii() -> None:
     judgement = judged(zip_archive(entries))
 
     assert len(judgement.findings) > 2
-    for text in (*(f.message + f.record for f in judgement.findings), *judgement.coverage.gaps):
+    for text in (
+        *(f.message + f.record for f in judgement.findings),
+        *map(str, judgement.coverage.gaps),
+    ):
         assert re.fullmatch("[ -~]*", text)
 
 

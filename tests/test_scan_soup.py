@@ -117,7 +117,7 @@ def opened(soup: bytes) -> list[Container]:
 @given(soups)
 def test_any_pickle_gets_an_answer_or_our_error(soup: bytes) -> None:
     for container in opened(soup):
-        judgement = judge(container, misfits(container))
+        judgement = judge(container, misfits)
 
         assert all(finding.message.isascii() for finding in judgement.findings)
         with suppress(CkptauditError):

@@ -31,7 +31,7 @@ def inspect(
     from ckptaudit.jobs.inspect import inspect as job
 
     def status(result: Inspection) -> int:
-        return NONE if result.gaps else GOOD
+        return GOOD if result.coverage.complete else NONE
 
     answers = Answers(status, report.inspection_text)
     answers.check_json(json_path)

@@ -26,6 +26,7 @@ __all__ = [
     "Gap",
     "Kind",
     "Mishap",
+    "Nested",
     "Record",
     "Role",
     "Storage",
@@ -155,11 +156,44 @@ class Mishap:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Bytes that were recognised but not read, and why; coverage is not complete."""
+    """Bytes that were recognised but not read; coverage is not complete.
+
+    Attributes:
+        reason: Why.
+        record: Name of the record they are in, or "" for the file as a whole.
+        offset: Byte offset in the file, or None where the record is compressed.
+        stream_offset: Byte offset in the record's own, uncompressed bytes, or None.
+    """
 
     reason: str
     record: str
     offset: int | None
+    stream_offset: int | None = None
+
+    def __str__(self) -> str:
+        if self.stream_offset is not None:
+            return f"{self.record} @ byte {self.stream_offset}: {self.reason}"
+        return f"{self.record}: {self.reason}" if self.record else self.reason
+
+    @classmethod
+    def left_by(cls, err: MalformedInput, offset: int | None) -> Gap:
+        """What *err* kept from being read, beginning at byte *offset* of the file."""
+        return cls(str(err.args[0]), err.where, offset, err.offset)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Nested:
+    """A file inside the file, opened as if it stood alone.
+
+    Attributes:
+        name: The record it is, or how it is packed, such as ``gzip``.
+        offset: Where byte 0 of it is in the file around it, or None where it is compressed.
+        container: What is in it.
+    """
+
+    name: str
+    offset: int | None
+    container: Container
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,6 +214,7 @@ class Container:
         mishaps: What is wrong with the framing.
         gaps: What was not read.
         inflated: By record name, the uncompressed bytes of compressed records.
+        nested: Files inside the file, and other readings of its bytes.
     """
 
     source: ByteSource
@@ -194,6 +229,7 @@ class Container:
     mishaps: tuple[Mishap, ...] = ()
     gaps: tuple[Gap, ...] = ()
     inflated: Mapping[str, ByteSource] = field(default_factory=dict)
+    nested: tuple[Nested, ...] = ()
 
     def __enter__(self) -> Container:  # noqa: PYI034 - typing.Self is Python 3.11's
         return self

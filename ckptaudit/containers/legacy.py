@@ -63,7 +63,7 @@ class _Reading:
             try:
                 self.read_storages()
             except MalformedInput as err:
-                self.gaps.append(Gap(str(err), "", self.at))
+                self.gaps.append(Gap.left_by(err, self.at))
             else:
                 self.check_end()
         return Container(

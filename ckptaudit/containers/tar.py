@@ -85,11 +85,11 @@ class _Reading:
             self.read_storages(members["storages"])
             self.read_tensors(members["tensors"])
         except MalformedInput as err:
-            self.gaps.append(Gap(str(err), err.where, None))
+            self.gaps.append(Gap.left_by(err, None))
         try:
             self.pickled(members["pickle"])
         except MalformedInput as err:
-            self.gaps.append(Gap(str(err), err.where, None))
+            self.gaps.append(Gap.left_by(err, None))
         main = len(self.traces) - 1
         for member in members.values():
             if member.at < member.end:

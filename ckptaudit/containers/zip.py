@@ -209,7 +209,7 @@ class _Reading:
         try:
             source, start = self.content(entry, budget=None)
         except MalformedInput as err:
-            self.gaps.append(Gap(str(err), entry.name, entry.header))
+            self.gaps.append(Gap.left_by(err, entry.header))
             return None
         if entry.method != 0:
             self.inflated[entry.name] = source
@@ -224,7 +224,7 @@ class _Reading:
         try:
             self.assign_unreferenced(entry, scripted=scripted)
         except MalformedInput as err:
-            self.gaps.append(Gap(str(err), entry.name, entry.header))
+            self.gaps.append(Gap.left_by(err, entry.header))
 
     def assign_constants(self) -> None:
         """Give the records that TorchScript's second pickle refers to the role of storages."""
@@ -267,7 +267,7 @@ class _Reading:
             if _is_named_pickle(entry) or _begins_like_a_pickle(head) or _may_act(trace):
                 self.keep(entry, source, trace)
             elif isinstance(trace.error, LimitExceeded):
-                self.gaps.append(Gap(str(trace.error.args[0]), entry.name, entry.header))
+                self.gaps.append(Gap.left_by(trace.error, entry.header))
         return self.tried[place]
 
     def byteorder(self) -> str:
@@ -278,7 +278,7 @@ class _Reading:
             source, start = self.content(entry, self.budget)
             text = source.read_at(start, min(entry.size, _MOST_METADATA_BYTES))
         except MalformedInput as err:
-            self.gaps.append(Gap(f"byte order unknown: {err}", entry.name, entry.header))
+            self.gaps.append(Gap(f"byte order unknown: {err.args[0]}", entry.name, entry.header))
             return "little"
         if text not in (b"little", b"big"):
             raise MalformedInput(f"byte order {text!r} is neither little nor big", where=entry.name)

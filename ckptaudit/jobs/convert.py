@@ -149,7 +149,7 @@ def convert(
     with opened(path, with_hash=with_hash and not dry_run) as file:
         # A dry run, too, is refused what the conversion would be.
         _check_target(target, path, overwrite=overwrite or dry_run)
-        judgement = judge(file.container, misfits(file.container))
+        judgement = judge(file.container, misfits)
         if not allow_unsafe:
             _refuse_unsafe(file.container, judgement)
         # Only now, when the hash has begun: to load numpy takes a twentieth of a second.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptaudit.jobs.opening import File, gaps_of, notes_on, opened
+from ckptaudit.jobs.opening import File, notes_on, opened
 from ckptaudit.jobs.planning import meaning_of
 from ckptaudit.policy import judge
 from ckptaudit.tensors import find_state_dict, misfits
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.containers import Kind
     from ckptaudit.layouts import Component, ComponentCount
-    from ckptaudit.policy import Severity
+    from ckptaudit.policy import Coverage, Severity
     from ckptaudit.tensors import Leftover
 
 __all__ = ["InspectedTensor", "Inspection", "inspect"]
@@ -52,6 +52,7 @@ class Inspection(File):
     Attributes:
         container: Its framing.
         verdict: What a scan thinks of it.
+        coverage: Whether all of it was read.
         state_dict: Where in the pickle the weights were found; "" is the root.
         family: Name of the model family, or ``unknown``.
         variant: Which variant of it, or None.
@@ -59,12 +60,12 @@ class Inspection(File):
         components: What is there, missing and unexpected, component by component.
         tensors: In the file's order.
         leftovers: What else the file holds.
-        gaps: What was not read, and why.
         notes: What is worth knowing besides.
     """
 
     container: Kind
     verdict: Severity
+    coverage: Coverage
     state_dict: str
     family: str
     variant: str | None
@@ -72,7 +73,6 @@ class Inspection(File):
     components: tuple[ComponentCount, ...]
     tensors: tuple[InspectedTensor, ...]
     leftovers: tuple[Leftover, ...]
-    gaps: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -88,6 +88,7 @@ def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
     """
     with opened(path, with_hash=with_hash) as file:
         container = file.container
+        judgement = judge(container, misfits)
         state_dict = find_state_dict(container)
         meaning = meaning_of(state_dict)
         return Inspection(
@@ -95,7 +96,8 @@ def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
             size=container.source.size,
             sha256=file.finish(),
             container=container.kind,
-            verdict=judge(container, misfits(container)).verdict,
+            verdict=judgement.verdict,
+            coverage=judgement.coverage,
             state_dict=state_dict.path,
             family=meaning.detection.family,
             variant=meaning.detection.variant,
@@ -108,6 +110,5 @@ def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
                 for view, placement in zip(state_dict.views, meaning.placements, strict=True)
             ),
             leftovers=state_dict.leftovers,
-            gaps=gaps_of(container),
             notes=notes_on(container),
         )

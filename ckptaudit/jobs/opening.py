@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from ckptaudit.containers import Container, Kind, open_container
 from ckptaudit.jobs.hashing import Hashing
 from ckptaudit.source import FileSource
-from ckptaudit.vm import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.vm import Limits
 
-__all__ = ["File", "Opened", "gaps_of", "notes_on", "opened"]
+__all__ = ["File", "Opened", "notes_on", "opened"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +98,3 @@ def notes_on(container: Container) -> tuple[str, ...]:
     if container.kind is not Kind.SAFETENSORS and is_named:
         return (f"is named .safetensors but is a {container.kind.value} checkpoint",)
     return ()
-
-
-def gaps_of(container: Container) -> tuple[str, ...]:
-    """What of the file was not read, and why; printable text."""
-    broken = [str(trace.error) for trace in container.traces if trace.error is not None]
-    gaps = [f"{gap.record}: {gap.reason}" if gap.record else gap.reason for gap in container.gaps]
-    return tuple(escape(gap) for gap in (*broken, *gaps))

@@ -56,7 +56,7 @@ def scan(path: str | PathLike[str], *, with_hash: bool = True) -> ScanResult:
     """
     with opened(path, with_hash=with_hash) as file:
         container = file.container
-        judgement = judge(container, misfits(container))
+        judgement = judge(container, misfits)
         return ScanResult(
             path=container.source.name,
             size=container.source.size,

@@ -18,17 +18,18 @@ import numpy as np
 
 from ckptaudit.containers import Kind
 from ckptaudit.errors import Unsupported
-from ckptaudit.jobs.opening import File, Opened, gaps_of, opened
+from ckptaudit.jobs.opening import File, Opened, opened
 from ckptaudit.jobs.planning import meaning_of, planner
 from ckptaudit.jobs.receipt import receipt_in
 from ckptaudit.jobs.stream import Nowhere, digest_of, stream
 from ckptaudit.layouts import Component
 from ckptaudit.plan import Dedupe, Ema, OnOverflow, Options, Precision
-from ckptaudit.tensors import find_state_dict
+from ckptaudit.policy import judge
+from ckptaudit.tensors import find_state_dict, misfits
 from ckptaudit.vm import escape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from os import PathLike
 
     from numpy.typing import NDArray
@@ -156,7 +157,7 @@ class _Proof:
             aliases=plan.aliases,
             dropped=plan.drops,
             problems=tuple(self.problems),
-            notes=(*self.notes, *(f"not read: {gap}" for gap in gaps_of(self.source.container))),
+            notes=(*self.notes, *self.unread()),
         )
 
     def plan(self) -> ConversionPlan:
@@ -165,6 +166,10 @@ class _Proof:
         options = self.options or _FOREIGN
         digests = partial(digest_of, self.source.container)
         return planner(state_dict, meaning, options, digests)({})
+
+    def unread(self) -> Iterator[str]:
+        coverage = judge(self.source.container, misfits).coverage
+        yield from (f"not read: {gap}" for gap in coverage.gaps)
 
     def is_owed(self, job: TensorJob) -> bool:
         """Whether the converted file must hold *job*; another tool may leave averages out."""

@@ -37,7 +37,7 @@ from ckptaudit.vm import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from ckptaudit.containers import Container, Mishap, Record
     from ckptaudit.vm import Node, Trace
@@ -131,30 +131,30 @@ class Judgement:
     globals: tuple[GlobalUse, ...]
 
 
-def judge(container: Container, mishaps: Iterable[Mishap | Gap] = ()) -> Judgement:
-    """Judge everything *container* holds.
+def judge(
+    container: Container, examine: Callable[[Container], Iterable[Mishap | Gap]] = lambda _: ()
+) -> Judgement:
+    """Judge everything *container* holds, and what is inside that.
 
     Args:
         container: An open file.
-        mishaps: What else was found wrong with it, or left unread, beside its framing.
+        examine: What else is wrong with a container, or left unread, beside its framing;
+            asked for the file and for each one inside it.
     """
     findings = Findings()
     gaps = _Gaps()
-    records = _records_by_name(container)
-    for trace in container.traces:
-        _TraceJudge(trace, container, records.get(trace.record), findings).judge()
-        if trace.error is not None:
-            gaps.add(str(trace.error))
-    for gap in container.gaps:
-        gaps.add(_sentence(gap))
-    for mishap in chain(container.mishaps, mishaps):
-        if isinstance(mishap, Gap):
-            gaps.add(_sentence(mishap))
-        else:
-            rule_id = _MISHAP_RULES[mishap.code]
-            findings.add(rule_id, partial(escape, mishap.message), mishap.record, mishap.offset)
-    if container.kind is Kind.TORCHSCRIPT:
-        findings.add("CKA205", lambda: RULES["CKA205"].title)
+    uses: Counter[tuple[str, str]] = Counter()
+    # Names of the files around, and where byte 0 is in the outermost one.
+    pending: list[tuple[tuple[str, ...], int | None, Container]] = [((), 0, container)]
+    while pending:
+        around, start, inner = pending.pop()
+        place = _Place(around, start, inner)
+        _judge_one(place, examine(inner), findings, gaps)
+        uses.update(_names_in(inner))
+        pending += [
+            ((*around, nested.name), place.offset(nested.offset), nested.container)
+            for nested in reversed(inner.nested)
+        ]
     if gaps.times:
         # Of a file that was read in part nobody can say that it is clean.
         others = f" and {gaps.times - 1} more" if gaps.times > 1 else ""
@@ -163,29 +163,75 @@ def judge(container: Container, mishaps: Iterable[Mishap | Gap] = ()) -> Judgeme
         verdict=findings.verdict,
         coverage=Coverage(complete=not gaps.times, gaps=gaps.all()),
         findings=findings.all(),
-        globals=_global_uses(container),
+        globals=_global_uses(uses),
     )
+
+
+class _Place:
+    """A container, and where it is in the outermost file.
+
+    Args:
+        around: Names of the containers around it, the outermost first.
+        start: Where its byte 0 is in the outermost file; None where that is compressed.
+        container: The container.
+    """
+
+    def __init__(self, around: tuple[str, ...], start: int | None, container: Container) -> None:
+        self.container = container
+        self._around = around
+        self._start = start
+
+    def record(self, name: str) -> str:
+        """What to call a record: the names of what is around it, and its own."""
+        return "!".join((*self._around, name) if name else self._around)
+
+    def offset(self, at: int | None) -> int | None:
+        """Where byte *at* of the container is in the outermost file, or None."""
+        return None if self._start is None or at is None else self._start + at
+
+
+def _judge_one(
+    place: _Place, examined: Iterable[Mishap | Gap], findings: Findings, gaps: _Gaps
+) -> None:
+    container = place.container
+    records = _records_by_name(container)
+    for trace in container.traces:
+        record = records.get(trace.record)
+        # Where the pickle begins in the outermost file; None where it is compressed.
+        start = place.offset(record.offset) if record and record.method == "stored" else None
+        _TraceJudge(trace, place, start, findings).judge()
+        if trace.error is not None:
+            at = trace.error.offset
+            offset = None if start is None or at is None else start + at
+            gaps.add(str(trace.error.args[0]), place.record(trace.record), offset, at)
+    for mishap in chain(container.gaps, container.mishaps, examined):
+        record_name, offset = place.record(mishap.record), place.offset(mishap.offset)
+        if isinstance(mishap, Gap):
+            gaps.add(mishap.reason, record_name, offset, mishap.stream_offset)
+        else:
+            rule_id = _MISHAP_RULES[mishap.code]
+            findings.add(rule_id, partial(escape, mishap.message), record_name, offset)
+    if container.kind is Kind.TORCHSCRIPT:
+        findings.add("CKA205", lambda: RULES["CKA205"].title, place.record(""))
 
 
 class _Gaps:
     """What was not read: the first of it listed, the rest counted."""
 
     def __init__(self) -> None:
-        self.listed: list[str] = []
+        self.listed: list[Gap] = []
         self.times = 0
 
-    def add(self, reason: str) -> None:
+    def add(
+        self, reason: str, record: str, offset: int | None, stream_offset: int | None = None
+    ) -> None:
         self.times += 1
         if self.times <= _MOST_GAPS:
-            self.listed.append(escape(reason))
+            self.listed.append(Gap(escape(reason), shown(record), offset, stream_offset))
 
-    def all(self) -> tuple[str, ...]:
+    def all(self) -> tuple[Gap, ...]:
         more = self.times - len(self.listed)
-        return (*self.listed, f"{more} more") if more else tuple(self.listed)
-
-
-def _sentence(gap: Gap) -> str:
-    return f"{gap.record}: {gap.reason}" if gap.record else gap.reason
+        return (*self.listed, Gap(f"{more} more", "", None)) if more else tuple(self.listed)
 
 
 def _records_by_name(container: Container) -> dict[str, Record]:
@@ -194,13 +240,14 @@ def _records_by_name(container: Container) -> dict[str, Record]:
     return {record.name: record for record in container.records if times[record.name] == 1}
 
 
-def _global_uses(container: Container) -> tuple[GlobalUse, ...]:
-    counts: dict[tuple[str, str], int] = {}
+def _names_in(container: Container) -> Iterator[tuple[str, str]]:
     for trace in container.traces:
         for event in trace.events:
             if isinstance(event, Global):
-                pair = event.module, event.name
-                counts[pair] = counts.get(pair, 0) + 1
+                yield event.module, event.name
+
+
+def _global_uses(counts: Counter[tuple[str, str]]) -> tuple[GlobalUse, ...]:
     uses = []
     for (module, name), count in islice(counts.items(), _MOST_USES):
         entry = allowed(module, name)
@@ -212,14 +259,12 @@ def _global_uses(container: Container) -> tuple[GlobalUse, ...]:
 class _TraceJudge:
     """One pickle being judged."""
 
-    def __init__(
-        self, trace: Trace, container: Container, record: Record | None, findings: Findings
-    ) -> None:
+    def __init__(self, trace: Trace, place: _Place, start: int | None, findings: Findings) -> None:
         self.trace = trace
-        self.container = container
+        self.container = container = place.container
+        self.record = place.record(trace.record)
+        self.start = start
         self.findings = findings
-        # Where the pickle begins in the file; None where it is compressed.
-        self.start = record.offset if record and record.method == "stored" else None
         self.scripted = container.kind is Kind.TORCHSCRIPT
         # By id of a dict of attributes, which may be given to many objects.
         self.hidden: dict[int, list[str]] = {}
@@ -247,7 +292,7 @@ class _TraceJudge:
 
     def found(self, rule_id: str, at: int, describe: Callable[[], str]) -> None:
         offset = None if self.start is None else self.start + at
-        self.findings.add(rule_id, describe, self.trace.record, offset, stream_offset=at)
+        self.findings.add(rule_id, describe, self.record, offset, stream_offset=at)
 
     def rule_of(self, name: Global) -> str | None:
         """The rule that asking for *name* falls under, or None if it is allowed."""

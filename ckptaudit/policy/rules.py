@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ckptaudit.containers import Gap
 
 __all__ = ["RULES", "Coverage", "Finding", "Rule", "Severity"]
 
@@ -86,11 +90,12 @@ class Coverage:
 
     Attributes:
         complete: True if nothing was left out.
-        gaps: What was not read, and why.
+        gaps: What was not read, and why, in printable ASCII; the first few hundred, and then
+            how many more there were.
     """
 
     complete: bool
-    gaps: tuple[str, ...]
+    gaps: tuple[Gap, ...]
 
 
 _ALL = (

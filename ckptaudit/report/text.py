@@ -87,7 +87,7 @@ def inspection_text(result: Inspection) -> str:
         by_dtype[tensor.dtype] += tensor.nbytes
     lines += [f"  {dtype}: {size_text(nbytes)}" for dtype, nbytes in sorted(by_dtype.items())]
     lines += _leftovers(result.leftovers)
-    lines += _some(f"  not read: {gap}" for gap in result.gaps)
+    lines += _some(f"  not read: {gap}" for gap in result.coverage.gaps)
     return "\n".join(lines) + "\n"
 
 
