@@ -111,6 +111,15 @@ def targets(made: ConversionPlan) -> dict[str, str]:
     return {job.source: job.target.name for job in made.jobs}
 
 
+def test_the_text_of_a_choice_is_the_choice_and_any_other_is_refused() -> None:
+    assert Options(ema="use", precision="keep") == Options(  # type: ignore[arg-type] # on purpose
+        ema=Ema.USE, precision=Precision.KEEP
+    )
+    for wrong in ({"ema": "bogus"}, {"precision": 16}, {"keep_names": "no"}, {"other": None}):
+        with pytest.raises(ValueError, match="is not one of"):
+            Options(**wrong)
+
+
 MODEL = (
     part(Component.UNET, UNET, "0"),
     part(Component.VAE, VAE, "1"),
@@ -214,6 +223,24 @@ def test_an_average_of_another_shape_or_of_no_weight_takes_no_place() -> None:
     assert {drop.source for drop in made.drops} == {EMA, "model_ema.lost"}
 
 
+def test_an_average_that_cannot_be_written_takes_no_place() -> None:
+    """Safetensors has no complex128; the weight must not be left out for it."""
+    copy = average(EMA, "4", UNET, dtype="complex128")
+
+    made = plan((part(Component.UNET, UNET, "0"), copy), ema=Ema.USE)
+
+    assert targets(made) == {UNET: "float16"}
+    assert [(drop.source, "has no type" in drop.reason) for drop in made.drops] == [(EMA, True)]
+
+
+def test_nothing_is_replaced_by_averages_that_are_dropped_with_their_part() -> None:
+    made = plan(MODEL, ema=Ema.USE, unet=Action.DROP)
+
+    reasons = {drop.source: drop.reason for drop in made.drops}
+    assert reasons[UNET] == "component unet is dropped on request"
+    assert UNET not in names(made)
+
+
 def test_both_are_written_where_averages_are_kept() -> None:
     assert {UNET, EMA, "model_ema.decay"} <= names(plan(MODEL, ema=Ema.KEEP))
 
@@ -248,6 +275,21 @@ def test_strangers_on_the_same_bytes_are_stored_once() -> None:
     assert made.aliases == (Alias("b", "a", "b"),)
     assert names(made) == {"a", "c"}
     assert names(plan(tensors, detection=STRANGE, dedupe=Dedupe.NONE)) == {"a", "b", "c"}
+
+
+def test_in_a_known_family_only_strangers_are_left_out_for_lying_on_the_same_bytes() -> None:
+    weight = part(Component.UNET, UNET, "0")
+    demanded_twice = part(Component.VAE, VAE, "0")
+    second_prefix = stranger(f"copy.{UNET}", "0")
+    junk = (stranger("junk.a", "7"), stranger("junk.b", "7"))
+
+    made = plan((weight, demanded_twice, second_prefix, *junk))
+
+    assert names(made) == {UNET, VAE, "junk.a"}
+    assert {alias.name: alias.of for alias in made.aliases} == {
+        second_prefix.placement.name: VAE,
+        "junk.b": "junk.a",
+    }
 
 
 def test_overlapping_but_different_views_are_both_written() -> None:

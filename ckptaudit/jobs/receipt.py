@@ -11,13 +11,15 @@ is how safetensors' own tools write down tied weights.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
+import contextlib
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from ckptaudit import __version__
 from ckptaudit.errors import Unsupported
-from ckptaudit.plan import METADATA_PREFIX, Action, Dedupe, Ema, OnOverflow, Options, Precision
+from ckptaudit.plan import METADATA_PREFIX, Options, names_an_alias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -30,13 +32,6 @@ _FORMAT = "format"
 _VERSION = f"{METADATA_PREFIX}version"
 _OPTIONS = f"{METADATA_PREFIX}options"
 _SOURCE_SHA256 = f"{METADATA_PREFIX}source_sha256"
-_KINDS = {
-    "precision": Precision,
-    "on_overflow": OnOverflow,
-    "ema": Ema,
-    "dedupe": Dedupe,
-    "keep_names": bool,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +57,7 @@ def metadata_of(
     metadata |= {
         _FORMAT: "pt",
         _VERSION: __version__,
-        _OPTIONS: json.dumps(asdict(options), sort_keys=True),
+        _OPTIONS: msgspec.json.encode(options, order="sorted").decode(),
     }
     if source_sha256 is not None:
         metadata[_SOURCE_SHA256] = source_sha256
@@ -78,25 +73,19 @@ def receipt_in(metadata: Mapping[str, str]) -> Receipt | None:
     text = metadata.get(_OPTIONS)
     if text is None:
         return None
-    aliases = {
-        name: kept
-        for name, kept in metadata.items()
-        if name != _FORMAT and not name.startswith(METADATA_PREFIX)
-    }
+    aliases = {name: kept for name, kept in metadata.items() if names_an_alias(name)}
     return Receipt(_options_in(text), metadata.get(_SOURCE_SHA256), aliases)
 
 
 def _options_in(text: str) -> Options:
-    try:
-        given = json.loads(text)
-        return Options(
-            **{
-                field.name: _KINDS.get(field.name, Action)(given[field.name])
-                for field in fields(Options)
-            }
-        )
-    except (ValueError, KeyError, TypeError, RecursionError) as err:
-        raise Unsupported(
-            "the converted file names options that this version of ckptaudit does not know; "
-            "verify it with the version that wrote it"
-        ) from err
+    given: dict[str, object] = {}
+    with contextlib.suppress(ValueError, RecursionError):
+        given = msgspec.json.decode(text, type=dict[str, object])
+    # An option that we do not know would be one that we do not follow.
+    if given.keys() == {field.name for field in fields(Options)}:
+        with contextlib.suppress(ValueError):
+            return msgspec.convert(given, Options, strict=True)
+    raise Unsupported(
+        "the converted file names options that this version of ckptaudit does not know; "
+        "verify it with the version that wrote it"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckptaudit.plan.duplicates import METADATA_PREFIX
+from ckptaudit.plan.duplicates import METADATA_PREFIX, names_an_alias
 from ckptaudit.plan.making import comparable_groups, make_plan
 from ckptaudit.plan.options import Action, Dedupe, Ema, OnOverflow, Options, Precision
 from ckptaudit.plan.values import Alias, ConversionPlan, Drop, TensorJob
@@ -21,4 +21,5 @@ __all__ = [
     "TensorJob",
     "comparable_groups",
     "make_plan",
+    "names_an_alias",
 ]

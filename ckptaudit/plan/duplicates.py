@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ckptaudit.plan.options import Options
     from ckptaudit.tensors import TensorView
 
-__all__ = ["METADATA_PREFIX", "Candidate", "bytes_of", "copies", "deduplicate"]
+__all__ = ["METADATA_PREFIX", "Candidate", "bytes_of", "copies", "deduplicate", "names_an_alias"]
 
 # Our own keys in ``__metadata__``; every other but "format" is an alias.
 METADATA_PREFIX = "ckptaudit."
@@ -68,22 +68,26 @@ def deduplicate(
     if options.dedupe is Dedupe.NONE:
         return []
     if options.dedupe is Dedupe.SAFE and detection.family != UNKNOWN:
-        return _alias_copies(candidates, digests)
+        return _alias_undemanded(candidates, digests)
     return _alias_equals(candidates, digests)
 
 
-def _alias_copies(candidates: list[Candidate], digests: Mapping[str, bytes]) -> list[Alias]:
-    """Alias what a family's loaders do not ask for to what they do, where both are equal."""
+def _alias_undemanded(candidates: list[Candidate], digests: Mapping[str, bytes]) -> list[Alias]:
+    """Alias what no loader of the family asks for to its equal: a copy by name, or by place."""
     stored_as: dict[str, str] = {}
     sources: dict[str, str] = {}
     for candidate, kept in copies(candidates):
         if (
-            _may_be_alias(candidate.name)
+            names_an_alias(candidate.name)
             and not candidate.placement.demanded
             and _equal(candidate.view, kept.view, digests)
         ):
             stored_as[candidate.name] = kept.name
             sources[candidate.name] = candidate.view.key
+    others = [candidate for candidate in candidates if candidate.name not in stored_as]
+    for alias in _alias_equals(others, {}, spare_demanded=True):
+        stored_as[alias.name] = alias.of
+        sources[alias.name] = alias.source
     aliases = []
     for name, source in sources.items():
         of = stored_as[name]
@@ -103,8 +107,13 @@ def copies(candidates: list[Candidate]) -> Iterator[tuple[Candidate, Candidate]]
             yield candidate, kept
 
 
-def _alias_equals(candidates: list[Candidate], digests: Mapping[str, bytes]) -> list[Alias]:
-    """Alias equal tensors to the first name among them, or the first that loaders demand."""
+def _alias_equals(
+    candidates: list[Candidate], digests: Mapping[str, bytes], *, spare_demanded: bool = False
+) -> list[Alias]:
+    """Alias equal tensors to the first name among them, or the first that loaders demand.
+
+    Without a digest, those are equal that lie on the same bytes.
+    """
     kept: dict[tuple[object, ...], Candidate] = {}
     aliases = []
     in_order = sorted(
@@ -118,14 +127,15 @@ def _alias_equals(candidates: list[Candidate], digests: Mapping[str, bytes]) -> 
         content: object = bytes_of(view) if digest is None else digest
         key = (view.dtype, view.shape, candidate.target, content)
         first = kept.setdefault(key, candidate)
-        if first is not candidate and _may_be_alias(candidate.name):
+        is_spared = spare_demanded and candidate.placement.demanded
+        if first is not candidate and not is_spared and names_an_alias(candidate.name):
             aliases.append(Alias(candidate.name, first.name, view.key))
     return aliases
 
 
-def _may_be_alias(name: str) -> bool:
-    """Whether *name* can stand in ``__metadata__`` without being taken for something else."""
-    return name != _FORMAT and not name.startswith(METADATA_PREFIX)
+def names_an_alias(key: str) -> bool:
+    """Whether *key*, in ``__metadata__``, is a name left out and nothing else."""
+    return key != _FORMAT and not key.startswith(METADATA_PREFIX)
 
 
 def _alike(one: Candidate, other: Candidate) -> bool:

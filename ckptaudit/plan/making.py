@@ -145,11 +145,16 @@ def _sort_out(
 ) -> _Draft:
     """Which tensors may be written, under which name and in which type."""
     draft = _Draft()
-    replaced = _replaced_by_ema(state_dict, placements) if options.ema is Ema.USE else {}
+    pairs = list(zip(state_dict.views, placements, strict=True))
+    barred = {view.key: _bar(view, placement, options) for view, placement in pairs}
+    writable = [(view, placement) for view, placement in pairs if barred[view.key] is None]
+    replaced = _replaced_by_ema(writable) if options.ema is Ema.USE else {}
     replaces = {copy: weight for weight, copy in replaced.items()}
     canonical = {placement.key: placement.name for placement in placements}
-    for view, placement in zip(state_dict.views, placements, strict=True):
-        reason = _reason_to_drop(view, placement, options, replaced, replaces)
+    for view, placement in pairs:
+        reason = barred[view.key] or _left_for_ema(
+            view, placement, options, replaced=replaced, replaces=replaces
+        )
         if reason is not None:
             what = f"{view.dtype.name} {list(view.shape)}"
             draft.drops.append(Drop(view.key, what, reason))
@@ -162,41 +167,48 @@ def _sort_out(
     return draft
 
 
-def _replaced_by_ema(state_dict: StateDict, placements: list[Placement]) -> dict[str, str]:
+def _bar(view: TensorView, placement: Placement, options: Options) -> str | None:
+    """Why *view* cannot be written, or is not wanted, whatever else is in the file."""
+    if view.dtype.safetensors is None:
+        return f"safetensors has no type for {view.dtype.name}"
+    if placement.name == _RESERVED_NAME:
+        return "safetensors reserves this name for its metadata"
+    if _action(placement.component, options) is Action.DROP:
+        return f"component {placement.component.value} is dropped on request"
+    return None
+
+
+def _replaced_by_ema(writable: list[tuple[TensorView, Placement]]) -> dict[str, str]:
     """By the key of a weight, the key of the averaged copy that takes its place."""
     weights = {
         placement.name: view
-        for view, placement in zip(state_dict.views, placements, strict=True)
+        for view, placement in writable
         if placement.component not in (Component.EMA, Component.OTHER)
     }
     replaced = {}
-    for view, placement in zip(state_dict.views, placements, strict=True):
+    for view, placement in writable:
         weight = weights.get(placement.of or "") if placement.component is Component.EMA else None
         if weight is not None and weight.shape == view.shape:
             replaced[weight.key] = view.key
     return replaced
 
 
-def _reason_to_drop(
+def _left_for_ema(
     view: TensorView,
     placement: Placement,
     options: Options,
+    *,
     replaced: Container[str],
     replaces: Container[str],
 ) -> str | None:
-    if view.dtype.safetensors is None:
-        return f"safetensors has no type for {view.dtype.name}"
-    if placement.name == _RESERVED_NAME:
-        return "safetensors reserves this name for its metadata"
+    """Why *view* makes room for an averaged copy, or is one that is not wanted."""
+    if view.key in replaced:
+        return "is replaced by its averaged copy"
     if placement.component is Component.EMA and view.key not in replaces:
         if options.ema is Ema.DROP:
             return "is an averaged (EMA) copy; --ema use or keep writes it"
         if options.ema is Ema.USE:
-            return "is EMA bookkeeping, or an averaged copy of no weight in this file"
-    if view.key in replaced:
-        return "is replaced by its averaged copy"
-    if _action(placement.component, options) is Action.DROP:
-        return f"component {placement.component.value} is dropped on request"
+            return "is EMA bookkeeping, or an averaged copy of no weight that is written"
     return None
 
 

@@ -7,7 +7,7 @@ Never asks: what becomes of a tensor; `making` decides that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 
 __all__ = ["Action", "Dedupe", "Ema", "OnOverflow", "Options", "Precision"]
@@ -68,6 +68,10 @@ class Options:
         vae: What happens to the VAE.
         text_encoder: What happens to the text encoders.
         other: What happens to everything whose part in the model is not known.
+
+    Raises:
+        ValueError: A value is none of the choices.  The text of a choice is as good as the
+            choice: ``Options(ema="use")``.
     """
 
     precision: Precision = Precision.FP16
@@ -79,3 +83,16 @@ class Options:
     vae: Action = Action.CONVERT
     text_encoder: Action = Action.CONVERT
     other: Action = Action.CONVERT
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, default = getattr(self, field.name), field.default
+            if isinstance(value, type(default)):
+                continue
+            choices = (
+                {each.value: each for each in type(default)} if isinstance(default, Enum) else {}
+            )
+            if not isinstance(value, str) or value not in choices:
+                known = ", ".join(choices) or "True, False"
+                raise ValueError(f"{field.name}: {value!r} is not one of {known}")
+            object.__setattr__(self, field.name, choices[value])
