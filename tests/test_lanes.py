@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING
+import time
+import zipfile
+from mmap import mmap
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ckptaudit.containers import Storage
+from ckptaudit.containers.inflate import InflatedSource
+from ckptaudit.dtypes import named
 from ckptaudit.errors import JobDied, MalformedInput, OutputFailed, SourceChanged
 from ckptaudit.jobs import hashing, lanes, stream
 from ckptaudit.jobs.convert import convert
 from ckptaudit.jobs.lanes import Say, lanes_at_hand, run_lanes
 from ckptaudit.jobs.verify import verify
-from ckptaudit.plan import Options, Precision
+from ckptaudit.jobs.writing import DraftSink
+from ckptaudit.layouts import Component
+from ckptaudit.plan import Options, Precision, TensorJob
 from ckptaudit.source import BufferSource, FileSource
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from ckptaudit.tensors import TensorView
+from ckptaudit.writer import Draft
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity"), reason="lanes are forked on Linux only"
@@ -72,8 +80,10 @@ def test_a_bug_in_a_lane_is_a_bug_of_ours() -> None:
     def lane(_say: Say) -> None:
         raise ZeroDivisionError("by nothing")
 
-    with pytest.raises(RuntimeError, match="ZeroDivisionError: by nothing"):
+    with pytest.raises(RuntimeError, match="ZeroDivisionError: by nothing") as caught:
         list(run_lanes([lane]))
+    # Where it arose is in the cause, for whoever asks for it.
+    assert "in lane" in str(caught.value.__cause__)
 
 
 def test_a_killed_lane_is_said_to_have_died() -> None:
@@ -97,8 +107,44 @@ def test_whoever_stops_listening_stops_the_lanes() -> None:
     assert children() == []
 
 
-def test_a_process_with_threads_is_not_forked() -> None:
-    assert lanes_at_hand() >= 1
+def test_where_no_process_can_be_made_the_job_says_so_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fork = os.fork
+    made: list[int] = []
+
+    def fork_once() -> int:
+        if made:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        made.append(1)
+        return fork()
+
+    monkeypatch.setattr(os, "fork", fork_once)
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+
+    with pytest.raises(JobDied, match="no process could be made"):
+        list(run_lanes([counting(0), counting(1000)]))
+
+    assert children() == []
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+
+
+def test_where_no_process_can_be_made_a_thread_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", cannot)
+    monkeypatch.setattr(hashing, "_LEAST_FORK_BYTES", 0)
+
+    under_way = hashing.Hashing(BufferSource(b"data"))
+
+    assert not under_way.is_forked
+    assert under_way.result() == hashlib.sha256(b"data").hexdigest()
+
+
+def test_a_process_with_threads_is_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(4)))
+    assert lanes_at_hand() == 4
     done = threading.Event()
     other = threading.Thread(target=done.wait)
     other.start()
@@ -150,6 +196,13 @@ def test_a_hash_that_cannot_be_read_is_an_error_where_it_is_asked_for(
     assert children() == []
 
 
+def test_a_hash_that_was_given_up_is_no_hash() -> None:
+    given_up = threading.Event()
+    given_up.set()
+
+    assert hashing.hash_of(BufferSource(bytes(100)).read_into, 100, given_up) is None
+
+
 @pytest.mark.parametrize("least", [0, 1 << 40], ids=["in-a-process", "in-a-thread"])
 def test_a_hash_nobody_wants_any_more_leaves_nothing_running(
     monkeypatch: pytest.MonkeyPatch, least: int
@@ -196,6 +249,62 @@ def test_the_number_of_lanes_changes_nothing(tmp_path: Path) -> None:
     assert output.read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert [entry.stats for entry in result.tensors] == [entry.stats for entry in alone.tensors]
     assert verify(source, output).equal
+
+
+def test_what_comes_to_nothing_is_written_no_further_by_any_process(tmp_path: Path) -> None:
+    f16 = named("float16")
+    storage = Storage("0", f16, 4, 0, 8, "cpu", "data/0")
+    view = TensorView("w", storage, f16, (4,), (1,), 0)
+    job = TensorJob("w", "w", view, Component.OTHER, f16, 0)
+    is_vain = mmap(-1, 1)
+
+    with Draft(tmp_path / "out.bin", 16) as draft:
+        sink = DraftSink(draft, 0, is_vain)
+
+        def lane(say: Say) -> None:
+            sink.take(job, 0, memoryview(b"before!!"))
+            say({"half": "done"})
+            while not is_vain[0]:
+                time.sleep(0.001)
+            sink.take(job, 4, memoryview(b"after!!!"))
+
+        for _ in run_lanes([lane]):
+            is_vain[0] = 1
+        written = bytearray(16)
+        draft.read_into(0, memoryview(written))
+
+    assert bytes(written) == b"before!!" + bytes(8)
+
+
+def turned_records(path: Path) -> None:
+    """Two deflated records, with two tensors on each."""
+    weights = torch.randn(2, 30_000, generator=torch.Generator().manual_seed(0))
+    plain = path.with_suffix(".plain")
+    torch.save({f"{n}.{half}": weights[n].view(2, -1)[half] for n in (0, 1) for half in (0, 1)}
+               | {"second": weights.clone()}, plain)  # fmt: skip
+    with zipfile.ZipFile(plain) as archive, zipfile.ZipFile(path, "w") as packed:
+        for entry in archive.infolist():
+            packed.writestr(entry.filename, archive.read(entry), zipfile.ZIP_DEFLATED)
+
+
+def test_each_compressed_record_is_inflated_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.pt"
+    turned_records(path)
+    rewound: list[str] = []
+    rewind = InflatedSource._rewind  # noqa: SLF001 - to count how often it starts anew
+
+    def counting_rewind(source: InflatedSource) -> None:
+        rewound.append(source.name)
+        rewind(source)
+
+    monkeypatch.setattr(InflatedSource, "_rewind", counting_rewind)
+
+    convert(path, tmp_path / "a.safetensors", Options(precision=Precision.KEEP))
+
+    storages = [name for name in rewound if "/data/" in name]
+    assert len(storages) == len(set(storages)) == 2
 
 
 @pytest.mark.usefixtures("lane_count")

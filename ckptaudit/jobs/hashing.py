@@ -11,6 +11,7 @@ Never asks: what the bytes are.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -53,8 +54,10 @@ class Hashing:
         self._fork: Fork | None = None
         self._thread: Thread | None = None
         if source.size >= _LEAST_FORK_BYTES and can_fork():
-            self._fork = Fork(self._tell)
-        else:
+            # Where there is no room for a process, a thread does.
+            with contextlib.suppress(OSError):
+                self._fork = Fork(self._tell)
+        if self._fork is None:
             self._thread = Thread(target=self._work, name="ckptaudit-hash")
             self._thread.start()
 
@@ -67,13 +70,14 @@ class Hashing:
         """Wait for the hash, in hexadecimal; raises whatever reading raised."""
         if self._digest is None and self._fork is not None:
             for message in listen([self._fork]):
-                self._digest = str(message["sha256"])
+                digest = message.get("sha256")
+                self._digest = digest if isinstance(digest, str) else None
         if self._thread is not None:
             self._thread.join()
         if self._error is not None:
             raise self._error
         if self._digest is None:
-            raise JobDied("the process that hashed the file ended without a word; run again")
+            raise JobDied("the hash of the file was given up before it was done; run again")
         return self._digest
 
     def stop(self) -> None:
@@ -96,7 +100,7 @@ class Hashing:
 
 def hash_of(
     read_into: Callable[[int, memoryview], None], size: int, given_up: Event | None = None
-) -> str:
+) -> str | None:
     """SHA-256 of *size* bytes; the next blocks are read while one is hashed.
 
     Args:
@@ -105,7 +109,7 @@ def hash_of(
         given_up: Ends it early once set.
 
     Returns:
-        The hash in hexadecimal; of part of the bytes only if *given_up* was set.
+        The hash in hexadecimal, or None if *given_up* was set.
 
     Raises:
         BaseException: Whatever *read_into* raises.
@@ -126,7 +130,9 @@ def hash_of(
             while free and (at := next(offsets, None)) is not None:
                 buffer = free.popleft()
                 under_way.append((buffer, readers.submit(filled, buffer, at)))
-            if not under_way or (given_up is not None and given_up.is_set()):
+            if given_up is not None and given_up.is_set():
+                return None
+            if not under_way:
                 return hasher.hexdigest()
             buffer, reading = under_way.popleft()
             hasher.update(reading.result())

@@ -16,6 +16,8 @@ import selectors
 import signal
 import sys
 import threading
+import traceback
+import warnings
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 import msgspec
@@ -38,8 +40,10 @@ Lane: TypeAlias = "Callable[[Say], None]"
 def can_fork() -> bool:
     """Whether this process may be forked.
 
-    One with other threads must not be: a lock that one of them holds stays locked in the
-    child.  Only Linux is known to be safe otherwise.
+    One with other Python threads must not be: a lock that one of them holds stays locked in
+    the child.  Threads of libraries are another matter: those of OpenBLAS, which numpy starts,
+    are stopped for a fork by its own handlers, and no lane calls on them.  Only Linux is known
+    to be safe otherwise.
     """
     return sys.platform == "linux" and threading.active_count() == 1
 
@@ -60,11 +64,19 @@ class Fork:
 
     Args:
         lane: Called in a fork of this process with a function to say things by.
+
+    Raises:
+        OSError: There is no room for another process, or for a pipe to it.
     """
 
     def __init__(self, lane: Lane) -> None:
         self.reading, writing = os.pipe()
-        self._pid = os.fork()
+        try:
+            self._pid = _fork()
+        except OSError:
+            os.close(self.reading)
+            os.close(writing)
+            raise
         if self._pid == 0:
             _work(lane, writing)
         os.close(writing)
@@ -99,16 +111,25 @@ def run_lanes(lanes: Sequence[Lane]) -> Generator[dict[str, object], None, None]
 
     Raises:
         CkptauditError: What a lane raised; the others are stopped.
-        JobDied: A lane's process ended without a word.
+        JobDied: A lane's process ended without a word, or could not begin.
     """
     forks: list[Fork] = []
     try:
         for lane in lanes:
             forks.append(Fork(lane))  # noqa: PERF401 - those made before an error must be ended
         yield from listen(forks)
+    except OSError as err:
+        raise JobDied(f"no process could be made for a part of the work ({err.strerror})") from err
     finally:
         for fork in forks:
             fork.end()
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        # Python 3.12 warns where the process has any other thread, also of a library: `can_fork`.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
 
 
 def _work(lane: Lane, writing: int) -> NoReturn:
@@ -128,8 +149,8 @@ def _work(lane: Lane, writing: int) -> NoReturn:
             lane(say)
         except CkptauditError as err:
             say({"error": _packed(err)})
-        except Exception as err:  # noqa: BLE001 - a bug: the parent raises it, by name
-            say({"bug": f"{type(err).__name__}: {err}"})
+        except Exception as err:  # noqa: BLE001 - a bug: the parent raises it, and says where
+            say({"bug": f"{type(err).__name__}: {err}", "trace": traceback.format_exc()})
         status = 0
     finally:
         os._exit(status)
@@ -159,7 +180,8 @@ def _understood(line: bytes | bytearray) -> dict[str, object]:
     if "error" in message:
         raise _unpacked(message["error"])
     if "bug" in message:
-        raise RuntimeError(message["bug"])
+        # What a debugger would want to see is the cause, which only the other process has.
+        raise RuntimeError(message["bug"]) from RuntimeError(message.get("trace"))
     return message
 
 

@@ -81,8 +81,9 @@ def opened(
         CkptauditError: It cannot be read, or is no checkpoint.
     """
     source = FileSource(path)
-    hashing = Hashing(source) if with_hash else None
+    hashing = None
     try:
+        hashing = Hashing(source) if with_hash else None
         yield Opened(open_container(source, limits), hashing)
     finally:
         if hashing is not None:

@@ -112,7 +112,7 @@ def stream(
     Raises:
         CkptauditError: Whatever reading the source or the sink raises.
     """
-    in_order = sorted(jobs, key=lambda job: _position(job.view))
+    in_order = _in_order(container, jobs)
     shares = _shares(in_order, lanes_at_hand(beside))
     if len(shares) == 1:
         yield from _cast(container, in_order, sink, clamp=clamp, progress=progress)
@@ -140,10 +140,17 @@ def stream(
                     sink.recall(msgspec.convert(tally, dict[str, int]))
 
 
-def _position(view: TensorView) -> tuple[int, str]:
-    # Stored records are ordered by where they lie; a compressed one counts from its own start
-    # and is kept together by its name.
-    return view.storage.offset + view.offset * view.dtype.itemsize, view.storage.record
+def _in_order(container: Container, jobs: Sequence[TensorJob]) -> list[TensorJob]:
+    """*jobs* by where their tensors begin in the file; those of a compressed record together."""
+    homes = {record.name: record.offset for record in container.records}
+
+    def position(job: TensorJob) -> tuple[int, int]:
+        storage, first = job.view.storage, job.view.offset * job.view.dtype.itemsize
+        if storage.record in container.inflated:
+            return homes[storage.record], storage.offset + first
+        return storage.offset + first, 0
+
+    return sorted(jobs, key=position)
 
 
 def _shares(jobs: Sequence[TensorJob], count: int) -> list[Sequence[TensorJob]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.stream import Sink
     from ckptaudit.numerics import TensorStats
 
-__all__ = ["write"]
+__all__ = ["DraftSink", "write"]
 
 # As long as any: what a header takes does not depend on which hash is in it.
 _NO_HASH = "0" * 64
@@ -95,6 +96,8 @@ class _Run:
         self.stats: dict[str, TensorStats] = {}
         # By source key, why a tensor is not cast.
         self.unfit: dict[str, str] = {}
+        # One byte that lanes share: not 0 once the attempt under way has come to nothing.
+        self.is_vain = mmap(-1, 1)
 
     def dry(self, *, with_hash: bool) -> Conversion:
         plan = self.plan_with({})
@@ -120,9 +123,10 @@ class _Run:
             and the plan did not know of: `unfit` has more of them than before.
         """
         known = len(self.unfit)
+        self.is_vain[0] = 0
         length = len(self.header(plan, _NO_HASH if with_hash else None))
         with Draft(self.target, length + plan.nbytes) as draft:
-            self.cast(plan, _DraftSink(draft, length, lambda: len(self.unfit) == known))
+            self.cast(plan, DraftSink(draft, length, self.is_vain))
             if len(self.unfit) > known:
                 return None
             draft.write_at(0, self.header(plan, self.file.finish()))
@@ -167,6 +171,7 @@ class _Run:
                 "--on-overflow keep leaves such tensors as they are"
             )
         self.unfit[job.source] = what
+        self.is_vain[0] = 1
 
     def header(self, plan: ConversionPlan, digest: str | None) -> bytes:
         slots = (
@@ -250,25 +255,34 @@ class _Run:
 
 
 @dataclass(frozen=True, slots=True)
-class _DraftSink:
-    """Puts blocks where the plan says, for as long as they are *wanted*."""
+class DraftSink:
+    """Puts blocks where the plan says, for as long as the attempt is not in vain.
+
+    Attributes:
+        draft: The file.
+        start: Where its data begin, in bytes.
+        is_vain: One byte, shared by all processes of the attempt: not 0 once it is.
+    """
 
     draft: Draft
     start: int
-    wanted: Callable[[], bool]
+    is_vain: mmap
 
     def position(self, job: TensorJob, first: int) -> int:
+        """See `Sink.position`."""
         return self.start + job.offset + first * job.target.itemsize
 
     def take(self, job: TensorJob, first: int, data: memoryview) -> None:
-        if self.wanted():
+        """See `Sink.take`."""
+        if not self.is_vain[0]:
             self.draft.write_at(self.position(job, first), data)
 
     def tally(self) -> Mapping[str, int]:
+        """See `Sink.tally`: there is nothing to remember."""
         return {}
 
     def recall(self, tally: Mapping[str, int]) -> None:
-        pass
+        """See `Sink.recall`."""
 
 
 def _finding(rule_id: str, message: str, record: str) -> Finding:
