@@ -69,6 +69,10 @@ def test_tensors_of_several_blocks_and_odd_shapes_keep_every_bit(
         "expanded": wide[:3].unsqueeze(1).expand(3, 400, 2053),
         "halves": torch.randn(3, 1_000_003).half()[:, 1:],
         "doubles": torch.randn(700_001, dtype=torch.float64)[3:],
+        # More than NumPy has.
+        "axes": torch.randn([3, 5, *[1] * 70, 7]),
+        "turned axes": torch.randn([3, 5, *[1] * 70, 7]).transpose(0, -1),
+        "empty axes": torch.zeros([1] * 100 + [0]),
     }
     source = save(tmp_path / "model.pt", state_dict, new_zip=new_zip)
 

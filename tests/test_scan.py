@@ -10,17 +10,23 @@ from pickletools import genops
 
 import pytest
 from forge import (
+    BINPERSID,
     BUILD,
     EMPTY_TUPLE,
     MARK,
     NEWOBJ,
     NEWOBJ_EX,
     OBJ,
+    POP,
     REDUCE,
     STACK_GLOBAL,
     TUPLE1,
     Raw,
+    TarStorage,
+    TarTensor,
     ZipEntry,
+    binget,
+    binput,
     call,
     floats,
     global_,
@@ -28,6 +34,8 @@ from forge import (
     legacy_stream,
     pickled,
     proto,
+    safetensors_entry,
+    safetensors_file,
     state_dict,
     storage_id,
     tar_archive,
@@ -40,7 +48,7 @@ from forge import (
     zip_archive,
 )
 
-from ckptaudit.errors import CkptauditError
+from ckptaudit.errors import CkptauditError, LimitExceeded
 from ckptaudit.jobs.convert import convert
 from ckptaudit.jobs.inspect import inspect
 from ckptaudit.jobs.scan import ScanResult, scan
@@ -99,6 +107,94 @@ def test_a_tensor_outside_its_storage_is_suspicious(scanned: Scanned, opcodes: b
     (finding,) = result.findings
     assert (finding.rule, finding.severity) == ("CKA207", Severity.SUSPICIOUS)
     assert finding.offset is not None
+
+
+DIMENSIONS: dict[str, Callable[[int], bytes]] = {
+    "zip": lambda rank: torch_zip(
+        pickled(tensor(storage_id("0", 1), (1,) * rank)), {"0": floats(1)}
+    ),
+    "torch.Size": lambda rank: torch_zip(
+        pickled(
+            call(
+                "torch._utils",
+                "_rebuild_tensor",
+                Raw(storage_id("0", 1)),
+                0,
+                Raw(call("torch", "Size", (1,) * rank)),
+                (1,) * rank,
+            )
+        ),
+        {"0": floats(1)},
+    ),
+    "legacy": lambda rank: legacy_stream(
+        pickled(tensor(storage_id("0", 1, view=(None,)), (1,) * rank)), [("0", 1, floats(1))]
+    ),
+    "tar": lambda rank: tar_archive(
+        tar_members(
+            pickled(value(7) + BINPERSID),
+            [TarStorage(1, floats(1))],
+            [TarTensor(7, 1, (1,) * rank, (1,) * rank)],
+        )
+    ),
+    "safetensors": lambda rank: safetensors_file(
+        {"w": safetensors_entry([1] * rank, 0, 4)}, floats(1)
+    ),
+}
+
+
+@pytest.mark.parametrize("rank", [64, 65, 256])
+@pytest.mark.parametrize("framed", DIMENSIONS.values(), ids=DIMENSIONS)
+def test_a_tensor_may_have_more_dimensions_than_numpy_has(
+    scanned: Scanned, framed: Callable[[int], bytes], rank: int
+) -> None:
+    """Torch knows no limit."""
+    result = scanned(framed(rank))
+
+    assert (result.verdict, result.coverage.complete) == (Severity.CLEAN, True)
+
+
+@pytest.mark.parametrize("framed", ["zip", "legacy"])
+def test_a_tensor_of_more_dimensions_than_we_follow_is_a_gap_and_no_lie(
+    scanned: Scanned, framed: str
+) -> None:
+    result = scanned(DIMENSIONS[framed](257))
+
+    assert [finding.rule for finding in result.findings] == ["CKA208"]
+    (gap,) = result.coverage.gaps
+    assert "a tensor has 257 dimensions, more than the 256 we follow" in gap
+
+
+def test_a_tar_of_more_dimensions_than_we_follow_is_read_up_to_them(scanned: Scanned) -> None:
+    result = scanned(DIMENSIONS["tar"](257))
+
+    assert result.verdict > Severity.CLEAN
+    assert any("257 dimensions, more than the 256 we follow" in gap for gap in result.coverage.gaps)
+
+
+def test_a_safetensors_file_of_more_dimensions_than_we_follow_gets_no_answer(
+    scanned: Scanned,
+) -> None:
+    with pytest.raises(LimitExceeded, match="257 dimensions, more than the 256 we follow"):
+        scanned(DIMENSIONS["safetensors"](257))
+
+
+def test_a_shape_that_a_million_tensors_share_is_not_looked_at_a_million_times(
+    scanned: Scanned,
+) -> None:
+    shape = value((1,) * 256) + binput(0)
+    weight = call(
+        "torch._utils",
+        "_rebuild_tensor",
+        Raw(storage_id("0", 1)),
+        0,
+        Raw(binget(0)),
+        Raw(binget(0)),
+    )
+
+    result = scanned(torch_zip(pickled(shape, (POP + weight) * 20_000), {"0": floats(1)}))
+
+    assert result.verdict is Severity.REVIEW
+    assert result.coverage.gaps == ("archive/data.pkl: makes more tensors than the limit allows",)
 
 
 def canary(path: Path) -> dict[str, bytes]:

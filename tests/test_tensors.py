@@ -202,6 +202,25 @@ def test_contiguous_means_what_numpy_means(
     assert shown.is_contiguous == strided.flags.c_contiguous
 
 
+@pytest.mark.usefixtures("small_blocks")
+@given(windows(), st.lists(st.integers(0, 5), max_size=3), st.sampled_from([1, 30]))
+def test_axes_of_size_1_change_nothing_that_is_read(
+    window: tuple[tuple[int, ...], tuple[int, ...], int], places: list[int], times: int
+) -> None:
+    """Torch has tensors of as many dimensions as one likes; NumPy has 64."""
+    shape, stride, offset = window
+    data = np.arange(RAMP, dtype=np.int32).tobytes()
+    many, steps = list(shape), list(stride)
+    for place in places * times:
+        many.insert(place, 1)
+        steps.insert(place, 7)
+
+    plain = view(RAMP, shape, stride, offset)
+    wide = view(RAMP, tuple(many), tuple(steps), offset)
+
+    assert read(wide, data) == read(plain, data)
+
+
 @pytest.mark.parametrize(
     ("shape", "stride", "offset"),
     [

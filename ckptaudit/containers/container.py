@@ -204,8 +204,9 @@ class Container:
         source: Where its bytes come from.
         kind: Its framing.
         records: Every named byte range, in file order.
-        traces: Every pickle that was run, in file order; offsets in them are
-            relative to the record of the same name.
+        traces: Every pickle that was found, the one that holds the object before those that
+            nothing refers to; offsets in them are relative to the record of the same name.
+            Of records that share their bytes only the first has one.
         main: Index in *traces* of the pickle that holds the object, or None.
         storages: By key, every storage that could be located.
         tensors: By key, every tensor that the framing itself describes.
