@@ -347,3 +347,17 @@ def test_no_call_is_lost_because_the_record_that_holds_it_comes_last() -> None:
     calls = [e for t in opened(data).traces for e in t.events if isinstance(e, Call)]
 
     assert [str(event.func) for event in calls] == ["posix.system"]
+
+
+@pytest.mark.parametrize(
+    ("filling", "limits"),
+    [(b"[]", Limits(nodes=500)), (b"{}", Limits(nodes=500)), (b"0", Limits(opcodes=500))],
+    ids=["lists", "objects", "numbers"],
+)
+def test_a_safetensors_header_of_too_many_values_is_not_parsed(
+    filling: bytes, limits: Limits
+) -> None:
+    data = safetensors_file(b'{"w":[' + b",".join([filling] * 1000) + b"]}")
+
+    with pytest.raises(LimitExceeded, match="more values than the limit allows"):
+        opened(data, limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import suppress
 
 import pytest
@@ -195,3 +196,16 @@ def test_no_damage_makes_a_reader_raise_anything_but_our_errors(
 
     with suppress(CkptauditError):
         storages_of(opened(data))
+
+
+@pytest.mark.parametrize("collects", [True, False])
+@pytest.mark.parametrize("data", [EVIL, LEGACY, EVIL[:5], b"", bytes(9)], ids=len)
+def test_garbage_is_collected_afterwards_if_it_was_before(data: bytes, *, collects: bool) -> None:
+    was = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        with suppress(CkptauditError):
+            opened(data)
+        assert gc.isenabled() is collects
+    finally:
+        (gc.enable if was else gc.disable)()

@@ -29,7 +29,7 @@ from ckptaudit.containers.container import (
     check_rank,
 )
 from ckptaudit.dtypes import by_safetensors
-from ckptaudit.errors import MalformedInput
+from ckptaudit.errors import LimitExceeded, MalformedInput
 
 if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
@@ -53,19 +53,29 @@ def looks_like_safetensors(source: ByteSource) -> bool:
     return head[_PREFIX:] == b"{" and 1 < length <= min(_MOST_HEADER_BYTES, source.size - _PREFIX)
 
 
-def read_header(source: ByteSource) -> tuple[dict[str, object], dict[str, str], int]:
+def read_header(
+    source: ByteSource, budget: Budget
+) -> tuple[dict[str, object], dict[str, str], int]:
     """The tensors' entries, the metadata, and the offset of the first byte of data.
 
     Raises:
         MalformedInput: The header is not one.
+        LimitExceeded: It could be of more values than the budget allows.
     """
     length = int.from_bytes(source.read_at(0, _PREFIX), "little")
     if length > _MOST_HEADER_BYTES:
         raise MalformedInput("has a header over 100 MB", where=source.name, offset=0)
-    try:
-        header = json.loads(
-            source.read_at(_PREFIX, length).decode("utf-8"), object_pairs_hook=_no_duplicates
+    text = source.read_at(_PREFIX, length)
+    # An empty list takes three bytes here and sixty in memory: look before parsing.
+    if (
+        text.count(b"[") + text.count(b"{") > budget.limits.nodes
+        or text.count(b",") > budget.limits.opcodes
+    ):
+        raise LimitExceeded(
+            "has a header of more values than the limit allows", where=source.name, offset=_PREFIX
         )
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as err:
         raise MalformedInput(
             f"the header is not valid JSON ({err})", where=source.name, offset=_PREFIX
@@ -87,7 +97,7 @@ def open_safetensors(source: ByteSource, budget: Budget) -> Container:
         MalformedInput: The header breaks the format's rules.
         LimitExceeded: It lists more than the budget allows.
     """
-    header, metadata, start = read_header(source)
+    header, metadata, start = read_header(source, budget)
     budget.pay_records(len(header), source.name)
     storages = {}
     tensors = {}
