@@ -98,6 +98,9 @@ class InflatedSource:
     def read_at(self, offset: int, length: int) -> bytes:
         """See `ByteSource.read_at`."""
         self._check_range(offset, length)
+        if self._budget is not None and length > _CHUNK:
+            # Before there is room for them.
+            self._budget.check_inflated(self._packed, length, self.name)
         buffer = bytearray(length)
         self.read_into(offset, memoryview(buffer))
         return bytes(buffer)

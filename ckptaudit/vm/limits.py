@@ -111,13 +111,23 @@ class Budget:
         """
         self.packed += packed
         self.inflated += inflated
+        self.check_inflated(0, 0, where)
+
+    def check_inflated(self, packed: int, inflated: int, where: str) -> None:
+        """Refuse a piece of *inflated* bytes out of at most *packed* that could not be paid for.
+
+        Raises:
+            LimitExceeded: It could not.
+        """
+        packed += self.packed
+        inflated += self.inflated
         # Both, because empty blocks make a stream that is long and gives nothing.
-        if max(self.packed, self.inflated) > self.limits.inflated:
+        if max(self.packed, inflated) > self.limits.inflated:
             raise LimitExceeded(
                 f"inflates to more bytes than the limit of {self.limits.inflated} allows",
                 where=where,
             )
-        if self.inflated > max(self.limits.inflated_freely, self.packed * self.limits.ratio):
+        if inflated > max(self.limits.inflated_freely, packed * self.limits.ratio):
             raise LimitExceeded(
                 f"inflates to over {self.limits.ratio} bytes for each compressed one", where=where
             )
