@@ -262,7 +262,9 @@ def test_no_lie_in_the_archive_hides_a_call(data: bytes) -> None:
         ZipEntry("archive/x", b"x", header=1),
         ZipEntry("archive/x", b"x", method=99),
         ZipEntry("archive/x", b"x", header=1 << 31),
+        ZipEntry("archive/x.pkl", b"x", method=99),
         ZipEntry("archive/x", method=8, packed=b"\xff", size=9),
+        ZipEntry("archive/x.pkl", method=8, packed=b"\xff", size=9),
         ZipEntry("archive/x.pkl", method=8, packed=deflated(b"longer"), size=3),
         ZipEntry("archive/x.pkl", method=8, packed=deflated(b"short"), size=9),
     ],
@@ -271,7 +273,7 @@ def test_a_record_that_cannot_be_read_is_a_gap(entry: ZipEntry) -> None:
     container = opened(zip_archive([*ENTRIES, entry]))
 
     broken = [trace.record for trace in container.traces if trace.error is not None]
-    assert entry.name in [*(gap.record for gap in container.gaps), *broken]
+    assert [*(gap.record for gap in container.gaps), *broken].count(entry.name) == 1
 
 
 @pytest.mark.parametrize(

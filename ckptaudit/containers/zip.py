@@ -7,6 +7,7 @@ Never asks: what the pickle means.
 
 from __future__ import annotations
 
+from itertools import filterfalse
 from typing import TYPE_CHECKING, TypeAlias
 
 from ckptaudit.containers.container import Container, Gap, Kind, Mishap, Record, Role, Storage
@@ -90,12 +91,12 @@ class _Reading:
             )
         storages = self.locate(references(self.traces[0].events))
         scripted = self.find("constants.pkl") is not None
-        pickles = [entry for entry in self.entries if _is_named_pickle(entry)]
-        for entry in pickles:
+        # Pickles first: which records a TorchScript archive refers to stands in two of them.
+        for entry in filter(_is_named_pickle, self.entries):
             self.assign(entry, scripted=scripted)
         if scripted:
             self.assign_constants()
-        for entry in self.entries:
+        for entry in filterfalse(_is_named_pickle, self.entries):
             self.assign(entry, scripted=scripted)
         return Container(
             source=self.source,
@@ -228,8 +229,9 @@ class _Reading:
 
     def assign_constants(self) -> None:
         """Give the records that TorchScript's second pickle refers to the role of storages."""
-        for trace in self.traces[1:]:
-            if trace.record.casefold() == f"{self.root}/constants.pkl".casefold():
+        constants = self.find("constants.pkl")
+        for trace in self.traces:
+            if constants is not None and trace.record == constants.name:
                 for key in references(trace.events):
                     entry = self.find(f"constants/{key}")
                     if entry is not None:
