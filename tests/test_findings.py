@@ -164,7 +164,7 @@ def test_gaps_beyond_a_thousand_are_counted() -> None:
 
     assert not coverage.complete
     assert len(coverage.gaps) == 1001
-    assert coverage.gaps[-1] == "500 more"
+    assert coverage.gaps[-1].reason == "500 more"
 
 
 def test_names_beyond_a_thousand_are_left_out_and_still_judged() -> None:
