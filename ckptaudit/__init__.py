@@ -14,26 +14,55 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ckptaudit.errors import CkptauditError
-    from ckptaudit.jobs.convert import Conversion, convert
+    from ckptaudit.errors import (
+        CastOverflow,
+        CkptauditError,
+        Incomplete,
+        JobDied,
+        LimitExceeded,
+        MalformedInput,
+        OutputExists,
+        OutputFailed,
+        Refused,
+        SourceChanged,
+        SourceUnreadable,
+        Unsupported,
+    )
+    from ckptaudit.jobs.account import Conversion
+    from ckptaudit.jobs.convert import convert
     from ckptaudit.jobs.inspect import Inspection, inspect
     from ckptaudit.jobs.scan import ScanResult, scan
     from ckptaudit.jobs.verify import Verification, verify
     from ckptaudit.plan import Action, Dedupe, Ema, OnOverflow, Options, Precision
+    from ckptaudit.policy import Coverage, Finding, Severity
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Action",
+    "CastOverflow",
     "CkptauditError",
     "Conversion",
+    "Coverage",
     "Dedupe",
     "Ema",
+    "Finding",
+    "Incomplete",
     "Inspection",
+    "JobDied",
+    "LimitExceeded",
+    "MalformedInput",
     "OnOverflow",
     "Options",
+    "OutputExists",
+    "OutputFailed",
     "Precision",
+    "Refused",
     "ScanResult",
+    "Severity",
+    "SourceChanged",
+    "SourceUnreadable",
+    "Unsupported",
     "Verification",
     "__version__",
     "convert",
@@ -43,14 +72,29 @@ __all__ = [
 ]
 
 
+_ERRORS = (
+    *("CastOverflow", "CkptauditError", "Incomplete", "JobDied", "LimitExceeded"),
+    *("MalformedInput", "OutputExists", "OutputFailed", "Refused", "SourceChanged"),
+    *("SourceUnreadable", "Unsupported"),
+)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> object:
     # PEP 562: asked once per name, for what is found is kept.  Each branch loads no more than
     # its names need: only `verify` loads numpy, and `convert` when it is called.
     found: dict[str, object]
-    if name == "CkptauditError":
-        from ckptaudit.errors import CkptauditError  # noqa: PLC0415
+    if name in _ERRORS:
+        from ckptaudit import errors  # noqa: PLC0415 - as all of these, only when it is asked for
 
-        found = {"CkptauditError": CkptauditError}
+        found = {error: getattr(errors, error) for error in _ERRORS}
+    elif name in {"Coverage", "Finding", "Severity"}:
+        from ckptaudit import policy  # noqa: PLC0415
+
+        found = {each: getattr(policy, each) for each in ("Coverage", "Finding", "Severity")}
     elif name in {"ScanResult", "scan"}:
         from ckptaudit.jobs.scan import ScanResult, scan  # noqa: PLC0415
 
@@ -64,7 +108,8 @@ def __getattr__(name: str) -> object:
 
         found = {option: getattr(plan, option) for option in plan.__all__}
     elif name in {"Conversion", "convert"}:
-        from ckptaudit.jobs.convert import Conversion, convert  # noqa: PLC0415
+        from ckptaudit.jobs.account import Conversion  # noqa: PLC0415
+        from ckptaudit.jobs.convert import convert  # noqa: PLC0415
 
         found = {"Conversion": Conversion, "convert": convert}
     elif name in {"Verification", "verify"}:

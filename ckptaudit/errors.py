@@ -8,7 +8,9 @@ what is wrong, where, and what to do next.
 from __future__ import annotations
 
 __all__ = [
+    "CastOverflow",
     "CkptauditError",
+    "Incomplete",
     "JobDied",
     "LimitExceeded",
     "MalformedInput",
@@ -61,6 +63,14 @@ class Unsupported(CkptauditError):
 
 class Refused(CkptauditError):
     """Policy forbids the job: the file may be dangerous, or the result would lose too much."""
+
+
+class CastOverflow(Refused):
+    """A finite weight has no finite value in the type asked for."""
+
+
+class Incomplete(CkptauditError):
+    """Part of the file could not be read, and the job is not one for the rest alone."""
 
 
 class OutputExists(CkptauditError):

@@ -105,7 +105,7 @@ def check_destination(path: Path, *, overwrite: bool) -> None:
             # Renaming over it would put a file where a device, a pipe or /dev/stdout was.
             raise OutputFailed(f"{name}: is a link or a device; name a regular file")
         if not overwrite and path.exists():
-            raise OutputExists(f"{name}: exists; choose another name or --if-exists overwrite")
+            raise OutputExists(f"{name}: exists; choose another name")
         if not path.parent.is_dir():
             folder = path_text(path.parent)
             raise OutputFailed(f"{folder}: is no directory; create it first")
@@ -128,7 +128,7 @@ class Draft:
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
         self.size = size
-        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        self._temporary = path.with_name(f".ckptaudit-{secrets.token_hex(8)}.part")
         self._fd = -1
         self._direct = -1
 
@@ -245,7 +245,9 @@ class Draft:
             if fd >= 0:
                 os.close(fd)
         self._fd = self._direct = -1
-        self._temporary.unlink(missing_ok=True)
+        # What could not be made, in a folder that is none, say, cannot be removed either.
+        with contextlib.suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, data: bytes, *, overwrite: bool) -> None:

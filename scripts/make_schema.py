@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ckptaudit import containers, layouts, numerics, plan, policy, tensors
-from ckptaudit.jobs.convert import Conversion
+from ckptaudit.jobs.account import Conversion
 from ckptaudit.jobs.inspect import Inspection
 from ckptaudit.jobs.scan import ScanResult
 from ckptaudit.jobs.verify import Verification

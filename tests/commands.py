@@ -37,14 +37,15 @@ def audit(*args: object) -> Run:
     """Run ``ckptaudit ARGS...`` in this process."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
     arguments = ["ckptaudit", *map(str, args)]
-    on_sigterm = signal.getsignal(signal.SIGTERM)
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
     try:
         with redirect_stdout(out), redirect_stderr(err), mock.patch.object(sys, "argv", arguments):
             run()
     except SystemExit as exit_:
         status = exit_.code
     finally:
-        signal.signal(signal.SIGTERM, on_sigterm)
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
     assert isinstance(status, int)
     return Run(status, _written(out), _written(err))
 

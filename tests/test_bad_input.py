@@ -233,11 +233,63 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     assert_one_clear_line(done, "check the folder's permissions")
 
 
+def test_no_source_is_the_output_of_another(tmp_path: Path) -> None:
+    as_safetensors(tmp_path / "two.safetensors")
+    save(tmp_path / "two.ckpt")
+    before = (tmp_path / "two.safetensors").read_bytes()
+
+    paths = (tmp_path / "two.ckpt", tmp_path / "two.safetensors")
+    assert audit("convert", *paths, "--if-exists", "overwrite").status == 2
+    assert (tmp_path / "two.safetensors").read_bytes() == before
+
+
+def test_two_spellings_of_one_place_are_one_place(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    one, other = save(tmp_path / "d" / "z.ckpt"), save(tmp_path / "d" / "z.pt")
+
+    done = audit(
+        "convert", one, tmp_path / "d" / ".." / "d" / other.name, "--if-exists", "overwrite"
+    )
+
+    assert done.status == 2
+    assert "would become" in done.err
+
+
+def test_a_report_takes_the_place_of_nothing_but_a_report(tmp_path: Path) -> None:
+    source = save(tmp_path / "model.ckpt")
+    precious = save(tmp_path / "model.report.json").read_bytes()
+
+    done = audit("convert", source, "--if-exists", "overwrite")
+
+    assert_one_clear_line(done, "model.report.json", "no JSON report")
+    assert (tmp_path / "model.report.json").read_bytes() == precious
+    own = audit("convert", tmp_path / "model.report.json", "-o", tmp_path / "model.safetensors")
+    assert own.status == 2
+    assert (tmp_path / "model.report.json").read_bytes() == precious
+
+
+def test_a_side_file_is_not_the_report_beside_an_output(tmp_path: Path) -> None:
+    source = save(tmp_path / "model.ckpt")
+    assert audit("convert", source).status == 0
+    before = (tmp_path / "model.report.json").read_bytes()
+
+    done = audit("convert", source, "--json", tmp_path / "model.report.json")
+
+    assert done.status == 2
+    assert (tmp_path / "model.report.json").read_bytes() == before
+
+
+def test_a_dot_in_a_name_is_no_extension(tmp_path: Path) -> None:
+    assert audit("convert", save(tmp_path / "sd-v1.5")).status == 0
+
+    assert (tmp_path / "sd-v1.5.safetensors").exists()
+
+
 def test_an_output_of_another_name_is_refused(tmp_path: Path) -> None:
     """A loader would unpickle it."""
     done = audit("convert", save(tmp_path / "model.ckpt"), "-o", tmp_path / "out.ckpt")
 
-    assert_one_clear_line(done, "must be named .safetensors")
+    assert_one_clear_line(done, "out.ckpt", "named .safetensors", "unpickle")
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
@@ -275,7 +327,11 @@ def test_a_file_that_may_not_grow_leaves_nothing(tmp_path: Path) -> None:
     assert names_in(tmp_path) == {"model.ckpt"}
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["interrupted", "terminated"])
+@pytest.mark.parametrize(
+    "sent",
+    [signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
+    ids=["interrupted", "terminated", "hung-up"],
+)
 def test_an_interrupted_conversion_exits_130_and_leaves_nothing(
     tmp_path: Path, sent: signal.Signals
 ) -> None:
@@ -295,7 +351,7 @@ def test_an_interrupted_conversion_exits_130_and_leaves_nothing(
     if running.returncode == 0:
         pytest.skip("the machine was done before it could be interrupted")
     assert running.returncode == 130
-    assert err.split() == [b"interrupted"]
+    assert err.strip() == b"ckptaudit: interrupted"
     assert names_in(out) == set()
 
 

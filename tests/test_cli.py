@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -377,3 +378,16 @@ def test_a_side_file_that_cannot_be_written_is_refused_before_any_work(
 
     assert (done.status, done.out) == (2, "")
     assert names_in(good.parent) == {"good.ckpt"}
+
+
+def test_a_command_started_without_a_stderr_answers_all_the_same(
+    good: Path, tmp_path: Path
+) -> None:
+    shell = shlex.join(command("convert", good, "-o", tmp_path / "out.safetensors"))
+
+    done = subprocess.run(  # noqa: S603 - our own command
+        ["/bin/sh", "-c", f"{shell} 2>&-"], stdout=subprocess.PIPE, check=False, timeout=60
+    )
+
+    assert done.returncode == 0
+    assert (tmp_path / "out.safetensors").exists()

@@ -26,7 +26,7 @@ from oracle import (
 )
 
 from ckptaudit import __version__
-from ckptaudit.errors import OutputFailed, Refused, SourceChanged
+from ckptaudit.errors import Incomplete, OutputFailed, Refused, SourceChanged
 from ckptaudit.jobs.convert import convert
 from ckptaudit.jobs.verify import verify
 from ckptaudit.plan import Dedupe, OnOverflow, Options, Precision
@@ -36,7 +36,7 @@ from ckptaudit.tensors import BLOCK_BYTES
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ckptaudit.jobs.convert import Conversion
+    from ckptaudit.jobs.account import Conversion
 
 KEEP = Options(precision=Precision.KEEP)
 BLOCK = BLOCK_BYTES
@@ -376,3 +376,49 @@ def test_a_header_is_not_trusted_to_be_short(tmp_path: Path) -> None:
     (length,) = struct.unpack_from("<Q", data)
     assert len(data) == 8 + length + 999 * 2
     assert len(header_of(tmp_path / "out.safetensors")) == 1000
+
+
+def test_a_name_that_stands_in_the_metadata_only_is_not_lost_the_second_time(
+    tmp_path: Path,
+) -> None:
+    tied = torch.arange(4.0)
+    torch.save({"a": tied, "b": tied}, tmp_path / "m.pt")
+    once, twice = tmp_path / "once.safetensors", tmp_path / "twice.safetensors"
+
+    convert(tmp_path / "m.pt", once, Options(precision=Precision.KEEP))
+    result = convert(once, twice, Options(precision=Precision.KEEP))
+
+    assert [(alias.name, alias.of) for alias in result.aliases] == [("b", "a")]
+    assert verify(once, twice).equal
+
+
+def test_what_the_metadata_of_a_source_say_is_a_leftover(tmp_path: Path) -> None:
+    source = tmp_path / "in.safetensors"
+    safetensors.torch.save_file({"w": torch.ones(2)}, source, {"format": "pt", "ss_tag": "x"})
+
+    result = convert(source, tmp_path / "out.safetensors")
+
+    assert [(left.path, left.what) for left in result.leftovers] == [
+        ("__metadata__['ss_tag']", "'x'")
+    ]
+
+
+def test_a_tensor_that_stands_for_many_times_what_is_stored_costs_only_itself(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "m.pt"
+    torch.save({"a": torch.ones(2), "e": torch.zeros(1).expand(4096, 1200)}, source)
+
+    with pytest.raises(Incomplete, match="expands 4 stored bytes"):
+        convert(source, tmp_path / "out.safetensors")
+    result = convert(source, tmp_path / "out.safetensors", allow_unsafe=True)
+
+    assert [entry.name for entry in result.tensors] == ["a"]
+    assert [drop.source for drop in result.dropped] == ["e"]
+
+
+def test_a_library_caller_writes_no_file_that_loaders_unpickle(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "m.pt")
+
+    with pytest.raises(OutputFailed, match="must be named"):
+        convert(tmp_path / "m.pt", tmp_path / "lib.ckpt")

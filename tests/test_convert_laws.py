@@ -17,7 +17,7 @@ from ckptaudit.jobs.verify import verify
 from ckptaudit.plan import Dedupe, OnOverflow, Options, Precision
 
 if TYPE_CHECKING:
-    from ckptaudit.jobs.convert import Conversion, TensorEntry
+    from ckptaudit.jobs.account import Conversion, TensorEntry
 
 CAST = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 COPIED = (

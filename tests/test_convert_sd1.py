@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ckptaudit.jobs.convert import Conversion
+    from ckptaudit.jobs.account import Conversion
 
 EMA_COUNT = sum(entry.component is Component.EMA for entry in sd1_entries(ema=True))
 NAMES = {entry.key for entry in sd1_entries()}

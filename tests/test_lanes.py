@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 import zipfile
+from contextlib import suppress
 from mmap import mmap
 from pathlib import Path
 
@@ -93,6 +94,31 @@ def test_a_killed_lane_is_said_to_have_died() -> None:
     with pytest.raises(JobDied, match="signal 9"):
         list(run_lanes([lane]))
     assert children() == []
+
+
+def pipes_held() -> set[str]:
+    """Every pipe of which this process has an end open."""
+    links = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        # The one that lists the folder is gone by now.
+        with suppress(OSError):
+            links.add(str(descriptor.readlink()))
+    return {link for link in links if link.startswith("pipe:")}
+
+
+def test_a_lane_holds_no_pipe_but_its_own() -> None:
+    """Or it would wait for ever to be heard, once the parent of all was killed."""
+    before = pipes_held()
+
+    def ends_held(say: Say) -> None:
+        say({"pipes": sorted(pipes_held() - before)})
+
+    first, second = (message["pipes"] for message in run_lanes([ends_held, ends_held]))
+
+    assert isinstance(first, list)
+    assert isinstance(second, list)
+    assert len(first) == len(second) == 1
+    assert first != second
 
 
 def test_whoever_stops_listening_stops_the_lanes() -> None:

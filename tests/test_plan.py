@@ -233,6 +233,16 @@ def test_an_average_that_cannot_be_written_takes_no_place() -> None:
     assert [(drop.source, "has no type" in drop.reason) for drop in made.drops] == [(EMA, True)]
 
 
+def test_an_average_in_a_weights_place_is_as_demanded_as_the_weight() -> None:
+    tensors = (part(Component.UNET, UNET, "0"), average(EMA, "4", UNET), stranger("a.junk", "9"))
+    equal = {EMA: b"=", "a.junk": b"="}
+
+    made = plan(tensors, ema=Ema.USE, dedupe=Dedupe.ALL, digests=equal)
+
+    assert names(made) == {UNET}
+    assert made.aliases == (Alias("a.junk", UNET, "a.junk"),)
+
+
 def test_nothing_is_replaced_by_averages_that_are_dropped_with_their_part() -> None:
     made = plan(MODEL, ema=Ema.USE, unet=Action.DROP)
 

@@ -225,6 +225,27 @@ def test_a_bare_storage_is_left_over() -> None:
     ]
 
 
+def test_a_tensor_hung_on_another_on_the_same_storage_does_not_go_unnoticed() -> None:
+    flat = torch.arange(20.0)
+    parameter = torch.nn.Parameter(flat[:10])
+    parameter.extra = flat[10:20]
+
+    _, state = opened(saved({"p": parameter}))
+
+    assert [(left.what, left.is_tensor) for left in state.leftovers] == [("float32 [10]", True)]
+
+
+def test_a_weight_is_no_training_state_for_how_its_name_begins() -> None:
+    names = ["amplifier.weight", "scaler.mean", "optimus.w", "loops.0", "optimizer"]
+    nested = {"amplifier": {"weight": torch.ones(1)}, "optimizer": {"state": torch.ones(1)}}
+
+    _, flat = opened(saved({name: torch.ones(2) for name in names}))
+    _, deep = opened(saved({"w": torch.ones(2), **nested}))
+
+    assert {view.key for view in flat.views} == set(names)
+    assert {view.key for view in deep.views} == {"w", "amplifier.weight"}
+
+
 def test_a_tensor_hung_on_a_parameter_does_not_go_unnoticed() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     parameter.extra = torch.zeros(5)
@@ -232,9 +253,7 @@ def test_a_tensor_hung_on_a_parameter_does_not_go_unnoticed() -> None:
     _, state = opened(saved({"p": parameter}))
 
     assert [view.key for view in state.views] == ["p"]
-    assert [(left.what, left.is_tensor) for left in state.leftovers] == [
-        ("storage '1': float32 [5]", True)
-    ]
+    assert [(left.what, left.is_tensor) for left in state.leftovers] == [("float32 [5]", True)]
 
 
 def test_an_empty_archive_has_an_empty_state_dict() -> None:

@@ -305,6 +305,20 @@ def test_names_that_another_tool_left_out_and_named_are_no_loss(pair: tuple[Path
     assert "alias: is missing" in problems(verify(source, output))
 
 
+def test_of_two_spellings_of_one_name_none_goes_uncompared(tmp_path: Path) -> None:
+    """A file by another tool may have either; a second one is something the source has not."""
+    source, output = tmp_path / "m.ckpt", tmp_path / "m.safetensors"
+    write_sd1(source, Made(bare=True), variant="novelai")
+    tensors = dict(load(source))
+    spelled = "cond_stage_model.transformer.final_layer_norm.bias"
+    canonical = "cond_stage_model.transformer.text_model.final_layer_norm.bias"
+    tensors[canonical] = tensors[spelled].clone()
+    tensors[spelled] = tensors[spelled] + 9
+    rewrite(output, tensors, {"format": "pt"})
+
+    assert f"holds {spelled}, which its source does not give" in problems(verify(source, output))
+
+
 def test_options_from_a_younger_version_are_no_difference_but_no_answer(
     pair: tuple[Path, Path],
 ) -> None:

@@ -11,19 +11,30 @@ import contextlib
 import os
 import sys
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import click
 
-from ckptaudit.errors import CkptauditError, OutputExists, Refused
+from ckptaudit.errors import CkptauditError, OutputFailed, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ckptaudit.report import Failure
 
-__all__ = ["BAD", "GOOD", "NONE", "Answers", "bug_text", "paths_argument", "report_options", "show"]
+__all__ = [
+    "BAD",
+    "GOOD",
+    "NONE",
+    "Answers",
+    "bug_text",
+    "check_is_report",
+    "paths_argument",
+    "report_options",
+    "show",
+]
 
 GOOD, BAD, NONE = 0, 1, 2
 # Bytes within which a report names its schema and us.
@@ -40,7 +51,11 @@ paths_argument = click.argument(
 def report_options(function: Decorated) -> Decorated:
     """Add what every command has: ``--format``, ``--json``, ``--no-hash``."""
     for option in (
-        click.option("--no-hash", is_flag=True, help="Do not read the whole file for its SHA-256."),
+        click.option(
+            "--no-hash",
+            is_flag=True,
+            help="Compute no SHA-256, of a file or of what is made of it.",
+        ),
         click.option(
             "--json",
             "json_path",
@@ -69,12 +84,14 @@ class Answers(Generic[Result]):
     Attributes:
         status: The exit status that an answer alone would have.
         as_text: Renders an answer for a person.
+        advice: By kind of error, the option that helps; the first that fits is given.
         results: The answers so far.
         failures: The files without one.
     """
 
     status: Callable[[Result], int]
     as_text: Callable[[Result], str]
+    advice: Mapping[type[CkptauditError], str] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     _statuses: set[int] = field(default_factory=lambda: {0})
@@ -97,7 +114,9 @@ class Answers(Generic[Result]):
         try:
             result = job()
         except CkptauditError as err:
-            self._fail(path, str(err), BAD if isinstance(err, Refused) else NONE)
+            tips = (tip for kind, tip in self.advice.items() if isinstance(err, kind))
+            text = "; ".join((str(err), *islice(tips, 1)))
+            self._fail(path, text, BAD if isinstance(err, Refused) else NONE)
             return None
         except Exception as err:  # noqa: BLE001 - it is told, and the status is that of no answer
             self._fail(path, bug_text(err), NONE)
@@ -185,20 +204,26 @@ def _to_stdout(text: str, encoding: str | None) -> None:
             raise
 
 
-def _write_json(path: Path, data: bytes) -> None:
-    """Write the report *data* to *path*, in place of nothing but a report.
+def check_is_report(path: Path) -> None:
+    """Refuse to put a report in place of anything but a report.
+
+    ``scan --json a.ckpt b.ckpt``, where --json was taken for a flag, must not cost a
+    checkpoint.
 
     Raises:
-        CkptauditError: It cannot be written, or there is another kind of file.
+        OutputFailed: There is another kind of file.
     """
-    from ckptaudit.writer import write_text
-
-    # `scan --json a.ckpt b.ckpt`, where --json was taken for a flag, must not cost a checkpoint.
     head = b""
     with contextlib.suppress(OSError):
         if path.is_file():
             with path.open("rb") as file:
                 head = file.read(_LONGEST_REPORT_HEAD)
     if head and not (b'"schema_version"' in head and b'"ckptaudit"' in head):
-        raise OutputExists(f"{path}: exists and is no JSON report; choose another name")
+        raise OutputFailed(f"{path}: exists and is no JSON report; choose another name")
+
+
+def _write_json(path: Path, data: bytes) -> None:
+    from ckptaudit.writer import write_text
+
+    check_is_report(path)
     write_text(path, data, overwrite=True)

@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ckptaudit.cli.answers import GOOD, Answers, paths_argument, report_options, show
+from ckptaudit.cli.answers import (
+    GOOD,
+    Answers,
+    check_is_report,
+    paths_argument,
+    report_options,
+    show,
+)
 from ckptaudit.cli.progress import progress_bar
-from ckptaudit.errors import OutputExists, OutputFailed
+from ckptaudit.errors import (
+    CastOverflow,
+    CkptauditError,
+    Incomplete,
+    OutputExists,
+    OutputFailed,
+    Refused,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Mapping
 
-    from ckptaudit.jobs.convert import Conversion
+    from ckptaudit.jobs.account import Conversion
     from ckptaudit.plan import Options
 
 _ACTIONS = ("convert", "copy", "drop")
-# Double extensions in use; whatever else ends a name is one extension.
-_LONG_SUFFIXES = (".pth.tar", ".pt.tar")
+# What ends a checkpoint's name; anything else behind a dot is part of it, as in ``v1.5``.
+_SUFFIXES = (
+    *(".pth.tar", ".pt.tar", ".ckpt", ".pt", ".pth", ".bin", ".th", ".pkl", ".tar", ".zip"),
+    *(".safetensors", ".model", ".jit"),
+)
+_ADVICE: dict[type[CkptauditError], str] = {
+    CastOverflow: "--on-overflow keep leaves such tensors as they are",
+    Refused: "--allow-unsafe converts it all the same",
+    Incomplete: "--allow-unsafe converts what could",
+    OutputExists: "--if-exists overwrite replaces it",
+}
 
 
 @click.command()
@@ -43,53 +68,60 @@ _LONG_SUFFIXES = (".pth.tar", ".pt.tar")
     type=click.Choice(["keep", "error", "clamp"]),
     default="keep",
     show_default=True,
-    help="What becomes of a tensor whose weights do not fit: stay as it is, stop, or the "
-    "largest finite value.",
+    help="A tensor whose weights do not fit: keep leaves it in its own type, error stops, clamp "
+    "writes the largest finite value.",
 )
 @click.option(
     "--ema",
     type=click.Choice(["drop", "use", "keep"]),
     default="drop",
     show_default=True,
-    help="What becomes of averaged copies: left out, put in place of the weights, or both kept.",
+    help="Averaged copies: drop leaves them out, use puts them in place of the weights, keep "
+    "writes both.",
 )
 @click.option(
     "--dedupe",
     type=click.Choice(["safe", "all", "none"]),
     default="safe",
     show_default=True,
-    help="What is stored once: what no loader asks for twice, whatever is equal, or nothing.",
+    help="What is stored once under one of its names: safe: what no loader asks for twice; all: "
+    "whatever is equal; none: nothing.",
 )
 @click.option(
     "--unet",
     type=click.Choice(_ACTIONS),
     default="convert",
     show_default=True,
-    help="The UNet, and averaged copies of it: cast, written as they are, or left out.",
+    help="The UNet, and averaged copies of it; convert casts it, copy writes it as it is, drop "
+    "leaves it out.",
 )
 @click.option(
     "--vae",
     type=click.Choice(_ACTIONS),
     default="convert",
     show_default=True,
-    help="The VAE.",
+    help="The VAE; convert casts it, copy writes it as it is, drop leaves it out.",
 )
 @click.option(
     "--text-encoder",
     type=click.Choice(_ACTIONS),
     default="convert",
     show_default=True,
-    help="The text encoder.",
+    help="The text encoder, likewise.",
 )
 @click.option(
     "--other",
     type=click.Choice(_ACTIONS),
     default="convert",
     show_default=True,
-    help="Tensors whose part in the model is not known.",
+    help="Tensors whose part in the model is not known, likewise.",
 )
 @click.option("--keep-names", is_flag=True, help="Write every key as it is in the source.")
-@click.option("--dry-run", is_flag=True, help="Write nothing; say what would be written.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Write nothing and read no weight; say what would be written.",
+)
 @click.option(
     "--if-exists",
     type=click.Choice(["error", "skip", "overwrite"]),
@@ -100,7 +132,8 @@ _LONG_SUFFIXES = (".pth.tar", ".pt.tar")
 @click.option(
     "--allow-unsafe",
     is_flag=True,
-    help="Convert a file that `scan` distrusts; nothing of it is executed all the same.",
+    help="Convert a file that `scan` distrusts or could not read completely; nothing of it is "
+    "executed all the same.",
 )
 @report_options
 @click.pass_context
@@ -131,15 +164,14 @@ def convert(
 
     options = _options(chosen)
     overwrite = if_exists == "overwrite"
-    taken: dict[Path, str] = {}
+    # Where each path leads, links and ".." followed.
+    sources = {os.path.realpath(path): path for path in paths}
+    taken: dict[str, str] = {}
 
     def work(path: str) -> Conversion:
         target, report_target = _targets(path, output, several=len(paths) > 1)
-        if taken.setdefault(target, path) != path:
-            raise OutputExists(
-                f"{path}: would become {target}, as {taken[target]} does; "
-                "convert one of them into another folder"
-            )
+        for place in (target, report_target):
+            _claim(place, path, sources, taken)
         if not dry_run:
             _check_report(path, report_target, overwrite=overwrite)
         with progress_bar(Path(path).name) as progress:
@@ -157,11 +189,13 @@ def convert(
             _write_report(report_target, result, overwrite=overwrite)
         return result
 
-    answers = Answers(status, report.conversion_text)
+    answers = Answers(status, report.conversion_text, _ADVICE)
     answers.check_json(json_path)
+    if json_path is not None:
+        _check_side_file(json_path, paths, output)
     for path in paths:
         if if_exists == "skip" and _is_done(path, output, several=len(paths) > 1, taken=taken):
-            show(f"{path}: skipped, its output exists")
+            show(f"ckptaudit: {path}: skipped, its output exists")
         else:
             answers.ask(path, partial(work, path))
     ctx.exit(answers.deliver(format_, json_path))
@@ -187,28 +221,64 @@ def _targets(path: str, output: str | None, *, several: bool) -> tuple[Path, Pat
     """The safetensors file and the report that *path* becomes."""
     source = Path(path)
     name = source.name
-    suffix = next((s for s in _LONG_SUFFIXES if name.lower().endswith(s)), source.suffix)
-    stem = name.removesuffix(suffix) or name
+    length = next((len(s) for s in _SUFFIXES if name.lower().endswith(s)), 0)
+    stem = name[: len(name) - length] or name
     if output is None:
         target = source.parent / f"{stem}.safetensors"
-    elif several or output.endswith("/") or Path(output).is_dir():
+    elif several and output.endswith(".safetensors"):
+        raise OutputFailed(f"{output}: several checkpoints need a folder to go to")
+    elif several or output.endswith("/") or os.path.isdir(output):  # noqa: PTH112 - a name that is too long is none
         target = Path(output) / f"{stem}.safetensors"
     else:
         target = Path(output)
     if target.suffix != ".safetensors":
         raise OutputFailed(
-            f"{target}: the output must be named .safetensors: loaders unpickle any other name"
+            f"{target}: is neither named .safetensors nor a folder that exists; loaders unpickle "
+            "what has any other name"
         )
     return target, target.with_name(f"{target.name.removesuffix('.safetensors')}.report.json")
 
 
-def _is_done(path: str, output: str | None, *, several: bool, taken: Container[Path]) -> bool:
+def _check_side_file(json_path: Path, paths: tuple[str, ...], output: str | None) -> None:
+    """Refuse a side file that is the place of an output, or of the report beside one."""
+    for path in paths:
+        with contextlib.suppress(OutputFailed):
+            if json_path.absolute() in {
+                target.absolute() for target in _targets(path, output, several=len(paths) > 1)
+            }:
+                raise click.BadParameter(
+                    f"{json_path}: is where {path} goes, or the report beside it",
+                    param_hint="--json",
+                )
+
+
+def _is_done(path: str, output: str | None, *, several: bool, taken: dict[str, str]) -> bool:
     """Whether the output of *path* was there before; where it cannot be, converting says why."""
-    try:
+    with contextlib.suppress(OSError, OutputFailed):
         target, _ = _targets(path, output, several=several)
-        return target not in taken and Path(path).exists() and target.exists()
-    except (OSError, OutputFailed):
-        return False
+        if Path(path).exists() and target.exists():
+            # Whatever else would become the same file is no less a collision for that.
+            return taken.setdefault(os.path.realpath(target), path) == path
+    return False
+
+
+def _claim(place: Path, path: str, sources: Mapping[str, str], taken: dict[str, str]) -> None:
+    """Note that *place* is for what *path* becomes; refuse where it is anything else's.
+
+    Raises:
+        OutputFailed: A source is there, or what another source becomes.
+    """
+    real = os.path.realpath(place)
+    if real in sources:
+        raise OutputFailed(
+            f"{place}: is the source itself, or another; none is ever written: name an output "
+            "with -o"
+        )
+    if taken.setdefault(real, path) != path:
+        raise OutputFailed(
+            f"{path}: would become {place}, as {taken[real]} does; "
+            "convert one of them into another folder"
+        )
 
 
 def _check_report(path: str, report_target: Path, *, overwrite: bool) -> None:
@@ -219,6 +289,7 @@ def _check_report(path: str, report_target: Path, *, overwrite: bool) -> None:
     # Of a source that is not there, that is what has to be said.
     FileSource(path).close()
     check_destination(report_target, overwrite=overwrite)
+    check_is_report(report_target)
 
 
 def _write_report(path: Path, result: Conversion, *, overwrite: bool) -> None:

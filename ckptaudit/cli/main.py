@@ -57,6 +57,9 @@ def _status() -> int:
     """Run the command line; click alone would turn a bug, and an interrupt, into 1."""
     # What `timeout`, Slurm and container engines send; it must leave as little as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # So must a terminal that is closed; nohup has it ignored, and that stays.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         # Without standalone mode click returns what ctx.exit was given, and raises the rest.
         status = main.main(prog_name="ckptaudit", standalone_mode=False)
@@ -67,7 +70,7 @@ def _status() -> int:
             show(line)
         return _NO_ANSWER
     except (click.Abort, KeyboardInterrupt):
-        show("interrupted")
+        show("ckptaudit: interrupted")
         return _INTERRUPTED
     except SystemExit:
         # click makes one, of status 1, where nobody reads --help or --version to its end;

@@ -28,7 +28,9 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     Yields:
         A function to be told bytes done, and bytes in all.
     """
-    if not sys.stderr.isatty() or os.environ.get("CI") or os.environ.get("TERM") == "dumb":
+    # Started without a stderr, Python has none.
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    if not is_terminal or os.environ.get("CI") or os.environ.get("TERM") == "dumb":
         yield lambda _done, _total: None
         return
     # rich costs 40 ms to import: only a terminal pays for it.

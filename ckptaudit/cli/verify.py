@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptaudit.cli.answers import BAD, GOOD, Answers, report_options
+from ckptaudit.cli.answers import BAD, GOOD, NONE, Answers, report_options
 from ckptaudit.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def verify(
     json_path: Path | None,
     no_hash: bool,
 ) -> None:
-    """Prove each tensor of CONVERTED from SOURCE, by converting it again.
+    """Prove each tensor of CONVERTED from SOURCE by a second conversion.
 
     CONVERTED may be the work of another tool; then only names and types are taken
     from it.
@@ -37,7 +37,9 @@ def verify(
     from ckptaudit.jobs.verify import verify as job
 
     def status(result: Verification) -> int:
-        return GOOD if result.equal else BAD
+        if not result.equal:
+            return BAD
+        return GOOD if result.coverage.complete else NONE
 
     answers = Answers(status, report.verification_text)
     answers.check_json(json_path)

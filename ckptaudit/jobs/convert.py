@@ -1,18 +1,17 @@
 """`convert`: a checkpoint in, deduplicated safetensors and an account of every tensor out.
 
-Knows:      what may be converted, where to, and what the account holds.
+Knows:      what may be converted, and where to.
 Is told:    a path, a destination and the user's options.
 Never asks: how weights get from one file to the other (`writing`), how the answer is shown.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptaudit.errors import MalformedInput, OutputFailed, Refused
-from ckptaudit.jobs.opening import File, opened
+from ckptaudit.errors import Incomplete, OutputFailed, Refused
+from ckptaudit.jobs.opening import opened
 from ckptaudit.plan import Options
 from ckptaudit.policy import Severity, judge
 from ckptaudit.tensors import misfits
@@ -22,97 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from os import PathLike
 
-    from ckptaudit.containers import Container, Kind
-    from ckptaudit.layouts import Component, ComponentCount
-    from ckptaudit.numerics import TensorStats
-    from ckptaudit.plan import Alias, Drop
-    from ckptaudit.policy import Coverage, Finding, Judgement
-    from ckptaudit.tensors import Leftover
+    from ckptaudit.containers import Container
+    from ckptaudit.jobs.account import Conversion
+    from ckptaudit.policy import Judgement
 
-__all__ = ["Conversion", "Source", "TensorEntry", "convert"]
+__all__ = ["convert"]
 
-
-@dataclass(frozen=True, slots=True)
-class Source(File):
-    """The file that was converted.
-
-    Attributes:
-        container: Its framing.
-        state_dict: Where in the pickle the weights were found; "" is the root.
-        verdict: What a scan thinks of it.
-        coverage: Whether all of it was read.
-    """
-
-    container: Kind
-    state_dict: str
-    verdict: Severity
-    coverage: Coverage
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """One tensor that was written, or would be.
-
-    Attributes:
-        name: What it is called in the output.
-        file: Name of the output file it is in.
-        source: Its key in the source.
-        component: What part of the model it is.
-        op: What was done to its shape.
-        rows: Which rows of the source were taken, or None for all.
-        source_dtype: torch's name of its type in the source.
-        dtype: torch's name of its type in the output.
-        shape: Elements per dimension, in the output.
-        stats: What it holds and what the cast cost; None in a dry run.
-    """
-
-    name: str
-    file: str
-    source: str
-    component: Component
-    op: str
-    rows: tuple[int, int] | None
-    source_dtype: str
-    dtype: str
-    shape: tuple[int, ...]
-    stats: TensorStats | None
-
-
-@dataclass(frozen=True, slots=True)
-class Conversion:
-    """The account of a conversion: every tensor of the source is in it exactly once.
-
-    Attributes:
-        source: The file that was converted.
-        written: False in a dry run: then it says what would be.
-        family: Name of the model family, or ``unknown``.
-        variant: Which variant of it, or None.
-        evidence: What the family was recognised by.
-        options: What was asked for.
-        components: What is there, missing and unexpected, component by component.
-        outputs: The files written, their hashes read back after writing; a dry run has none.
-        tensors: In the order of the data in the output.
-        aliases: Names stored under another.
-        dropped: Tensors not written.
-        leftovers: Values of the source that are no tensors.
-        findings: What the scan found, and what became of weights that did not fit.
-        notes: What is worth knowing besides.
-    """
-
-    source: Source
-    written: bool
-    family: str
-    variant: str | None
-    evidence: tuple[str, ...]
-    options: Options
-    components: tuple[ComponentCount, ...]
-    outputs: tuple[File, ...]
-    tensors: tuple[TensorEntry, ...]
-    aliases: tuple[Alias, ...]
-    dropped: tuple[Drop, ...]
-    leftovers: tuple[Leftover, ...]
-    findings: tuple[Finding, ...]
-    notes: tuple[str, ...]
+_SUFFIX = ".safetensors"
 
 
 def convert(
@@ -128,9 +43,12 @@ def convert(
 ) -> Conversion:
     """Convert the checkpoint at *path* into the safetensors file *output*.
 
+    The report that the command line writes beside it is the answer's, as JSON.
+
     Args:
         path: The checkpoint.
-        output: The file to write; it appears under this name only when it is whole.
+        output: The file to write, named ``.safetensors``; it appears under this name only when
+            it is whole.
         options: What to do with weights, copies and names.
         with_hash: Compute the SHA-256 of source and output.
         overwrite: Replace *output* if it is there.
@@ -140,7 +58,9 @@ def convert(
         progress: Told bytes of weights done, and in all.
 
     Raises:
-        Refused: The scan distrusts the file, or a weight overflows under ``--on-overflow error``.
+        Refused: The scan distrusts the file.
+        Incomplete: The scan could not read all of it.
+        CastOverflow: A weight does not fit, and `Options` call that an error.
         OutputExists, OutputFailed: The output cannot be written.
         CkptauditError: The source cannot be read completely, or changed meanwhile.
     """
@@ -169,11 +89,16 @@ def convert(
 
 def _check_target(target: Path, source: str | PathLike[str], *, overwrite: bool) -> None:
     """Refuse a destination that cannot be written, or that is the source itself."""
+    if target.suffix != _SUFFIX:
+        raise OutputFailed(
+            f"{path_text(target)}: the output must be named {_SUFFIX}: loaders unpickle any "
+            "other name"
+        )
     check_destination(target, overwrite=True)
     if target.exists() and target.samefile(source):
         raise OutputFailed(
             f"{path_text(target)}: is the source itself, which is never written; "
-            "name another output with -o"
+            "name another output"
         )
     check_destination(target, overwrite=overwrite)
 
@@ -182,13 +107,6 @@ def _refuse_unsafe(container: Container, judgement: Judgement) -> None:
     name = container.source.name
     if judgement.verdict >= Severity.SUSPICIOUS:
         worst = max(judgement.findings, key=lambda finding: finding.severity.rank)
-        raise Refused(
-            f"{name}: is {judgement.verdict.value} ({worst.message}); "
-            "`ckptaudit scan` says more, --allow-unsafe converts it all the same"
-        )
+        raise Refused(f"{name}: is {judgement.verdict.value} ({worst.message}); a scan says more")
     if not judgement.coverage.complete:
-        raise MalformedInput(
-            f"could not be read completely ({judgement.coverage.gaps[0]}); "
-            "--allow-unsafe converts what could",
-            where=name,
-        )
+        raise Incomplete(f"{name}: could not be read completely ({judgement.coverage.gaps[0]})")

@@ -18,7 +18,7 @@ import sys
 import threading
 import traceback
 import warnings
-from typing import TYPE_CHECKING, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, NoReturn, TypeAlias
 
 import msgspec
 
@@ -69,17 +69,31 @@ class Fork:
         OSError: There is no room for another process, or for a pipe to it.
     """
 
+    # Where this process hears others; a child must not hold these ends open, or a sibling that
+    # nobody listens to any more would wait for ever to be heard.
+    _ears: ClassVar[set[int]] = set()
+
     def __init__(self, lane: Lane) -> None:
         self.reading, writing = os.pipe()
+        self._ears.add(self.reading)
+        # A signal between the fork and the child's first step would end in the caller's cleanup.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
             self._pid = _fork()
+            if self._pid == 0:
+                for ear in self._ears:
+                    os.close(ear)
+                _work(lane, writing, before)
         except OSError:
-            os.close(self.reading)
-            os.close(writing)
+            self._close()
             raise
-        if self._pid == 0:
-            _work(lane, writing)
-        os.close(writing)
+        finally:
+            os.close(writing)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _close(self) -> None:
+        self._ears.discard(self.reading)
+        os.close(self.reading)
 
     def bury(self) -> None:
         """Take leave of a process that has ended by itself.
@@ -87,7 +101,7 @@ class Fork:
         Raises:
             JobDied: It ended without a word.
         """
-        os.close(self.reading)
+        self._close()
         _, status = os.waitpid(self._pid, 0)
         self._pid = 0
         if status:
@@ -97,7 +111,7 @@ class Fork:
     def end(self) -> None:
         """Stop the process, if it has not ended; it is gone when this returns."""
         if self._pid:
-            os.close(self.reading)
+            self._close()
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
             self._pid = 0
@@ -132,13 +146,14 @@ def _fork() -> int:
         return os.fork()
 
 
-def _work(lane: Lane, writing: int) -> NoReturn:
+def _work(lane: Lane, writing: int, mask: set[int | signal.Signals]) -> NoReturn:
     """Be a lane's process, to its end: nothing of the parent's is cleaned up here."""
     status = 1
     try:
         # The parent hears of an interrupt too, and stops its lanes.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
         def say(message: Mapping[str, object]) -> None:
             line = memoryview(msgspec.json.encode(message) + b"\n")

@@ -29,7 +29,7 @@ from ckptaudit.tensors import find_state_dict, misfits
 from ckptaudit.vm import escape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from os import PathLike
 
     from numpy.typing import NDArray
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ckptaudit.containers import Container, StoredTensor
     from ckptaudit.dtypes import DType
     from ckptaudit.plan import Alias, ConversionPlan, Drop, TensorJob
+    from ckptaudit.policy import Coverage
 
 __all__ = ["TensorProof", "Verification", "verify"]
 
@@ -71,6 +72,7 @@ class Verification:
         source: The checkpoint.
         converted: The file made from it.
         equal: Whether every tensor is proven and nothing else is wrong.
+        coverage: Whether all of *source* was read; what was not cannot be in the converted file.
         options: How *converted* says it was made, which was followed; None if it does not say.
         tensors: Each tensor that should be there, in the order of the data.
         aliases: Names stored under another, which is among *tensors*.
@@ -82,6 +84,7 @@ class Verification:
     source: File
     converted: File
     equal: bool
+    coverage: Coverage
     options: Options | None
     tensors: tuple[TensorProof, ...]
     aliases: tuple[Alias, ...]
@@ -152,12 +155,13 @@ class _Proof:
             source=_file(self.source.container, source_digest),
             converted=_file(self.file, digest),
             equal=not self.problems and all(proof.equal for proof in proofs),
+            coverage=judge(self.source.container, misfits).coverage,
             options=self.options,
             tensors=proofs,
             aliases=plan.aliases,
             dropped=plan.drops,
             problems=tuple(self.problems),
-            notes=(*self.notes, *self.unread()),
+            notes=tuple(self.notes),
         )
 
     def plan(self) -> ConversionPlan:
@@ -166,10 +170,6 @@ class _Proof:
         options = self.options or _FOREIGN
         digests = partial(digest_of, self.source.container)
         return planner(state_dict, meaning, options, digests)({})
-
-    def unread(self) -> Iterator[str]:
-        coverage = judge(self.source.container, misfits).coverage
-        yield from (f"not read: {gap}" for gap in coverage.gaps)
 
     def is_owed(self, job: TensorJob) -> bool:
         """Whether the converted file must hold *job*; another tool may leave averages out."""
@@ -268,9 +268,8 @@ class _Proof:
                     )
 
     def check_names(self, plan: ConversionPlan) -> None:
-        known = {job.name for job in plan.jobs}
-        if self.options is None:
-            known |= {job.source for job in plan.jobs}
+        # Of several names that another tool may have used, only the one that was compared.
+        known = {found.key for job in plan.jobs if (found := self.stored(job)) is not None}
         self.problems += [
             f"holds {escape(name)}, which its source does not give"
             for name in self.file.tensors

@@ -14,8 +14,8 @@ from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptaudit.errors import Refused
-from ckptaudit.jobs.convert import Conversion, Source, TensorEntry
+from ckptaudit.errors import CastOverflow
+from ckptaudit.jobs.account import Conversion, Source, TensorEntry
 from ckptaudit.jobs.hashing import hash_of
 from ckptaudit.jobs.opening import File, Opened, notes_on
 from ckptaudit.jobs.planning import meaning_of, planner
@@ -166,10 +166,7 @@ class _Run:
             f"(they span {stats.min:g} to {stats.max:g})"
         )
         if self.options.on_overflow is OnOverflow.ERROR:
-            raise Refused(
-                f"{self.file.container.source.name}: {escape(job.source)}: {what}; "
-                "--on-overflow keep leaves such tensors as they are"
-            )
+            raise CastOverflow(f"{self.file.container.source.name}: {escape(job.source)}: {what}")
         self.unfit[job.source] = what
         self.is_vain[0] = 1
 
@@ -205,7 +202,12 @@ class _Run:
             dropped=plan.drops,
             leftovers=plan.leftovers,
             findings=(*self.judgement.findings, *self.numeric_findings(plan)),
-            notes=(*notes_on(container), *self.empty_notes(), *self.ema_notes(plan)),
+            notes=(
+                *notes_on(container),
+                *self.empty_notes(),
+                *self.ema_notes(plan),
+                *self.dry_notes(written=written),
+            ),
         )
 
     def entry(self, job: TensorJob) -> TensorEntry:
@@ -225,6 +227,15 @@ class _Run:
     def empty_notes(self) -> list[str]:
         """Say so where there was nothing to convert."""
         return [] if self.state_dict.views else ["holds no tensors that can be converted"]
+
+    def dry_notes(self, *, written: bool) -> list[str]:
+        """Say what a dry run cannot know."""
+        if written:
+            return []
+        notes = ["no weight was read: a tensor that does not fit its new type would stay as it is"]
+        if self.target.exists():
+            notes.append("the output exists: it is written only where it may be overwritten")
+        return notes
 
     def ema_notes(self, plan: ConversionPlan) -> list[str]:
         """Say so where averaged copies were asked for and weights have none."""

@@ -42,6 +42,7 @@ class Candidate:
         canonical: The name it would have if names were canonical.
         name: The name it has in the output.
         target: The type it has there, if all of it fits.
+        demanded: Whether loaders demand a tensor of the name it would canonically have.
     """
 
     view: TensorView
@@ -49,6 +50,7 @@ class Candidate:
     canonical: str
     name: str
     target: DType
+    demanded: bool
 
 
 def deduplicate(
@@ -79,7 +81,7 @@ def _alias_undemanded(candidates: list[Candidate], digests: Mapping[str, bytes])
     for candidate, kept in copies(candidates):
         if (
             names_an_alias(candidate.name)
-            and not candidate.placement.demanded
+            and not candidate.demanded
             and _equal(candidate.view, kept.view, digests)
         ):
             stored_as[candidate.name] = kept.name
@@ -116,9 +118,7 @@ def _alias_equals(
     """
     kept: dict[tuple[object, ...], Candidate] = {}
     aliases = []
-    in_order = sorted(
-        candidates, key=lambda each: (not each.placement.demanded, each.name.encode())
-    )
+    in_order = sorted(candidates, key=lambda each: (not each.demanded, each.name.encode()))
     for candidate in in_order:
         view = candidate.view
         if not view.numel:
@@ -127,7 +127,7 @@ def _alias_equals(
         content: object = bytes_of(view) if digest is None else digest
         key = (view.dtype, view.shape, candidate.target, content)
         first = kept.setdefault(key, candidate)
-        is_spared = spare_demanded and candidate.placement.demanded
+        is_spared = spare_demanded and candidate.demanded
         if first is not candidate and not is_spared and names_an_alias(candidate.name):
             aliases.append(Alias(candidate.name, first.name, view.key))
     return aliases

@@ -151,6 +151,7 @@ def _sort_out(
     replaced = _replaced_by_ema(writable) if options.ema is Ema.USE else {}
     replaces = {copy: weight for weight, copy in replaced.items()}
     canonical = {placement.key: placement.name for placement in placements}
+    demanded = {placement.key for placement in placements if placement.demanded}
     for view, placement in pairs:
         reason = barred[view.key] or _left_for_ema(
             view, placement, options, replaced=replaced, replaces=replaces
@@ -163,7 +164,9 @@ def _sort_out(
         key = replaces.get(view.key, view.key)
         name = key if options.keep_names else canonical[key]
         target = _target(view, placement, options)
-        draft.candidates.append(Candidate(view, placement, canonical[key], name, target))
+        draft.candidates.append(
+            Candidate(view, placement, canonical[key], name, target, demanded=key in demanded)
+        )
     return draft
 
 
@@ -206,7 +209,7 @@ def _left_for_ema(
         return "is replaced by its averaged copy"
     if placement.component is Component.EMA and view.key not in replaces:
         if options.ema is Ema.DROP:
-            return "is an averaged (EMA) copy; --ema use or keep writes it"
+            return "is an averaged (EMA) copy, which is not wanted"
         if options.ema is Ema.USE:
             return "is EMA bookkeeping, or an averaged copy of no weight that is written"
     return None

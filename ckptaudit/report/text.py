@@ -20,7 +20,7 @@ from ckptaudit.vm import escape
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ckptaudit.jobs.convert import Conversion, TensorEntry
+    from ckptaudit.jobs.account import Conversion, TensorEntry
     from ckptaudit.jobs.inspect import Inspection
     from ckptaudit.jobs.scan import ScanResult
     from ckptaudit.jobs.verify import Verification
@@ -128,6 +128,7 @@ def verification_text(result: Verification) -> str:
         f"  {of} tensors are exactly what {printable(result.source.path)} gives",
         *_asked_for(result),
         *(f"  note: {note}" for note in result.notes),
+        *_some(f"  not read: {gap}" for gap in result.coverage.gaps),
         *_some(f"  {problem}" for problem in result.problems),
         *_some(
             f"  {escape(proof.name)}: {proof.problem}"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ckptaudit.containers import Container
+    from ckptaudit.vm import Trace
 
 __all__ = ["misfits"]
 
@@ -34,14 +35,26 @@ def misfits(container: Container) -> Iterator[Mishap | Gap]:
     One whose storage is missing is left out: the framing has said so.  What is not looked
     at, because it would cost too much, is a gap.
     """
+    yield from _framed(container)
+    if container.main is not None:
+        yield from _pickled(container, container.traces[container.main])
+
+
+def _framed(container: Container) -> Iterator[Mishap | Gap]:
+    """Those that the framing itself describes."""
     for key, stored in container.tensors.items():
         window = (stored.storage, stored.dtype, stored.shape, stored.stride, stored.offset)
-        fault = _fault(Tensor(*window), container)
+        try:
+            fault = _fault(Tensor(*window), container)
+        except LimitExceeded as err:
+            yield Gap(f"tensor {key} {err.args[0]}", "", None)
+            continue
         if fault:
             yield Mishap("tensor-outside", f"tensor {key} cannot be made: {fault}", "", None)
-    if container.main is None:
-        return
-    trace = container.traces[container.main]
+
+
+def _pickled(container: Container, trace: Trace) -> Iterator[Mishap | Gap]:
+    """Those that a pickle makes."""
     starts = [r.offset for r in container.records if r.name == trace.record]
     stored_at = {r.offset for r in container.records if r.method == "stored"}
     start = starts[0] if len(starts) == 1 and starts[0] in stored_at else None
@@ -60,7 +73,11 @@ def misfits(container: Container) -> Iterator[Mishap | Gap]:
         if left < 0:
             yield Gap("makes more tensors than the limit allows", trace.record, at)
             return
-        fault = _fault(tensor, container)
+        try:
+            fault = _fault(tensor, container)
+        except LimitExceeded as err:
+            yield Gap(f"a tensor {err.args[0]}", trace.record, at)
+            continue
         if fault:
             yield Mishap("tensor-outside", f"a tensor cannot be made: {fault}", trace.record, at)
 
@@ -73,8 +90,8 @@ def _fault(tensor: Tensor | Unreadable | None, container: Container) -> str:
     try:
         tensor.view("", container)
     except LimitExceeded:
-        # It is large, but it lies inside.
-        return ""
+        # It is large, but it lies inside: nothing is wrong with it, and it is not read.
+        raise
     except MalformedInput as err:
         return str(err.args[0])
     return ""

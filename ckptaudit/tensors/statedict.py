@@ -9,11 +9,13 @@ Nothing is read from disk but what the container has read already.
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers import Kind, storage_of
-from ckptaudit.errors import LimitExceeded, MalformedInput, Unsupported
-from ckptaudit.tensors.rebuild import Tensor, Unreadable
+from ckptaudit.errors import MalformedInput, Unsupported
+from ckptaudit.tensors.rebuild import Tensor, Unreadable, made_by
 from ckptaudit.tensors.tree import Steps, Tree, is_module, pairs_of, path_of
 from ckptaudit.tensors.view import Leftover, StateDict, TensorView
 from ckptaudit.vm import Call, Dict, Global, Limits, PersistentId, Set, brief
@@ -21,7 +23,7 @@ from ckptaudit.vm import Call, Dict, Global, Limits, PersistentId, Set, brief
 if TYPE_CHECKING:
     from typing import TypeAlias
 
-    from ckptaudit.containers import Container
+    from ckptaudit.containers import Container, StoredTensor
     from ckptaudit.tensors.tree import Child
     from ckptaudit.vm import Node
 
@@ -44,16 +46,9 @@ _WRAPPERS = (
     "weights",
 )
 # What training scripts keep beside the weights when they do not wrap them.
-_TRAINING = (
-    "optim",
-    "lr_scheduler",
-    "scheduler",
-    "callbacks",
-    "loops",
-    "scaler",
-    "amp",
-    "rng_state",
-    "hyper_parameters",
+_TRAINING = re.compile(
+    "(optim|optimizers?|lr_schedulers?|schedulers?|callbacks|loops|scaler|amp|rng_state"
+    "|hyper_parameters)(?![A-Za-z0-9.])"
 )
 # So many values that are no tensors are listed one by one.
 _MOST_OTHERS = 10_000
@@ -68,8 +63,7 @@ def find_state_dict(container: Container, limits: Limits | None = None) -> State
 
     Raises:
         MalformedInput: The pickle cannot be read to its end.
-        LimitExceeded: It nests too deep, shares its parts too often, or a tensor stands for many
-            times what is stored.
+        LimitExceeded: It nests too deep, or shares its parts too often.
         Unsupported: The file is a TorchScript archive, whose tensors belong to its code.
     """
     if container.kind is Kind.TORCHSCRIPT:
@@ -84,9 +78,29 @@ def find_state_dict(container: Container, limits: Limits | None = None) -> State
             )
             for key, stored in container.tensors.items()
         )
-        return StateDict(views, container.storages, "")
+        return _with_metadata(views, container)
     root = container.object_trace.root
     return _Search(container, limits or Limits(), root).state_dict()
+
+
+def _with_metadata(views: tuple[TensorView, ...], container: Container) -> StateDict:
+    """The tensors of a safetensors file, and the names that its metadata say have their bytes.
+
+    Names of tied weights are left out of such a file and written into ``__metadata__``, each
+    with the name that was kept; whatever else stands there is a leftover.
+    """
+    by_key = {view.key: view for view in views}
+    aliases = {
+        name: replace(by_key[kept], key=name)
+        for name, kept in container.metadata.items()
+        if kept in by_key and name not in by_key
+    }
+    leftovers = tuple(
+        Leftover(f"__metadata__[{name!a}]", brief(text), "is metadata", is_tensor=False)
+        for name, text in container.metadata.items()
+        if name not in aliases and name != "format"
+    )
+    return StateDict((*views, *aliases.values()), container.storages, "", leftovers)
 
 
 class _Search:
@@ -104,7 +118,7 @@ class _Search:
         # The storages, and the windows on them, that have been accounted for.
         self.storages: set[str] = set()
         self.accounted: set[int] = set()
-        self.windows: set[tuple[str, tuple[int, ...], int]] = set()
+        self.windows: set[tuple[str, tuple[int, ...], tuple[int, ...], int]] = set()
 
     def state_dict(self) -> StateDict:
         self.tree.check_size(self.root)
@@ -193,7 +207,12 @@ class _Search:
             name = key.text
             if key.is_attribute or name is None:
                 self.leave(child, path, "is no entry of the state dict")
-            elif at is None and isinstance(key.name, str) and key.name.startswith(_TRAINING):
+            elif (
+                at is None
+                and isinstance(key.name, str)
+                and _TRAINING.match(key.name)
+                and self.tree.tensor(child) is None
+            ):
                 self.leave(child, path, "is training state")
             else:
                 self.place(parts, (name, path, child))
@@ -247,8 +266,6 @@ class _Search:
         elif tensor is not None:
             try:
                 view = tensor.view(key, self.container)
-            except LimitExceeded:
-                raise
             except MalformedInput as err:
                 # Of a file that is truncated or lies, the other tensors are still there.
                 self.leave(node, steps, f"cannot be read: {err.args[0]}")
@@ -281,9 +298,16 @@ class _Search:
     def account(self, node: Node, tensor: Tensor | Unreadable | None) -> None:
         if isinstance(tensor, Tensor):
             self.storages.add(tensor.storage)
-            self.windows.add((tensor.storage, tensor.shape, tensor.offset))
+            self.windows.add(self.window(tensor))
         if isinstance(tensor, Unreadable):
             self.account_below(node)
+
+    @staticmethod
+    def window(
+        tensor: Tensor | StoredTensor,
+    ) -> tuple[str, tuple[int, ...], tuple[int, ...], int]:
+        """What two tensors share if they show the same elements in the same order."""
+        return tensor.storage, tensor.shape, tensor.stride, tensor.offset
 
     def account_below(self, node: Node) -> None:
         """Account for all storages that the parts of an unreadable tensor lie in."""
@@ -298,6 +322,9 @@ class _Search:
                     ref = storage_of(inner)
                     self.storages |= {ref.key} if ref else set()
                 case Call():
+                    part = self.tree.tensor(inner) if made_by(inner) else None
+                    if isinstance(part, Tensor):
+                        self.windows.add(self.window(part))
                     stack += (inner.args, inner.state)
                 case Dict():
                     stack += (value for _, value in inner.pairs)
@@ -316,10 +343,18 @@ class _Search:
         reason = "is in the file, but no tensor of the object is in it"
         if self.container.kind is Kind.TAR:
             for stored in self.container.tensors.values():
-                if (stored.storage, stored.shape, stored.offset) not in self.windows:
+                if self.window(stored) not in self.windows:
                     what = f"{stored.dtype.name} {list(stored.shape)}"
                     self.leftovers.append(Leftover("", what, reason, is_tensor=True))
             return
+        for event in self.container.object_trace.events:
+            if not isinstance(event, Call) or not made_by(event):
+                continue
+            tensor = self.tree.tensor(event)
+            if isinstance(tensor, Tensor) and self.window(tensor) not in self.windows:
+                what = self.tree.written(_describe(tensor, event, self.container))
+                self.leftovers.append(Leftover("", what, reason, is_tensor=True))
+                self.account(event, tensor)
         for key, storage in self.container.storages.items():
             if key not in self.storages:
                 what = f"storage {brief(key)}: {storage.dtype.name} [{storage.numel}]"

@@ -57,7 +57,6 @@ KNOWN_GAPS: dict[str, str] = {
     "dots-for-a-root": _DOTS,
     "a-storage-whose-name-climbs-out": _DOTS,
     "a-storage-that-inflates-a-thousandfold": _COST,
-    "tensor-of-a-terabyte-on-two-floats": _COST,
     "memo-bomb-of-tuples": _COST,
     "memo-bomb-of-lists": _COST,
     "tuples-nested-200000-deep": _COST,

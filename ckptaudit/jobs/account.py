@@ -1,0 +1,106 @@
+"""The account of a conversion: where every tensor of the source went, and what it cost.
+
+Knows:      what a conversion has to say.
+Is told:    all of it, by `writing`.
+Never asks: how it is shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ckptaudit.jobs.opening import File
+
+if TYPE_CHECKING:
+    from ckptaudit.containers import Kind
+    from ckptaudit.layouts import Component, ComponentCount
+    from ckptaudit.numerics import TensorStats
+    from ckptaudit.plan import Alias, Drop, Options
+    from ckptaudit.policy import Coverage, Finding, Severity
+    from ckptaudit.tensors import Leftover
+
+__all__ = ["Conversion", "Source", "TensorEntry"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source(File):
+    """The file that was converted.
+
+    Attributes:
+        container: Its framing.
+        state_dict: Where in the pickle the weights were found; "" is the root.
+        verdict: What a scan thinks of it.
+        coverage: Whether all of it was read.
+    """
+
+    container: Kind
+    state_dict: str
+    verdict: Severity
+    coverage: Coverage
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor that was written, or would be.
+
+    Attributes:
+        name: What it is called in the output.
+        file: Name of the output file it is in.
+        source: Its key in the source.
+        component: What part of the model it is.
+        op: What was done to its shape.
+        rows: Which rows of the source were taken, or None for all.
+        source_dtype: torch's name of its type in the source.
+        dtype: torch's name of its type in the output.
+        shape: Elements per dimension, in the output.
+        stats: What it holds and what the cast cost; None in a dry run.
+    """
+
+    name: str
+    file: str
+    source: str
+    component: Component
+    op: str
+    rows: tuple[int, int] | None
+    source_dtype: str
+    dtype: str
+    shape: tuple[int, ...]
+    stats: TensorStats | None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """The account of a conversion: every tensor of the source is in it exactly once.
+
+    Attributes:
+        source: The file that was converted.
+        written: False in a dry run: then it says what would be.
+        family: Name of the model family, or ``unknown``.
+        variant: Which variant of it, or None.
+        evidence: What the family was recognised by.
+        options: What was asked for.
+        components: What is there, missing and unexpected, component by component.
+        outputs: The files written, their hashes read back after writing; a dry run has none.
+        tensors: In the order of the data in the output.
+        aliases: Names stored under another.
+        dropped: Tensors not written.
+        leftovers: Values of the source that are no tensors.
+        findings: What the scan found, and what became of weights that did not fit.
+        notes: What is worth knowing besides.
+    """
+
+    source: Source
+    written: bool
+    family: str
+    variant: str | None
+    evidence: tuple[str, ...]
+    options: Options
+    components: tuple[ComponentCount, ...]
+    outputs: tuple[File, ...]
+    tensors: tuple[TensorEntry, ...]
+    aliases: tuple[Alias, ...]
+    dropped: tuple[Drop, ...]
+    leftovers: tuple[Leftover, ...]
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
