@@ -20,9 +20,15 @@ _DANGEROUS_MODULES = frozenset(
     multiprocessing threading _thread asyncio signal atexit gc inspect linecache
     timeit profile cProfile trace doctest pydoc idlelib lib2to3 ensurepip pip distutils setuptools
     tempfile io _io fileinput glob platform yaml logging
-    _xxsubinterpreters _interpreters test site _aix_support _osx_support _pyrepl
+    _xxsubinterpreters _interpreters test site _aix_support _osx_support _pyrepl difflib mlflow
+    numpy.f2py numpy.testing pandas.core.computation pandas.io
+    torch.fx._lazy_graph_module torch.fx.graph_module torch.jit.unsupported_tensor_ops torch.package
+    torch.utils.bottleneck torch.utils.collect_env torch.utils.cpp_extension
+    torch.utils.data.datapipes.utils.decoder
     """.split()
 )
+# A module's name is looked at so far: a hostile one may be of a megabyte, in ever so many parts.
+_LONGEST = max(map(len, _DANGEROUS_MODULES)) + 1
 _DANGEROUS_NAMES = frozenset(
     {
         *(
@@ -60,14 +66,28 @@ _DANGEROUS_NAMES = frozenset(
         ("torch.storage", "_load_from_bytes"),
         ("codecs", "open"),
         ("numpy", "load"),
+        ("uuid", "_get_command_stdout"),
+        ("uuid", "_popen"),
+        *(
+            ("pandas", name)
+            for name in (
+                "eval",
+                *(
+                    f"read_{what}"
+                    for what in (
+                        "clipboard csv excel feather fwf gbq hdf html json orc parquet pickle sas"
+                        " spss sql sql_query sql_table stata table xml"
+                    ).split()
+                ),
+            )
+        ),
     }
 )
 
 
 def dangerous(module: str, name: str) -> bool:
     """Whether the pair is known to run code or to reach files, processes or the network."""
-    return (
-        module.split(".", 1)[0] in _DANGEROUS_MODULES
-        or module in _DANGEROUS_MODULES
-        or (module, name) in _DANGEROUS_NAMES
-    )
+    if (module, name) in _DANGEROUS_NAMES:
+        return True
+    parts = module[:_LONGEST].split(".")
+    return any(".".join(parts[:end]) in _DANGEROUS_MODULES for end in range(1, len(parts) + 1))

@@ -11,6 +11,7 @@ for state.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ _CHANGES = {"append-to-other", "setitem-on-other", "additems-to-other"}
 _MOST_NAME = 60
 _LONGEST_PACKAGE = 100
 _MOST_NAMES = 4
+_MODULE = re.compile(r"[A-Za-z0-9_.-]+")
 # How a sentence about a name ends.
 _WHY = {
     "CKA101": " when unpickled",
@@ -500,7 +502,9 @@ def _package_of(name: Global) -> str:
 
 
 def _plain(event: Global) -> bool:
-    return event.module.isascii() and event.name.isascii() and event.name.isidentifier()
+    # Modules that are made while a program runs may have a dash in their name.
+    is_identifier = event.name.isascii() and event.name.isidentifier()
+    return is_identifier and _MODULE.fullmatch(event.module) is not None
 
 
 def _is_torch_module_helper(event: Global) -> bool:

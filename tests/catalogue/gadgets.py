@@ -59,7 +59,7 @@ GADGETS = (
     ),
     Gadget((3,), "linecache", "getline", DANGEROUS, ("CVE-2025-46417", "GHSA-93mv-x874-956g")),
     Gadget((4,), "commands", "getoutput", DANGEROUS),
-    Gadget((4,), "numpy.testing._private.utils", "runstring", NOT_LISTED),
+    Gadget((4,), "numpy.testing._private.utils", "runstring", DANGEROUS),
     # torch
     Gadget(TORCH, _GUARDS, "GuardBuilder.get", DOTTED, ("GHSA-86cj-95qr-2p4f", "CVE-2025-71353")),
     Gadget(
@@ -73,26 +73,26 @@ GADGETS = (
         TORCH,
         "torch.utils.collect_env",
         "run",
-        NOT_LISTED,
+        DANGEROUS,
         ("GHSA-f745-w6jp-hpxx", "CVE-2025-71350"),
     ),
     Gadget(
-        TORCH, "torch.utils.collect_env", "run_and_read_all", NOT_LISTED, ("GHSA-jhph-76pp-mggw",)
+        TORCH, "torch.utils.collect_env", "run_and_read_all", DANGEROUS, ("GHSA-jhph-76pp-mggw",)
     ),
-    Gadget(TORCH, _BOTTLENECK, "run_cprofile", NOT_LISTED, ("GHSA-4r9r-ch6f-vxmx",)),
-    Gadget(TORCH, _BOTTLENECK, "run_autograd_prof", NOT_LISTED, ("GHSA-4whj-rm5r-c2v8",)),
+    Gadget(TORCH, _BOTTLENECK, "run_cprofile", DANGEROUS, ("GHSA-4r9r-ch6f-vxmx",)),
+    Gadget(TORCH, _BOTTLENECK, "run_autograd_prof", DANGEROUS, ("GHSA-4whj-rm5r-c2v8",)),
     Gadget(
         TORCH,
         "torch.jit.unsupported_tensor_ops",
         "execWrapper",
-        NOT_LISTED,
+        DANGEROUS,
         ("GHSA-vr7h-p6mm-wpmh",),
     ),
     Gadget(
         TORCH,
         "torch.utils.data.datapipes.utils.decoder",
         "basichandlers",
-        NOT_LISTED,
+        DANGEROUS,
         ("GHSA-h3qp-7fh3-f8h4",),
     ),
     Gadget(
@@ -203,8 +203,8 @@ GADGETS = (
         DANGEROUS,
         ("GHSA-vqmv-47xg-9wpr", "GHSA-hgrh-qx5j-jfwx", "CVE-2025-71322"),
     ),
-    Gadget(LATER, _F2PY, "getlincoef", NOT_LISTED, ("GHSA-r8g5-cgf2-4m4m",)),
-    Gadget(LATER, _F2PY, "_eval_length", NOT_LISTED, ("GHSA-6556-fwc2-fg2p", "CVE-2025-71339")),
+    Gadget(LATER, _F2PY, "getlincoef", DANGEROUS, ("GHSA-r8g5-cgf2-4m4m",)),
+    Gadget(LATER, _F2PY, "_eval_length", DANGEROUS, ("GHSA-6556-fwc2-fg2p", "CVE-2025-71339")),
     # Files
     Gadget((39,), "_io", "FileIO", DANGEROUS, ("GHSA-9726-w42j-3qjr", "CVE-2026-53872")),
     Gadget((39,), "urllib.request", "urlopen", DANGEROUS, ("GHSA-9726-w42j-3qjr",)),
@@ -215,7 +215,7 @@ GADGETS = (
     Gadget((41,), "cloudpickle.cloudpickle", "_make_function", DANGEROUS, ("GHSA-9m3x-qqw2-h32h",)),
     # Resolvers and runners
     Gadget((42,), "pkgutil", "resolve_name", DANGEROUS, ("GHSA-vvpj-8cmc-gx39",)),
-    Gadget((43,), "uuid", "_get_command_stdout", NOT_LISTED, ("GHSA-g38g-8gr9-h9xp",)),
+    Gadget((43,), "uuid", "_get_command_stdout", DANGEROUS, ("GHSA-g38g-8gr9-h9xp",)),
     Gadget((43,), "_osx_support", "_read_output", DANGEROUS, ("GHSA-g38g-8gr9-h9xp",)),
     Gadget((43,), "_aix_support", "_read_cmd_output", DANGEROUS, ("GHSA-g38g-8gr9-h9xp",)),
     Gadget((43,), "imaplib", "IMAP4_stream", DANGEROUS, ("GHSA-g38g-8gr9-h9xp",)),
@@ -247,7 +247,7 @@ GADGETS = (
     Gadget((46,), "multiprocessing.process", "BaseProcess", DANGEROUS, ("GHSA-q5qq-mvfm-j35x",)),
     Gadget((46,), "_osx_support", "_find_executable", DANGEROUS, ("GHSA-5hwf-rc88-82xm",)),
     Gadget((46,), "linecache", "updatecache", DANGEROUS, ("GHSA-r48f-3986-4f9c",)),
-    Gadget((46,), "difflib", "context_diff", NOT_LISTED, ("GHSA-r48f-3986-4f9c",)),
+    Gadget((46,), "difflib", "context_diff", DANGEROUS, ("GHSA-r48f-3986-4f9c",)),
     Gadget((46,), "gc", "get_objects", DANGEROUS, ("GHSA-r48f-3986-4f9c",)),
     Gadget((46,), "platform", "_syscmd_file", DANGEROUS, ("GHSA-5cxw-w2xg-2m8h",)),
     Gadget((46,), "_posixsubprocess", "fork_exec", DANGEROUS, ("GHSA-m6fh-58r7-x697",)),
@@ -256,9 +256,9 @@ GADGETS = (
     Gadget((46,), "_interpreters", "run_string", DANGEROUS, ("GHSA-6ggj-6f2q-f7mx",)),
     Gadget((46,), "_interpreters", "create", DANGEROUS, ("GHSA-6ggj-6f2q-f7mx",)),
     Gadget((47,), "multiprocessing.util", "spawnv_passfds", DANGEROUS),
-    Gadget((47,), "mlflow.projects.backend.local", "_run_entry_point", NOT_LISTED),
-    Gadget((47,), "pandas", "read_csv", NOT_LISTED),
-    Gadget((47,), "pandas.io.parsers.readers", "read_csv", NOT_LISTED),
+    Gadget((47,), "mlflow.projects.backend.local", "_run_entry_point", DANGEROUS),
+    Gadget((47,), "pandas", "read_csv", DANGEROUS),
+    Gadget((47,), "pandas.io.parsers.readers", "read_csv", DANGEROUS),
     Gadget((47,), "yaml", "unsafe_load", DANGEROUS),
     Gadget((47,), "torch.storage", "_load_from_bytes", DANGEROUS),
     # What nobody needs an advisory for
