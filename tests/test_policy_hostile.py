@@ -46,7 +46,12 @@ from ckptaudit.containers import open_container
 from ckptaudit.policy import Judgement, Severity, judge
 from ckptaudit.source import BufferSource
 
-MODULE_STATE: dict[str, object] = {"_parameters": {}, "_modules": {}}
+MODULE_STATE: dict[str, object] = {
+    "training": True,
+    "_parameters": {},
+    "_buffers": {},
+    "_modules": {},
+}
 
 
 def judged(data: bytes) -> Judgement:
@@ -69,6 +74,7 @@ def made(module: str, name: str, state: object = None) -> bytes:
 
 THING = made("thing", "Thing")
 NAMESPACE = made("argparse", "Namespace")
+LAYER = named("torch.nn.modules.linear", "Linear")
 
 
 def dtype(name: str = "O", flags: int = 0) -> bytes:
@@ -249,6 +255,10 @@ HOSTILE: dict[str, tuple[str, bytes]] = {
         "CKA106",
         value(("module", named("collections", "OrderedDict"), None, None)) + BINPERSID,
     ),
+    "persistent-id-of-a-class-in-a-tar-in-a-zip": (
+        "CKA106",
+        value((named("collections", "OrderedDict"), None, None)) + BINPERSID,
+    ),
     "persistent-id-with-a-number-for-a-place": ("CKA106", storage_id("0", 1, location=5)),
     "persistent-id-with-a-size-of-text": ("CKA106", storage_id("0", "1")),
     "persistent-id-of-a-strange-type": (
@@ -275,6 +285,102 @@ HOSTILE: dict[str, tuple[str, bytes]] = {
     ),
     "module-without-state": ("CKA102", THING),
     "module-of-the-standard-library": ("CKA102", made("sched", "scheduler", MODULE_STATE)),
+    "module-of-a-library-that-has-none": ("CKA102", made("sklearn.base", "Net", MODULE_STATE)),
+    "module-of-torch-that-is-no-layer": ("CKA102", made("torch.utils.data", "Net", MODULE_STATE)),
+    "module-beside-the-models-of-a-library": (
+        "CKA102",
+        made("transformers.trainer", "Net", MODULE_STATE),
+    ),
+    "module-whose-place-is-only-a-prefix": ("CKA102", made("torch.nnet", "Net", MODULE_STATE)),
+    "module-without-buffers": (
+        "CKA102",
+        made("thing", "Thing", {"training": True, "_parameters": {}, "_modules": {}}),
+    ),
+    "module-whose-parts-are-no-dict": (
+        "CKA102",
+        made("thing", "Thing", {**MODULE_STATE, "_modules": 1}),
+    ),
+    "module-whose-parts-are-replaced": (
+        "CKA102",
+        global_("thing", "Thing")
+        + EMPTY_TUPLE
+        + NEWOBJ
+        + (value(MODULE_STATE) + values("_modules", 1) + SETITEM)
+        + BUILD,
+    ),
+    "module-that-is-given-items": (
+        "CKA103",
+        made("thing", "Thing", MODULE_STATE) + values("a", 1) + SETITEM,
+    ),
+    "layer-of-a-terabyte": ("CKA102", call("torch.nn.modules.linear", "Linear", 1 << 20, 1 << 20)),
+    "layer-without-state": ("CKA102", made("torch.nn.modules.linear", "Linear")),
+    "layer-without-state-by-copyreg": (
+        "CKA102",
+        call("copyreg", "__newobj__", named("torch.nn.modules.linear", "Linear")),
+    ),
+    "function-beside-the-layers": (
+        "CKA102",
+        global_("torch.nn.modules.module", "register_module_forward_hook"),
+    ),
+    # Functions for later
+    "partial-of-a-command": ("CKA101", call("functools", "partial", named("posix", "system"))),
+    "partial-of-an-unknown-function": ("CKA102", call("functools", "partial", named("a", "b"))),
+    "partial-of-a-command-by-its-state": (
+        "CKA101",
+        call("functools", "partial", LAYER)
+        + value((named("posix", "system"), ("true",), {}, None))
+        + BUILD,
+    ),
+    "partial-with-arguments": ("CKA103", call("functools", "partial", LAYER, 1 << 40)),
+    "partial-of-what-a-call-made": ("CKA103", call("functools", "partial", Raw(NAMESPACE))),
+    "partial-that-is-called": (
+        "CKA103",
+        call("functools", "partial", LAYER) + EMPTY_TUPLE + REDUCE,
+    ),
+    "partial-with-state-of-another-kind": (
+        "CKA107",
+        call("functools", "partial", LAYER) + value({"func": 1}) + BUILD,
+    ),
+    "partial-with-a-hidden-attribute": (
+        "CKA107",
+        call("functools", "partial", LAYER) + value((LAYER, (), {}, {"__class__": 1})) + BUILD,
+    ),
+    # Empty objects
+    "newobj-of-copyreg-with-arguments": (
+        "CKA103",
+        call("copyreg", "__newobj__", named("argparse", "Namespace"), 1),
+    ),
+    "newobj-of-copyreg-of-a-class": (
+        "CKA102",
+        call("copyreg", "__newobj__", named("thing", "Thing")),
+    ),
+    "newobj-of-copyreg-of-a-storage": (
+        "CKA103",
+        call("copyreg", "__newobj__", named("torch", "FloatStorage")),
+    ),
+    # What is called at second hand
+    "rebuild-by-a-command": (
+        "CKA101",
+        call(
+            "torch.tensor",
+            "_rebuild_from_type",
+            named("posix", "system"),
+            named("torch", "Tensor"),
+            ("true",),
+            {},
+        ),
+    ),
+    "rebuild-by-a-rebuild-that-is-not-listed": (
+        "CKA102",
+        call(
+            "torch._tensor",
+            "_rebuild_from_type_v2",
+            named("torch._utils", "_rebuild_anything"),
+            named("torch", "Tensor"),
+            ("true",),
+            {},
+        ),
+    ),
     "module-that-is-dangerous": ("CKA101", made("threading", "Thread", MODULE_STATE)),
 }
 

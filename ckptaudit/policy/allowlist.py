@@ -23,7 +23,7 @@ from ckptaudit.policy import arguments as given
 if TYPE_CHECKING:
     from ckptaudit.policy.arguments import Arguments, State
 
-__all__ = ["MAPPINGS", "SEQUENCES", "UNCHECKED", "Allowed", "allowed"]
+__all__ = ["MAPPINGS", "SEQUENCES", "UNCHECKED", "Allowed", "allowed", "reviewed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,19 @@ class Allowed:
 
 
 _NAMES: dict[tuple[str, str], Allowed] = {}
+# What whole modules bring with them: data to nobody, and no danger while it is unpickled.
+_REVIEWED = {
+    # Holds a function for later.  Which one is judged by its own name.
+    ("functools", "partial"): Allowed(
+        "a function that is to be called with fixed arguments",
+        given.function,
+        given.partial_state,
+        keywords=False,
+    ),
+    ("torch.nn.backends.thnn", "_get_thnn_function_backend"): Allowed(
+        "a module's handle on its C code, torch < 1.2", given.nothing, None, keywords=False
+    ),
+}
 
 
 def _allow(
@@ -120,13 +133,15 @@ _allow(_TENSOR, "torch._utils", "_rebuild_tensor_v3", takes=given.with_hooks(5))
 _allow(_TENSOR, "torch._utils", "_rebuild_qtensor", takes=given.with_hooks(6))
 _allow(_TENSOR, "torch._utils", "_rebuild_parameter", takes=given.with_hooks(2))
 _allow(_TENSOR, "torch._utils", "_rebuild_parameter_with_state", takes=given.with_state)
-_allow(
-    "rebuilds a tensor of a subclass",
-    "torch._tensor",
-    "_rebuild_from_type_v2",
-    "_rebuild_from_type",
-    takes=given.rebuild_by,
-)
+# Before torch 1.9 torch._tensor was torch.tensor.
+for _module in ("torch._tensor", "torch.tensor"):
+    _allow(
+        "rebuilds a tensor of a subclass",
+        _module,
+        "_rebuild_from_type_v2",
+        "_rebuild_from_type",
+        takes=given.rebuild_by,
+    )
 for _module in ("torch.nn.parameter", "torch.nn"):
     _allow(
         "a trainable tensor",
@@ -196,6 +211,12 @@ for _module in ("copyreg", "copy_reg"):
         _module,
         "_reconstructor",
         takes=given.complete_state,
+    )
+    _allow(
+        "makes an empty object of a class that is named too",
+        _module,
+        "__newobj__",
+        takes=given.function,
     )
 
 # NumPy.
@@ -295,11 +316,22 @@ MAPPINGS = frozenset(
 SEQUENCES = frozenset({("collections", "deque")})
 # torch 2.13, _utils.py, _validate_loaded_sparse_tensors: the indices of a sparse tensor are
 # not checked unless the user asks for it, and one out of range reads and writes past the end.
+# The sizes and offsets of a nested tensor never are.
 UNCHECKED = frozenset(
-    {("torch._utils", "_rebuild_sparse_tensor"), ("torch._utils", "_rebuild_sparse_csr_tensor")}
+    ("torch._utils", name)
+    for name in (
+        "_rebuild_sparse_tensor",
+        "_rebuild_sparse_csr_tensor",
+        "_rebuild_nested_tensor",
+    )
 )
 
 
 def allowed(module: str, name: str) -> Allowed | None:
     """Why this exact pair may be asked for, or None if nothing says it may."""
     return _NAMES.get((module, name))
+
+
+def reviewed(module: str, name: str) -> Allowed | None:
+    """Why this exact pair is worth a look and no alarm, or None if nothing says so."""
+    return _REVIEWED.get((module, name))

@@ -35,7 +35,9 @@ __all__ = [
     "dtype_state",
     "factory_and_pairs",
     "fraction",
+    "function",
     "hidden_names",
+    "inner_call",
     "latin1",
     "made_array",
     "nothing",
@@ -43,6 +45,7 @@ __all__ = [
     "octets",
     "pairs",
     "parameter",
+    "partial_state",
     "queue",
     "raw_array",
     "rebuild_by",
@@ -119,6 +122,18 @@ def rebuild_by(args: tuple[Node, ...]) -> bool:
             return name.startswith("_rebuild_") and _set_later(state)
         case _:
             return False
+
+
+def inner_call(call: Call) -> Call | None:
+    """The call that *call* would make of what it is given, or None."""
+    outer = call.func
+    if not isinstance(outer, Global) or outer.module not in {"torch._tensor", "torch.tensor"}:
+        return None
+    match call.args:
+        case (Global() as func, _, tuple() as args, _):
+            return Call("REDUCE", func, args, None, call.offset)
+        case _:
+            return None
 
 
 def parameter(args: tuple[Node, ...]) -> bool:
@@ -262,6 +277,15 @@ def dtype(args: tuple[Node, ...]) -> bool:
             return False
 
 
+def function(args: tuple[Node, ...]) -> bool:
+    """One name, of a function or class."""
+    match args:
+        case (Global(),):
+            return True
+        case _:
+            return False
+
+
 def complete_state(args: tuple[Node, ...]) -> bool:
     """A class whose object is to be made empty."""
     match args:
@@ -312,6 +336,15 @@ def array_state(state: Node) -> bool:
     match state:
         case (int(), tuple(), kind, int(), data):
             return _is_dtype(kind) and _is_raw(data)
+        case _:
+            return False
+
+
+def partial_state(state: Node) -> bool:
+    """A function, its arguments, its keyword arguments, attributes."""
+    match state:
+        case (Global(), tuple(), Dict() | None, Dict() | None as others):
+            return _set_later(others)
         case _:
             return False
 

@@ -27,6 +27,8 @@ _DANGEROUS_MODULES = frozenset(
     torch.utils.data.datapipes.utils.decoder
     """.split()
 )
+# It stands in whole modules, and only holds a function; `allowlist` says with which arguments.
+_HARMLESS = {("functools", "partial")}
 # A module's name is looked at so far: a hostile one may be of a megabyte, in ever so many parts.
 _LONGEST = max(map(len, _DANGEROUS_MODULES)) + 1
 _DANGEROUS_NAMES = frozenset(
@@ -87,7 +89,7 @@ _DANGEROUS_NAMES = frozenset(
 
 def dangerous(module: str, name: str) -> bool:
     """Whether the pair is known to run code or to reach files, processes or the network."""
-    if (module, name) in _DANGEROUS_NAMES:
-        return True
+    if (module, name) in _DANGEROUS_NAMES or (module, name) in _HARMLESS:
+        return (module, name) in _DANGEROUS_NAMES
     parts = module[:_LONGEST].split(".")
     return any(".".join(parts[:end]) in _DANGEROUS_MODULES for end in range(1, len(parts) + 1))

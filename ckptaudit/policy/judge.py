@@ -12,7 +12,6 @@ for state.
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -20,15 +19,22 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers import Gap, Kind, key_of, module_of, storage_of
-from ckptaudit.policy.allowlist import MAPPINGS, SEQUENCES, UNCHECKED, allowed
-from ckptaudit.policy.arguments import attribute_dicts, hidden_names
+from ckptaudit.policy.allowlist import MAPPINGS, SEQUENCES, UNCHECKED, allowed, reviewed
+from ckptaudit.policy.arguments import attribute_dicts, hidden_names, inner_call
 from ckptaudit.policy.dangerous import dangerous
 from ckptaudit.policy.findings import Findings, shown
+from ckptaudit.policy.modules import (
+    class_behind,
+    class_made,
+    function_of,
+    is_layer,
+    module_classes,
+    package_of,
+)
 from ckptaudit.policy.rules import RULES, Coverage, Finding, Severity
 from ckptaudit.vm import (
     Build,
     Call,
-    Dict,
     Global,
     Oddity,
     Opaque,
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from ckptaudit.containers import Container, Mishap, Record
+    from ckptaudit.policy.allowlist import Allowed
     from ckptaudit.vm import Node, Trace
 
 __all__ = ["GlobalUse", "Judgement", "judge"]
@@ -51,8 +58,9 @@ _MOST_USES = 1000
 # Oddities of the machine that change something else than a list, a dict or a set.
 _CHANGES = {"append-to-other", "setitem-on-other", "additems-to-other"}
 _MOST_NAME = 60
-_LONGEST_PACKAGE = 100
 _MOST_NAMES = 4
+# Modules with functions that call another, or make an object of a class they are given.
+_AT_SECOND_HAND = {"copyreg", "copy_reg", "torch._tensor", "torch.tensor"}
 _MODULE = re.compile(r"[A-Za-z0-9_.-]+")
 # How a sentence about a name ends.
 _WHY = {
@@ -272,8 +280,19 @@ class _TraceJudge:
         self.hidden: dict[int, list[str]] = {}
         # By module and name, which may be long and asked for many times.
         self.rules: dict[tuple[str, str], str | None] = {}
-        self.module_classes = _module_classes(trace)
-        self.called = {id(_function_of(event)) for event in trace.events if isinstance(event, Call)}
+        self.module_classes = module_classes(trace)
+        # By id: names that are called, so that each call speaks for them; and classes of which
+        # objects are made by a function.
+        self.called: set[int] = set()
+        self.made: set[int] = set()
+        for event in trace.events:
+            if isinstance(event, Call):
+                func = function_of(event)
+                self.called.add(id(func))
+                if isinstance(func, Global) and func.module in _AT_SECOND_HAND:
+                    inner = inner_call(event)
+                    self.called |= {id(inner.func)} if inner else set()
+                    self.made.add(id(class_made(event)))
 
     def judge(self) -> None:
         """Find what is wrong with the pickle, in its order."""
@@ -309,12 +328,12 @@ class _TraceJudge:
             return "CKA101"
         if allowed(name.module, name.name) is not None:
             return None
-        if self.scripted and _package_of(name) == "__torch__":
+        if self.scripted and package_of(name) == "__torch__":
             # A class defined by the archive's own code, which CKA205 speaks of.
             return None
         if "." in name.name or "__" in name.name or not _plain(name):
             return "CKA105"
-        return "CKA108" if _is_torch_module_helper(name) else "CKA102"
+        return "CKA108" if reviewed(name.module, name.name) else "CKA102"
 
     def judge_opaque(self, event: Opaque) -> None:
         self.found(
@@ -339,11 +358,13 @@ class _TraceJudge:
             )
         elif id(event) not in self.called:
             # Else each call says so, with its arguments.
+            if rule_id == "CKA102" and is_layer(event) and id(event) not in self.made:
+                rule_id = "CKA108"
             why = _WHY[rule_id]
             self.found(rule_id, event.offset, lambda: f"asks for {brief(event)}{why}")
 
     def judge_call(self, event: Call) -> None:
-        func = _function_of(event)
+        func = function_of(event)
         if not isinstance(func, Global):
             self.found(
                 "CKA103",
@@ -351,34 +372,26 @@ class _TraceJudge:
                 lambda: f"would call the result of something else: {brief(event)}",
             )
             return
-        entry = allowed(func.module, func.name)
         rule_id = self.rule_of(func)
-        if rule_id is not None and id(func) not in self.module_classes:
-            why = _WHY[rule_id]
-            self.found(rule_id, event.offset, lambda: f"would call {brief(event)}{why}")
-        elif entry is None:
-            return
-        elif entry.takes is None:
-            self.found("CKA103", event.offset, lambda: f"would call {brief(event)}")
-        elif not (isinstance(event.args, tuple) and entry.takes(event.args)) or (
-            event.kwargs is not None and not entry.keywords
-        ):
-            self.found(
-                "CKA103",
-                event.offset,
-                lambda: f"would call {brief(event)}, with arguments that no pickler writes",
-            )
-        elif (func.module, func.name) in UNCHECKED:
-            self.found("CKA111", event.offset, lambda: f"would call {brief(event)}")
-        elif not _may_be_empty(_class_made(event)):
-            self.found(
-                "CKA103", event.offset, lambda: f"would make an empty object: {brief(event)}"
-            )
+        entry = _entry(func)
+        if entry is None:
+            if rule_id is not None and id(func) not in self.module_classes:
+                why = _WHY[rule_id]
+                self.found(rule_id, event.offset, lambda: f"would call {brief(event)}{why}")
+        else:
+            rule_id, said = _thought_of(event, func, entry) or (rule_id, "would call {}")
+            if rule_id is not None:
+                self.found(rule_id, event.offset, lambda: said.format(brief(event)))
         self.judge_contents(event, func)
+        inner = inner_call(event)
+        if inner is not None:
+            self.judge_call(inner)
 
     def judge_contents(self, event: Call, func: Global) -> None:
         """Storing calls a method of what the call made, and any object may bring its own."""
-        made = _class_made(event) or func
+        if not (event.pairs or event.elements):
+            return
+        made = class_made(event) or func
         name = (made.module, made.name)
         if (event.pairs and name not in MAPPINGS) or (event.elements and name not in SEQUENCES):
             self.found(
@@ -388,19 +401,29 @@ class _TraceJudge:
             )
 
     def judge_persistent_id(self, event: PersistentId) -> None:
-        if storage_of(event) is not None:
-            return
         kind = self.container.kind
+        if storage_of(event) is not None:
+            if kind is Kind.PICKLE:
+                self.found(
+                    "CKA204",
+                    event.offset,
+                    lambda: f"refers to {brief(event.pid)}, and a bare pickle has no storages",
+                )
+            return
         if kind is Kind.LEGACY and module_of(event) is not None:
             return
-        if kind is Kind.TAR and type(event.pid) is int:
-            # In a tar of torch < 0.1.10 a persistent id is the number of a tensor or storage.
-            key = key_of(event.pid)
-            if key in self.container.tensors or key in self.container.storages:
-                return
+        if kind is Kind.TAR and self.is_in_tar(event):
+            return
         self.found(
             "CKA106", event.offset, lambda: f"refers to {brief(event.pid)}, which is no storage"
         )
+
+    def is_in_tar(self, event: PersistentId) -> bool:
+        """Whether a tar of torch < 0.1.10 may mean that: a class, or a tensor or storage it has."""
+        if class_behind(event) is not None:
+            return True
+        key = key_of(event.pid) if type(event.pid) is int else None
+        return key in self.container.tensors or key in self.container.storages
 
     def judge_build(self, event: Build) -> None:
         target = event.target
@@ -411,11 +434,11 @@ class _TraceJudge:
             if names:
                 self.found("CKA107", event.offset, partial(_hidden_attributes, target, names))
                 return
-        made = (_class_made(target) or _function_of(target)) if isinstance(target, Call) else None
+        made = (class_made(target) or function_of(target)) if isinstance(target, Call) else None
         if made is None:
             self.found("CKA107", event.offset, lambda: f"would set the state of {brief(target)}")
             return
-        entry = allowed(made.module, made.name) if isinstance(made, Global) else None
+        entry = _entry(made) if isinstance(made, Global) else None
         if entry is not None and (entry.state is None or not entry.state(event.state)):
             self.found(
                 "CKA107",
@@ -431,57 +454,23 @@ def _hidden_attributes(target: Node, names: list[str]) -> str:
     return f"would replace {listed} of {brief(target)}"
 
 
-def _module_classes(trace: Trace) -> frozenset[int]:
-    """Classes (by id of their node) whose objects are modules, by what the pickle does with them.
-
-    Whenever it calls the class it does so to make an empty object, and every state that the
-    object is given is that of a ``torch.nn.Module``.  A function cannot pass for one: it
-    would be called with arguments, or the loader would stop when it is asked for an object.
-    """
-    # By id of the target: whether each state it is given is that of a module.
-    states: dict[int, bool] = {}
-    of_module: dict[int, bool] = {}
-    for event in trace.events:
-        if isinstance(event, Build):
-            state = id(event.state)
-            if state not in of_module:
-                of_module[state] = _is_module_state(event.state)
-            states[id(event.target)] = states.get(id(event.target), True) and of_module[state]
-    if not any(of_module.values()):
-        return frozenset()
-    made: dict[int, bool] = {}
-    for event in trace.events:
-        if isinstance(event, Call):
-            cls = _class_made(event)
-            fits = (
-                cls is not None
-                and states.get(id(event), False)
-                and _package_of(cls) not in sys.stdlib_module_names
-            )
-            func = id(cls or _function_of(event))
-            made[func] = made.get(func, True) and fits
-    return frozenset(node for node, always in made.items() if always)
+def _entry(name: Global) -> Allowed | None:
+    return allowed(name.module, name.name) or reviewed(name.module, name.name)
 
 
-def _function_of(call: Call) -> Node:
-    """What a call calls; behind a module's persistent id, the class it names."""
-    if isinstance(call.func, PersistentId):
-        return module_of(call.func)
-    return call.func
-
-
-def _class_made(call: Call) -> Global | None:
-    """The class of which *call* makes an empty object, as pickle does before BUILD; or None."""
-    func = _function_of(call)
-    if not isinstance(func, Global):
-        return None
-    if func.name == "_reconstructor" and func.module in {"copyreg", "copy_reg"}:
-        match call.args:
-            case (Global() as cls, Global(name="object"), None):
-                return cls
-            case _:
-                return None
-    return func if call.op == "NEWOBJ" and call.args == () else None
+def _thought_of(event: Call, func: Global, entry: Allowed) -> tuple[str, str] | None:
+    """A rule that the call of a name we know falls under, and how to say it; or None."""
+    if entry.takes is None:
+        return "CKA103", "would call {}"
+    if not (isinstance(event.args, tuple) and entry.takes(event.args)) or (
+        event.kwargs is not None and not entry.keywords
+    ):
+        return "CKA103", "would call {}, with arguments that no pickler writes"
+    if (func.module, func.name) in UNCHECKED:
+        return "CKA111", "would call {}"
+    if not _may_be_empty(class_made(event)):
+        return "CKA103", "would make an empty object: {}"
+    return None
 
 
 def _may_be_empty(cls: Global | None) -> bool:
@@ -490,26 +479,7 @@ def _may_be_empty(cls: Global | None) -> bool:
     return entry is None or (entry.takes is not None and entry.takes(()))
 
 
-def _is_module_state(state: Node) -> bool:
-    if not isinstance(state, Dict):
-        return False
-    return {"_parameters", "_modules"} <= {key for key, _ in state.pairs if isinstance(key, str)}
-
-
-def _package_of(name: Global) -> str:
-    # No package whose name we know is as long; a name of a megabyte may be asked for often.
-    return name.module[:_LONGEST_PACKAGE].split(".", 1)[0]
-
-
 def _plain(event: Global) -> bool:
     # Modules that are made while a program runs may have a dash in their name.
     is_identifier = event.name.isascii() and event.name.isidentifier()
     return is_identifier and _MODULE.fullmatch(event.module) is not None
-
-
-def _is_torch_module_helper(event: Global) -> bool:
-    # Modules of torch < 0.4 kept a handle on their C backend.
-    return (event.module, event.name) == (
-        "torch.nn.backends.thnn",
-        "_get_thnn_function_backend",
-    )

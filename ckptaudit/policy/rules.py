@@ -109,7 +109,11 @@ _ALL = (
     Rule("CKA108", Severity.REVIEW, "holds objects of a class, not only tensors"),
     Rule("CKA109", Severity.REVIEW, "has opcodes that no pickler writes"),
     Rule("CKA110", Severity.SUSPICIOUS, "holds a pickle that the loader reads as something else"),
-    Rule("CKA111", Severity.REVIEW, "holds a sparse tensor, whose indices loaders do not check"),
+    Rule(
+        "CKA111",
+        Severity.REVIEW,
+        "holds a tensor whose indices or inner sizes loaders do not check",
+    ),
     Rule("CKA201", Severity.SUSPICIOUS, "looks different to different zip readers"),
     Rule("CKA202", Severity.SUSPICIOUS, "has bytes that belong to nothing"),
     Rule("CKA203", Severity.REVIEW, "has records that torch does not write or refer to"),

@@ -14,7 +14,6 @@ from ckptaudit.errors import CkptauditError
 __all__ = ["KNOWN_GAPS", "marks_for"]
 
 _WINDOW = "clean: only three rebuild functions have their window checked against the storage"
-_INSIDE = "clean: what the rebuild function inside is given is not looked at"
 _EXTRA = "clean: extra fields may hold anything"
 _EXTENSION = "clean: the 64-bit end record may be as long as it likes"
 _DOTS = "clean: a '..' in the name of a storage or root is nothing odd"
@@ -37,12 +36,7 @@ KNOWN_GAPS: dict[str, str] = {
     "the whole of their storage",
     "tensor-outside-by-a-state-that-another-replaces": "clean: of several states only the last "
     "is held against the storage",
-    "persistent-id-of-a-storage-in-a-bare-pickle": "clean: a bare pickle, which has no storages, "
-    "may refer to some",
     "quantised-tensor-outside": _WINDOW,
-    "nested-tensor-whose-parts-nobody-checks": _WINDOW,
-    "sparse-indices-inside-another-rebuild": _INSIDE,
-    "backward-hooks-inside-another-rebuild": _INSIDE,
     "flag-20-patch-data-in-a-harmless-archive": "clean: bit 5 is not among the flags looked at",
     "a-wrong-checksum-in-a-harmless-archive": "clean: no checksum is ever computed",
     "bytes-in-the-padding-before-the-data": _EXTRA,
@@ -117,17 +111,10 @@ KNOWN_GAPS: dict[str, str] = {
     "array-of-objects": _NUMPY,
     "arrays-of-objects": _NUMPY,
     # Honest, and an alarm
-    "namespace-by-newobj-of-copyreg-in-a-zip": "alarm: copyreg.__newobj__ is not on the allowlist",
-    "namespace-by-newobj-of-copyreg-in-a-legacy-stream": "alarm: as in a zip",
-    "tensor-of-a-subclass-by-torch.tensor-in-a-zip": "alarm: torch.tensor, which torch 1.8 called "
-    "torch._tensor, is not on the allowlist",
-    "tensor-of-a-subclass-by-torch.tensor-in-a-legacy-stream": "alarm: as in a zip",
     "numpy-array-of-python-2-in-a-zip": "alarm: reading ends at text that is not utf-8",
     "numpy-array-of-python-2-in-a-legacy-stream": "alarm: as in a zip",
     "tensor-pickled-without-torch-save": "alarm: the stream inside is not read",
     "storage-that-reads-like-an-archive": "alarm: an end record inside a storage counts as one",
-    "whole-module-in-a-tar": "alarm: a class in a tar comes as (class, file, source)",
-    "partial-function-of-a-training-script": "alarm: all of functools counts as dangerous",
 }
 
 

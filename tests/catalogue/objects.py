@@ -411,6 +411,23 @@ REVIEWED: dict[str, tuple[str, Make]] = {
             + BUILD
         ),
     ),
+    "class-of-layers-in-a-configuration": (
+        "CKA108",
+        plain(value({"norm": named("torch.nn.modules.normalization", "LayerNorm")})),
+    ),
+    "nested-tensor": (
+        "CKA111",
+        lambda ids: call(
+            "torch._utils",
+            "_rebuild_nested_tensor",
+            Raw(weights(ids)),
+            *(
+                Raw(tensor(ids(key, 1, itemsize=8, storage="LongStorage"), (1, 1)))
+                for key in ("1", "2")
+            ),
+            Raw(tensor(ids("3", 1, itemsize=8, storage="LongStorage"), (1,))),
+        ),
+    ),
     "sparse-tensor": (
         "CKA111",
         lambda ids: call(
