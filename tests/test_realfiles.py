@@ -57,6 +57,13 @@ def test_keeping_precision_gives_what_torch_loads(name: str, dedupe: str, tmp_pa
     assert converted(output) == flattened(at(result["source"]["state_dict"], root))
     told = [*result["tensors"], *result["aliases"], *result["dropped"]]
     assert len(told) == sum(1 for _ in tensors_in(root))
+    inside = {id(tensor) for _, tensor in tensors_in(at(result["source"]["state_dict"], root))}
+    outside = {id(tensor) for _, tensor in tensors_in(root)} - inside
+    dropped = {drop["source"]: at(drop["source"], root) for drop in result["dropped"]}
+    assert {id(tensor) for tensor in dropped.values()} == outside
+    for drop in result["dropped"]:
+        tensor = dropped[drop["source"]]
+        assert drop["what"] == f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 @pytest.mark.parametrize("name", [*OPENED_BY_TORCH, *named(file=VDSR)])
@@ -119,7 +126,8 @@ def test_a_hostile_file_exits_1_and_names_what_it_asks_for(name: str, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-# Every way in which Python can be made to run something raises an audit event.
+# To run a program, to fork or to unpickle raises an audit event; CPython's list of them is in its
+# documentation, "Audit events table".
 WATCHER = """
 import sys
 from ckptaudit.cli import run
