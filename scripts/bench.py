@@ -35,6 +35,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+from memory import peak_mb
+
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps its memory file system
 
@@ -142,7 +144,7 @@ def bench(folder: Path, *, ema: bool, rounds: int) -> str:
             subprocess.run([sys.executable, "-c", TOUCH, str(source.stat().st_size)], check=True)
             command = contestant.command + ([str(size)] if contestant.name == "copy limit" else [])
             if number > rounds:
-                contestant.peak_mb = peak_mb(command)
+                contestant.peak_mb = peak_mb(command, cwd=ROOT)
             else:
                 run(contestant, command, counted=number > 0)
             if contestant is contestants[0]:
@@ -167,36 +169,6 @@ def run(contestant: Contestant, command: list[str], *, counted: bool) -> None:
         contestant.seconds.append(seconds)
         inner = re.search(r"without imports ([\d.]+)", done.stdout)
         contestant.inner.append(float(inner.group(1)) if inner else seconds)
-
-
-def peak_mb(command: list[str]) -> float:
-    """The most memory that *command* and the processes it makes held at once, in MB.
-
-    What several processes share is counted once (proc(5), Pss in smaps_rollup).
-    """
-    peak = 0
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT) as process:
-        while process.poll() is None:
-            peak = max(peak, sum(pss_kb(pid) for pid in (process.pid, *children(process.pid))))
-            time.sleep(0.005)
-    return peak * 1024 / 1e6
-
-
-def children(pid: int) -> list[int]:
-    """The processes that *pid* has made and not outlived."""
-    listed = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in listed.read_text().split()] if listed.exists() else []
-
-
-def pss_kb(pid: int) -> int:
-    """Memory of one process, its share of what it shares; 0 if it is gone."""
-    try:
-        found = re.search(
-            r"^Pss: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE
-        )
-    except OSError:
-        return 0
-    return int(found.group(1)) if found else 0
 
 
 def describe(contestants: list[Contestant], size: int, written: int, folder: Path) -> str:
