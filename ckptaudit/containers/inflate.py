@@ -70,6 +70,9 @@ class InflatedSource:
         self._packed = packed
         self._budget = budget
         self._allowance = _MOST_PASSES * size + _CHUNK
+        # How far the checksum goes.  It grows with the first pass, whoever makes it.
+        self._summed = 0
+        self._sum = 0
         self._rewind()
 
     def _rewind(self) -> None:
@@ -115,10 +118,21 @@ class InflatedSource:
     def close(self) -> None:
         """Do nothing: the file belongs to the container."""
 
-    @property
-    def unread(self) -> int:
-        """Bytes of the record that lie behind the end of its compressed data, as far as read."""
-        return self._packed - self._read + len(self._stream.unused_data)
+    def finish(self) -> tuple[int, int]:
+        """Inflate what nobody has read yet, once, and keep none of it.
+
+        Returns:
+            The CRC-32 of all of it, and how many bytes of the record lie behind the end of
+            its compressed data.
+
+        Raises:
+            MalformedInput: It cannot be inflated to what it should.
+        """
+        while self._position < self.size:
+            self._inflate(min(_CHUNK, self.size - self._position))
+        if (not self.size and self._next(1)) or not self._stream.eof:
+            raise self._not_as_promised()
+        return self._sum, self._packed - self._read + len(self._stream.unused_data)
 
     def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:
@@ -131,6 +145,10 @@ class InflatedSource:
     def _inflate(self, length: int) -> bytes:
         """Return the next 1 to *length* bytes."""
         piece = self._next(length)
+        fresh = self._position + len(piece) - self._summed
+        if fresh > 0:
+            self._sum = zlib.crc32(piece[-fresh:], self._sum)
+            self._summed += fresh
         self._position += len(piece)
         self._allowance -= len(piece)
         if self._budget is not None:
@@ -141,12 +159,15 @@ class InflatedSource:
             raise LimitExceeded("needs to be inflated too often", where=self.name)
         # miniz, torch's reader, refuses a record that inflates to more than it should as well.
         if not piece or (self._position == self.size and self._next(1)):
-            raise MalformedInput(
-                f"does not inflate to the {self.size} bytes promised; the file is damaged",
-                where=self.name,
-                offset=self._position,
-            )
+            raise self._not_as_promised()
         return piece
+
+    def _not_as_promised(self) -> MalformedInput:
+        return MalformedInput(
+            f"does not inflate to the {self.size} bytes promised; the file is damaged",
+            where=self.name,
+            offset=self._position,
+        )
 
     def _next(self, length: int) -> bytes:
         """Return the next 1 to *length* bytes, or none where the compressed data end."""

@@ -7,15 +7,31 @@ Never asks: what the pickle means.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from dataclasses import replace
 from itertools import filterfalse
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
-from ckptaudit.containers.container import Container, Gap, Kind, Mishap, Record, Role, Storage
-from ckptaudit.containers.inflate import METHODS, InflatedSource
+from ckptaudit.containers.container import (
+    Container,
+    Gap,
+    Kind,
+    Mishap,
+    Nested,
+    Record,
+    Role,
+    Storage,
+    Use,
+)
+from ckptaudit.containers.inflate import METHODS
+from ckptaudit.containers.ledger import Ledger
 from ckptaudit.containers.persistent import StorageRef, references
+from ckptaudit.containers.trial import begins_like_a_pickle, may_act
+from ckptaudit.containers.zipcontent import Contents, Place, place_of
 from ckptaudit.containers.zipdirectory import SIGNATURE, Directory, Entry
+from ckptaudit.containers.zipend import DirectoryPlace, End, find_end
 from ckptaudit.errors import LimitExceeded, MalformedInput, Unsupported
-from ckptaudit.vm import Build, Call, Global, Opaque, Trace, trace_pickle
+from ckptaudit.vm import Trace, trace_pickle
 
 if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
@@ -43,30 +59,57 @@ def open_zip(source: ByteSource, budget: Budget) -> Container:
         MalformedInput: Its directory cannot be read, or lists more than the budget allows.
         Unsupported: Its pickle is encrypted, or it is a zip but no torch checkpoint.
     """
-    directory = Directory(source, budget)
+    ledger = Ledger(source, budget)
+    end = find_end(source, ledger)
+    container = _open_directory(source, end.place, ledger, budget, end)
+    if end.other_place is None:
+        return container
+    other = _open_other(source, end.other_place, budget)
+    return container if other is None else replace(container, nested=(other,))
+
+
+def _open_directory(
+    source: ByteSource, place: DirectoryPlace, ledger: Ledger, budget: Budget, end: End
+) -> Container:
+    directory = Directory(source, place, ledger, budget)
     if not directory.entries:
         raise Unsupported(f"{source.name}: is an empty zip archive, not a checkpoint")
-    return _Reading(source, directory, budget).container()
+    return _Reading(source, directory.entries, ledger, budget).container(end)
+
+
+def _open_other(source: ByteSource, place: DirectoryPlace, budget: Budget) -> Nested | None:
+    """What another reader sees, which finds the directory at *place*; None if that is nothing.
+
+    What the other directory leaves unread is not told: that is what this one is about.
+    """
+    ledger = Ledger(source, budget)
+    end = End(place, source.size, (), None)
+    try:
+        container = _open_directory(source, place, ledger, budget, end)
+    except (MalformedInput, Unsupported):
+        # The bytes it would be in are a gap of this reading in any case.
+        return None
+    return Nested("another directory", 0, replace(container, mishaps=(), gaps=()))
 
 
 class _Reading:
     """One archive on its way to a `Container`."""
 
-    def __init__(self, source: ByteSource, directory: Directory, budget: Budget) -> None:
+    def __init__(
+        self, source: ByteSource, entries: tuple[Entry, ...], ledger: Ledger, budget: Budget
+    ) -> None:
         self.source = source
         self.budget = budget
-        self.entries = directory.entries
-        self.mishaps = directory.mishaps
-        self.gaps = [
-            Gap(mishap.message, mishap.record, mishap.offset)
-            for mishap in directory.mishaps
-            if mishap.code == "zip-gap"
-        ]
+        self.entries = entries
+        self.ledger = ledger
+        self.mishaps = ledger.mishaps
+        self.gaps = ledger.gaps
         self.traces: list[Trace] = []
         # By entry, not by name: of two entries of one name both are looked into.
         self.roles: dict[Entry, Role] = {}
-        # By where it lies, whether it was a pickle: entries may share their bytes.
-        self.tried: dict[_Place, bool] = {}
+        self.contents = Contents(source, ledger, budget)
+        # By where it lies, the pickle that it is, or None: entries may share their bytes.
+        self.tried: dict[Place, Trace | None] = {}
         self.inflated: dict[str, ByteSource] = {}
         # torch takes the root from the first entry; every other entry must lie in it.
         self.root = self.entries[0].name.split("/", 1)[0]
@@ -74,7 +117,7 @@ class _Reading:
         folded = {name.casefold(): name for name in reversed(list(self.by_name))}
         self.by_folded_name = {name: self.by_name[real] for name, real in folded.items()}
 
-    def container(self) -> Container:
+    def container(self, end: End) -> Container:
         main = self.find("data.pkl")
         if main is None:
             raise Unsupported(
@@ -85,10 +128,6 @@ class _Reading:
             if entry.name.split("/", 1)[0] != self.root or "/" not in entry.name:
                 self.odd("zip-second-root", "lies outside the archive's root folder", entry)
         self.trace_main(main)
-        if main.encrypted and self.traces[0].error is not None and not self.traces[0].events:
-            raise Unsupported(
-                f"{self.source.name}: {main.name!r} is encrypted; decrypt the archive first"
-            )
         storages = self.locate(references(self.traces[0].events))
         scripted = self.find("constants.pkl") is not None
         # Pickles first: which records a TorchScript archive refers to stands in two of them.
@@ -98,88 +137,94 @@ class _Reading:
             self.assign_constants()
         for entry in filterfalse(_is_named_pickle, self.entries):
             self.assign(entry, scripted=scripted)
+        byteorder = self.byteorder()
+        self.account(end)
+        if main.encrypted and self.traces[0].error and not any(t.events for t in self.traces):
+            raise Unsupported(
+                f"{self.source.name}: {main.name!r} is encrypted; decrypt the archive first"
+            )
         return Container(
             source=self.source,
             kind=Kind.TORCHSCRIPT if scripted else Kind.ZIP,
-            records=tuple(
-                Record(
-                    entry.name,
-                    entry.data,
-                    entry.packed,
-                    METHODS.get(entry.method, f"method {entry.method}"),
-                    self.roles.get(entry, Role.UNKNOWN),
-                )
-                for entry in sorted(self.entries, key=lambda entry: entry.header)
-            ),
+            records=(*map(self.record, sorted(self.entries, key=_header)), *self.ledger.records),
             traces=tuple(self.traces),
             main=0,
             storages=storages,
-            byteorder=self.byteorder(),
+            byteorder=byteorder,
             mishaps=tuple(self.mishaps),
             gaps=tuple(self.gaps),
             inflated=self.inflated,
+            regions=tuple(self.ledger.regions),
         )
+
+    def record(self, entry: Entry) -> Record:
+        method = METHODS.get(entry.method, f"method {entry.method}")
+        role = self.roles.get(entry, Role.UNKNOWN)
+        return Record(entry.name, entry.data, entry.packed, method, role)
+
+    def account(self, end: End) -> None:
+        """See that every byte of the file belongs to something."""
+        for entry in self.entries:
+            role = self.roles.get(entry, Role.UNKNOWN)
+            trace = self.tried.get(place_of(entry)) if role is Role.PICKLE else None
+            self.contents.account(entry, role, trace)
+        self.check_other_ends(end)
+        if self.find("version") is None and self.find(".data/version") is None:
+            message = "has no record of its version, without which torch refuses it"
+            self.mishaps.append(Mishap("zip-version", message, "", None))
+        self.ledger.settle("zip-gap", "bytes that belong to no entry")
+        self.traces += self.ledger.traces
+
+    def check_other_ends(self, end: End) -> None:
+        """Other end records are odd, unless they are just bytes of a tensor."""
+        if not end.others:
+            return
+        storages = sorted(r for r in self.ledger.regions if r.use is Use.STORAGE)
+        starts = [region.start for region in storages]
+        loose = []
+        for at in end.others:
+            before = bisect_right(starts, at)
+            # Readers take the last end record of all: behind the directory none is harmless.
+            if at >= end.limit or not before or at >= storages[before - 1].stop:
+                loose.append(at)
+        if loose:
+            message = f"{len(loose) + 1} end records; readers disagree about which one counts"
+            self.mishaps.append(Mishap("zip-several-ends", message, "", loose[-1]))
 
     def odd(self, code: str, message: str, entry: Entry) -> None:
         self.mishaps.append(Mishap(code, message, entry.name, entry.header))
-
-    def unread(self, code: str, message: str, entry: Entry, offset: int | None) -> None:
-        self.mishaps.append(Mishap(code, message, entry.name, offset))
-        self.gaps.append(Gap(message, entry.name, offset))
 
     def find(self, name: str) -> Entry | None:
         """The entry torch would find: exact name first, then letter case ignored."""
         path = f"{self.root}/{name}"
         return self.by_name.get(path) or self.by_folded_name.get(path.casefold())
 
-    def content(self, entry: Entry, budget: Budget | None) -> tuple[ByteSource, int]:
-        """Where the uncompressed bytes of *entry* are, and the first one's offset there.
-
-        Args:
-            entry: The entry.
-            budget: Pays for inflating it; None for a storage.
-
-        Raises:
-            MalformedInput: We cannot tell.
-        """
-        if entry.fault:
-            raise MalformedInput(entry.fault, where=entry.name)
-        if entry.method == 0:
-            return self.source, entry.data
-        if entry.method not in METHODS:
-            reason = f"compression method {entry.method} is not one torch reads"
-            raise MalformedInput(reason, where=entry.name)
-        return InflatedSource(
-            self.source, entry.data, entry.packed, entry.size, entry.name, budget
-        ), 0
-
     def trace_main(self, entry: Entry) -> None:
-        """Run the pickle that torch.load runs; one that costs too much is a gap."""
+        """Run the pickle that torch.load runs; one that cannot be read is a gap."""
         self.roles[entry] = Role.PICKLE
         try:
-            source, start = self.content(entry, self.budget)
-        except LimitExceeded as err:
+            source, start = self.contents.open(entry, self.budget)
+        except MalformedInput as err:
             self.traces.append(Trace(entry.name, None, (), 0, 0, 0, err))
         else:
             self.keep(entry, source, self.run(entry, source, start))
 
     def run(self, entry: Entry, source: ByteSource, start: int) -> Trace:
-        stop = start + entry.size
+        stop = min(start + entry.size, source.size)
         return trace_pickle(source, start, stop, record=entry.name, budget=self.budget)
 
     def keep(self, entry: Entry, source: ByteSource, trace: Trace) -> None:
         """Let *trace* count as the pickle in *entry*, and look at what lies behind its end."""
-        self.tried[_place_of(entry)] = True
+        self.tried[place_of(entry)] = trace
         self.roles[entry] = Role.PICKLE
         self.traces.append(trace)
-        if trace.error is not None:
-            return
-        if trace.end != entry.size:
-            message = f"{entry.size - trace.end} bytes after the pickle's end"
-            at = entry.data + trace.end if entry.method == 0 else None
-            self.unread("bytes-after-pickle", message, entry, at)
-        elif isinstance(source, InflatedSource) and source.unread:
-            self.unread("zip-gap", "bytes after the end of the compressed data", entry, None)
+        try:
+            self.contents.finish(entry, source)
+        except MalformedInput as err:
+            # Why the pickle ends where it does may have been the same.
+            if trace.error is None:
+                self.gaps.append(Gap.left_by(err, entry.header))
+        self.contents.account_inflated(entry, source, trace)
 
     def locate(self, wanted: dict[str, list[StorageRef]]) -> dict[str, Storage]:
         storages = {}
@@ -207,16 +252,25 @@ class _Reading:
             message = f"has {entry.size} bytes where the pickle says {nbytes}"
             self.odd("storage-size", message, entry)
             return None
+        if entry.is_cut:
+            return None
         try:
-            source, start = self.content(entry, budget=None)
+            source, start = self.contents.open(entry, budget=None)
         except MalformedInput as err:
             self.gaps.append(Gap.left_by(err, entry.header))
             return None
+        self.finish_storage(entry)
         if entry.method != 0:
             self.inflated[entry.name] = source
         return Storage(
             key, ref.dtype, ref.numel, start, nbytes, ref.location, entry.name, ref.typed
         )
+
+    def finish_storage(self, entry: Entry) -> None:
+        try:
+            self.contents.finish_storage(entry)
+        except MalformedInput as err:
+            self.gaps.append(Gap.left_by(err, entry.header))
 
     def assign(self, entry: Entry, *, scripted: bool) -> None:
         """Give an entry its role; look into what might be a pickle nobody refers to."""
@@ -234,8 +288,9 @@ class _Reading:
             if constants is not None and trace.record == constants.name:
                 for key in references(trace.events):
                     entry = self.find(f"constants/{key}")
-                    if entry is not None:
-                        self.roles.setdefault(entry, Role.STORAGE)
+                    if entry is not None and entry not in self.roles:
+                        self.roles[entry] = Role.STORAGE
+                        self.finish_storage(entry)
 
     def assign_unreferenced(self, entry: Entry, *, scripted: bool) -> None:
         inner = entry.name.removeprefix(f"{self.root}/")
@@ -260,61 +315,41 @@ class _Reading:
         Raises:
             MalformedInput: It cannot be read.
         """
-        place = _place_of(entry)
+        place = place_of(entry)
         if place not in self.tried:
-            source, start = self.content(entry, self.budget)
-            head = source.read_at(start, min(2, entry.size))
+            source, start = self.contents.open(entry, self.budget)
+            head = source.read_at(start, min(2, entry.size, source.size - start))
             trace = self.run(entry, source, start)
-            self.tried[place] = False
-            if _is_named_pickle(entry) or _begins_like_a_pickle(head) or _may_act(trace):
+            self.tried[place] = None
+            if _is_named_pickle(entry) or begins_like_a_pickle(head) or may_act(trace):
                 self.keep(entry, source, trace)
             elif isinstance(trace.error, LimitExceeded):
                 self.gaps.append(Gap.left_by(trace.error, entry.header))
-        return self.tried[place]
+            else:
+                self.contents.finish(entry, source)
+        return self.tried[place] is not None
 
     def byteorder(self) -> str:
         entry = self.find("byteorder")
         if entry is None:
             return "little"
         try:
-            source, start = self.content(entry, self.budget)
+            source, start = self.contents.open(entry, self.budget)
             text = source.read_at(start, min(entry.size, _MOST_METADATA_BYTES))
         except MalformedInput as err:
             self.gaps.append(Gap(f"byte order unknown: {err.args[0]}", entry.name, entry.header))
             return "little"
         if text not in (b"little", b"big"):
-            raise MalformedInput(f"byte order {text!r} is neither little nor big", where=entry.name)
+            message = f"byte order {text!r} is neither little nor big"
+            self.odd("zip-byteorder", message, entry)
+            self.gaps.append(Gap(message, entry.name, entry.data))
+            return "little"
         return text.decode("ascii")
 
 
-# Method, offset, packed and real size, fault: entries that agree in these hold the same bytes.
-_Place: TypeAlias = tuple[int, int, int, int, str]
-
-
-def _place_of(entry: Entry) -> _Place:
-    return entry.method, entry.data, entry.packed, entry.size, entry.fault
+def _header(entry: Entry) -> int:
+    return entry.header
 
 
 def _is_named_pickle(entry: Entry) -> bool:
     return entry.name.lower().endswith(".pkl")
-
-
-def _begins_like_a_pickle(head: bytes) -> bool:
-    return len(head) > 1 and head[0] == 0x80 and head[1] <= 5  # noqa: PLR2004 - PROTO 0 to 5
-
-
-def _may_act(trace: Trace) -> bool:
-    """Whether what was run as a pickle would do something before it ends or breaks.
-
-    Any text that begins with ``c`` and has two lines names something.  That counts only if
-    a whole pickle does it, or if something is done with the name; and only if the name could
-    be a module's, since an unpickler stops where it cannot import.
-    """
-    asked = next((event for event in trace.events if isinstance(event, (Global, Opaque))), None)
-    if asked is None or (isinstance(asked, Global) and not _may_be_a_module(asked.module)):
-        return False
-    return trace.error is None or any(isinstance(event, (Call, Build)) for event in trace.events)
-
-
-def _may_be_a_module(name: str) -> bool:
-    return name != "" and not any(map(str.isspace, name))

@@ -12,14 +12,19 @@ Never asks: what the entries are for.
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers.container import Mishap
+from ckptaudit.containers.container import Mishap, Use
 from ckptaudit.errors import LimitExceeded, MalformedInput
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ckptaudit.containers.ledger import Ledger
+    from ckptaudit.containers.zipend import DirectoryPlace
     from ckptaudit.source import ByteSource
     from ckptaudit.vm import Budget
 
@@ -34,24 +39,23 @@ _LOCAL = struct.Struct("<4s5H3I2H")
 # time, date, crc, compressed size, size, name length, extra length, comment length,
 # disk, internal attributes, external attributes, local header offset.
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
-# End of central directory: signature, disk, directory's disk, entries on this disk,
-# entries, directory size, directory offset, comment length.
-_END = struct.Struct("<4s4H2IH")
-# Zip64 end of central directory: signature, size of what follows, version made by,
-# version needed, disk, directory's disk, entries on this disk, entries, directory
-# size, directory offset.
-_END64 = struct.Struct("<4sQ2H2I4Q")
-# Zip64 end of central directory locator: signature, disk, offset, disks.
-_LOCATOR = struct.Struct("<4sIQI")
-
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 _ENCRYPTED = 0x0001 | 0x0040 | 0x2000
 _HAS_DESCRIPTOR = 0x0008
+# How well it was compressed, descriptor, UTF-8: what writers of checkpoints and packers set.
+# For each of the other bits there is a reader that refuses the entry.
+_KNOWN_FLAGS = 0x0006 | _HAS_DESCRIPTOR | 0x0800
+# Extra fields: zip64; Info-ZIP's Unicode path (APPNOTE 4.6.9), which newer readers take for
+# the name; and the one that torch fills up with 'Z' to align the data
+# (caffe2/serialize/inline_container.cc, getPadding).
+_WIDE, _PATH, _ALIGNMENT = 0x0001, 0x7075, int.from_bytes(b"FB", "little")
+_PADDING = b"Z" * _MAX16
+_USUAL_EXTRA = 4 + 63
 # The directory is read into memory; an entry takes some 100 bytes.
 _MOST_DIRECTORY_BYTES = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Entry:
     """A file in the archive, by its central directory header.
 
@@ -63,9 +67,11 @@ class Entry:
         packed: Bytes of data in the archive.
         size: Bytes of data when uncompressed.
         end: Offset just past the data and its descriptor.
+        crc: Checksum of the uncompressed data, as stated.
         encrypted: Whether the directory says so.  An old torch did not look.
         fault: Why the data cannot be found, or "".  torch looks only at entries it is asked
             for, so one broken entry does not keep it from loading the others.
+        is_cut: Whether the file ends before the data do.
     """
 
     name: str
@@ -75,145 +81,55 @@ class Entry:
     packed: int
     size: int
     end: int
-    encrypted: bool
-    fault: str
+    crc: int
+    encrypted: bool = False
+    fault: str = ""
+    is_cut: bool = False
 
 
 class Directory:
-    """Everything the archive says about itself.
+    """Everything the archive says about its entries.
 
     Attributes:
         entries: In the order of the central directory.
-        mishaps: The contradictions found.
+
+    Args:
+        source: The archive.
+        place: Where its directory is.
+        ledger: Told which bytes are headers and names, and what is odd in them.
+        budget: Pays for the entries.
 
     Raises:
         MalformedInput: The directory cannot be read; the archive is truncated or damaged.
         LimitExceeded: It is larger than that of any checkpoint.
     """
 
-    def __init__(self, source: ByteSource, budget: Budget) -> None:
+    def __init__(
+        self, source: ByteSource, place: DirectoryPlace, ledger: Ledger, budget: Budget
+    ) -> None:
         self.source = source
-        self.budget = budget
-        self.mishaps: list[Mishap] = []
-        self.end = self._find_end()
-        count, size, start = self._end_record()
-        self.start = start
-        self.size = size
-        self.entries = self._read_entries(count)
+        self.ledger = ledger
+        count, size, self.start = place
+        budget.pay_records(count, source.name)
+        if size > _MOST_DIRECTORY_BYTES:
+            raise LimitExceeded(
+                f"has a directory of {size} bytes, more than the limit allows", where=source.name
+            )
+        self.entries = self._read_entries(count, source.read_at(self.start, size))
         self._check_names()
-        self._check_cover()
+        self._check_overlap()
 
-    def _odd(self, code: str, message: str, record: str = "", offset: int | None = None) -> None:
-        self.mishaps.append(Mishap(code, message, record, offset))
+    def _odd(self, code: str, message: str, record: str, offset: int) -> None:
+        self.ledger.mishaps.append(Mishap(code, message, record, offset))
 
     def _broken(self, message: str, offset: int) -> MalformedInput:
         return MalformedInput(message, where=self.source.name, offset=offset)
 
-    def _find_end(self) -> int:
-        """Offset of the end record: the last one, if possible one whose comment ends the file."""
-        length = min(self.source.size, _END.size + _MAX16)
-        start = self.source.size - length
-        tail = self.source.read_at(start, length)
-        found = []
-        at = tail.rfind(b"PK\5\6")
-        while at >= 0:
-            if at + _END.size <= length:
-                found.append(at)
-            at = tail.rfind(b"PK\5\6", 0, at)
-        ends = [at for at in found if at + _END.size + _comment_length(tail, at) == length]
-        if not found:
-            raise self._broken(
-                "is a zip archive without an end record: truncated or damaged; fetch it again",
-                self.source.size,
-            )
-        if len(found) > 1:
-            self._odd(
-                "zip-several-ends",
-                f"{len(found)} end-of-directory records; readers disagree about which one counts",
-                offset=start + found[-1],
-            )
-        at = ends[0] if ends else found[0]
-        if _comment_length(tail, at):
-            self._odd(
-                "zip-comment", "an archive comment, which torch never writes", offset=start + at
-            )
-        if not ends:
-            after = start + at + _END.size
-            self._odd(
-                "zip-gap", f"{self.source.size - after} bytes after the end record", offset=after
-            )
-        return start + at
-
-    def _end_record(self) -> tuple[int, int, int]:
-        """Entries, size and offset of the directory, zip64 record and all."""
-        _, disk, first_disk, here, count, size, start, _ = _END.unpack(
-            self.source.read_at(self.end, _END.size)
-        )
-        self.top = self.end
-        wide = self._end64()
-        if wide is not None:
-            for narrow, limit, value in zip(
-                (count, size, start), (_MAX16, _MAX32, _MAX32), wide, strict=True
-            ):
-                if narrow not in (limit, value):
-                    self._odd(
-                        "zip-end-mismatch",
-                        "the 32-bit and the 64-bit end record contradict each other",
-                        offset=self.end,
-                    )
-            count, size, start = wide
-            here = count
-        if disk or first_disk or here != count:
-            self._odd("zip-disks", "claims to be one of several disks", offset=self.end)
-        if start + size > self.source.size:
-            raise self._broken("the directory reaches past the end of the file", self.end)
-        if start + size > self.top:
-            self._odd("zip-overlap", "the directory reaches into its end record", offset=self.top)
-        elif start + size < self.top:
-            self._odd(
-                "zip-gap",
-                f"{self.top - start - size} bytes between the directory and its end record",
-                offset=start + size,
-            )
-        self.budget.pay_records(count, self.source.name)
-        if size > _MOST_DIRECTORY_BYTES:
-            raise LimitExceeded(
-                f"has a directory of {size} bytes, more than the limit allows",
-                where=self.source.name,
-            )
-        return count, size, start
-
-    def _end64(self) -> tuple[int, int, int] | None:
-        """What the zip64 end record says; None if there is none or, as for torch, if it is none."""
-        locator_at = self.end - _LOCATOR.size
-        if locator_at < _END64.size:
-            return None
-        signature, _, at, _ = _LOCATOR.unpack(self.source.read_at(locator_at, _LOCATOR.size))
-        if signature != b"PK\6\7":
-            return None
-        if at + _END64.size > self.source.size:
-            raise self._broken("the zip64 end record is not where its locator says", locator_at)
-        signature, length, _, _, _, _, _, count, size, start = _END64.unpack(
-            self.source.read_at(at, _END64.size)
-        )
-        if signature != b"PK\6\6":
-            self._odd(
-                "zip-end-mismatch",
-                "the zip64 end record is not where its locator says",
-                offset=locator_at,
-            )
-            self.top = locator_at
-            return None
-        # The length field does not count itself or the signature.
-        if at + 12 + length != locator_at:
-            self._odd("zip-gap", "bytes between the zip64 end record and its locator", offset=at)
-        self.top = min(at, locator_at)
-        return count, size, start
-
-    def _read_entries(self, count: int) -> tuple[Entry, ...]:
-        directory = self.source.read_at(self.start, self.size)
+    def _read_entries(self, count: int, directory: bytes) -> tuple[Entry, ...]:
         entries = []
         at = 0
+        # Claimed in one piece, but for what is disowned in between.
+        self.claimed = self.start
         for _ in range(count):
             if at + _CENTRAL.size > len(directory) or directory[at : at + 4] != b"PK\1\2":
                 raise self._broken(
@@ -221,8 +137,7 @@ class Directory:
                 )
             entry, at = self._read_entry(directory, at)
             entries.append(entry)
-        if at != len(directory):
-            self._odd("zip-gap", "bytes inside the directory", offset=self.start + at)
+        self.ledger.claim(self.claimed, self.start + at, Use.STRUCTURE)
         return tuple(entries)
 
     def _read_entry(self, directory: bytes, at: int) -> tuple[Entry, int]:
@@ -233,51 +148,78 @@ class Directory:
         name_length, extra_length, comment_length, header = *fields[10:13], fields[16]
         name_at = at + _CENTRAL.size
         extra_at = name_at + name_length
-        end = extra_at + extra_length + comment_length
+        comment_at = extra_at + extra_length
+        end = comment_at + comment_length
         if end > len(directory):
             raise self._broken("a directory entry reaches past the directory", self.start + at)
         raw_name = directory[name_at:extra_at]
         name = raw_name.decode("utf-8", "replace")
-        packed, size, header = _widen(
-            directory[extra_at : extra_at + extra_length], packed, size, header
-        )
+        if extra_length:
+            extra = directory[extra_at:comment_at]
+            wide = 8 * (packed, size, header).count(_MAX32)
+            packed, size, header = _widen(extra, packed, size, header)
+            strange = _strange_fields(extra, (_WIDE,), lambda body: len(body) == wide)
+            self.claimed = self._disown_fields(name, strange, self.claimed, self.start + extra_at)
         if comment_length:
-            self._odd("zip-comment", "a comment, which torch never writes", name, self.start + at)
-        if flags & _ENCRYPTED:
-            self._odd("zip-flags", "the directory says it is encrypted", name, self.start + at)
+            where = self.start + comment_at
+            self.ledger.claim(self.claimed, where, Use.STRUCTURE)
+            self.claimed = self.start + end
+            message = "a comment, which torch never writes"
+            self.ledger.disown(where, self.claimed, "zip-comment", message, name)
+        if flags & ~_KNOWN_FLAGS:
+            self._odd("zip-flags", _flags(flags, "the directory"), name, self.start + at)
         if method == 0 and packed != size:
             self._odd("zip-size-mismatch", "stored, but with two different sizes", name, header)
-        data = self._data_offset(name, raw_name, fields, header)
-        fault = ""
+        wanted = (packed, size, header)
+        data = self._data_offset(name, raw_name, fields, wanted)
         if data is None:
-            fault, data, entry_end = "has no local header", header, header
+            fault = "has no local header"
             self._odd("zip-header", fault, name, header)
-        else:
-            entry_end = data + packed
-            # torch reads as many bytes of a stored entry as its real size says.
-            if data + max(packed, 0 if method else size) > self.source.size:
-                fault = "has data that reach past the end of the file"
-                self._odd("zip-header", fault, name, header)
-            elif entry_end > self.start:
-                self._odd("zip-overlap", "has data that reach into the directory", name, header)
-            elif flags & _HAS_DESCRIPTOR:
-                entry_end += self._descriptor_length(entry_end, crc, packed, size)
+            return Entry(name, method, header, header, packed, size, header, crc, fault=fault), end
+        entry_end = data + packed
+        # torch reads as many bytes of a stored entry as its real size says.
+        is_cut = data + max(packed, 0 if method else size) > self.source.size
+        if is_cut:
+            message = "has data that reach past the end of the file"
+            self._odd("zip-header", message, name, header)
+        elif entry_end > self.start:
+            self._odd("zip-overlap", "has data that reach into the directory", name, header)
+        elif flags & _HAS_DESCRIPTOR:
+            entry_end += self._descriptor_length(entry_end, crc, packed, size)
+            self.ledger.claim(data + packed, entry_end, Use.STRUCTURE)
         encrypted = bool(flags & _ENCRYPTED)
-        return Entry(name, method, header, data, packed, size, entry_end, encrypted, fault), end
+        entry = Entry(
+            name, method, header, data, packed, size, entry_end, crc, encrypted, is_cut=is_cut
+        )
+        return entry, end
 
     def _data_offset(
-        self, name: str, raw_name: bytes, central: tuple[int, ...], header: int
+        self, name: str, raw_name: bytes, central: tuple[int, ...], wanted: tuple[int, int, int]
     ) -> int | None:
-        """Where the data begin, past the local header at *header*; None if there is no such."""
+        """Where the data begin, past the local header; None if there is no such.
+
+        Args:
+            name: The entry's name.
+            raw_name: The bytes of it.
+            central: The fields of its header in the directory.
+            wanted: Its packed and real size and the offset of its local header, in full.
+        """
+        header = wanted[2]
         if header + _LOCAL.size > self.start:
             return None
-        local = _LOCAL.unpack(self.source.read_at(header, _LOCAL.size))
+        # In one go, with as much of an extra field as torch needs to align the data.
+        guess = min(_LOCAL.size + len(raw_name) + _USUAL_EXTRA, self.start - header)
+        head = self.source.read_at(header, guess)
+        local = _LOCAL.unpack_from(head)
         name_length, extra_length = int(local[9]), int(local[10])
-        name_at = header + _LOCAL.size
-        end = name_at + name_length + extra_length
+        extra_at = header + _LOCAL.size + name_length
+        end = extra_at + extra_length
         if local[0] != SIGNATURE or end > self.start:
             return None
-        if self.source.read_at(name_at, name_length) != raw_name:
+        if end - header > len(head):
+            head = self.source.read_at(header, end - header)
+        text = head[_LOCAL.size : end - header]
+        if text[:name_length] != raw_name:
             self._odd(
                 "zip-name-mismatch", "local header and directory differ in name", name, header
             )
@@ -293,9 +235,38 @@ class Directory:
             self._odd(
                 "zip-size-mismatch", "local header and directory differ in size", name, header
             )
-        if local[2] & ~central[3] & _ENCRYPTED:
-            self._odd("zip-flags", "the local header alone says encrypted", name, header)
+        if local[2] & ~central[3] & ~_KNOWN_FLAGS:
+            self._odd("zip-flags", _flags(local[2], "the local header alone"), name, header)
+        extra = text[name_length:]
+        claimed = header
+        if not _is_padding(extra):
+            # Where the directory's fields are too narrow torch writes wide ones here too, some
+            # of them zero as long as it does not know.
+            known = {number.to_bytes(8, "little") for number in (0, *wanted)}
+            strange = _strange_fields(
+                extra, (_WIDE, _ALIGNMENT), lambda body: {*_eights(body)} <= known
+            )
+            claimed = self._disown_fields(name, strange, header, extra_at)
+        self.ledger.claim(claimed, end, Use.STRUCTURE)
         return end
+
+    def _disown_fields(
+        self, name: str, strange: Iterator[tuple[int, int, int]], claimed: int, extra_at: int
+    ) -> int:
+        """Claim the header of entry *name* from *claimed* on, and none of its *strange* fields.
+
+        Returns:
+            The offset up to which that was said.
+        """
+        for start, stop, tag in strange:
+            self.ledger.claim(claimed, extra_at + start, Use.STRUCTURE)
+            claimed = extra_at + stop
+            message = "an extra field that torch does not write"
+            self.ledger.disown(extra_at + start, claimed, "zip-gap", message, name)
+            if tag == _PATH:
+                message = "has a second name, by which other readers call it"
+                self._odd("zip-name-mismatch", message, name, extra_at + start)
+        return claimed
 
     def _descriptor_length(self, at: int, crc: int, packed: int, size: int) -> int:
         """Bytes of the data descriptor at *at*: 16 or 24, 12 or 20 without signature, 0 if none."""
@@ -327,24 +298,58 @@ class Directory:
             seen[folded] = entry.name
             if "\\" in entry.name or "\0" in entry.name or entry.name.startswith("/"):
                 self._odd("zip-name", "a name torch would refuse", entry.name, entry.header)
+            if ".." in entry.name and ".." in re.split(r"[/\\]", entry.name):
+                message = "a name that, as a path, leads somewhere else"
+                self._odd("zip-name", message, entry.name, entry.header)
 
-    def _check_cover(self) -> None:
-        """Entries must lie one behind the other from byte 0 to the directory."""
+    def _check_overlap(self) -> None:
+        """Entries must lie one behind the other."""
         at = 0
         for entry in sorted(self.entries, key=lambda entry: entry.header):
-            if entry.header > at:
-                self._odd(
-                    "zip-gap", f"{entry.header - at} bytes that belong to no entry", offset=at
-                )
-            elif entry.header < at:
+            if entry.header < at:
                 self._odd("zip-overlap", "overlaps another entry", entry.name, entry.header)
             at = max(at, entry.end)
-        if at < self.start:
-            self._odd("zip-gap", f"{self.start - at} bytes that belong to no entry", offset=at)
 
 
-def _comment_length(tail: bytes, at: int) -> int:
-    return int.from_bytes(tail[at + _END.size - 2 : at + _END.size], "little")
+def _flags(flags: int, who: str) -> str:
+    if flags & _ENCRYPTED:
+        return f"{who} says it is encrypted"
+    return f"{who} sets bits that some readers refuse: 0x{flags & ~_KNOWN_FLAGS:x}"
+
+
+def _is_padding(extra: bytes) -> bool:
+    """Whether *extra* is the one field by which torch aligns the data that follow."""
+    body = len(extra) - 4
+    return body >= 0 and extra == struct.pack("<2H", _ALIGNMENT, body) + _PADDING[:body]
+
+
+def _eights(body: bytes) -> Iterator[bytes]:
+    return (body[at : at + 8] for at in range(0, len(body), 8))
+
+
+def _strange_fields(
+    extra: bytes, tags: tuple[int, ...], is_wide: Callable[[bytes], bool]
+) -> Iterator[tuple[int, int, int]]:
+    """Where in *extra* each field lies that is not one of *tags* as torch fills it; and its tag.
+
+    The rest behind the last whole field is one as well, of tag 0.
+    """
+    at = 0
+    while at < len(extra):
+        tag, length = struct.unpack_from("<2H", extra, at) if at + 4 <= len(extra) else (0, 0)
+        body = extra[at + 4 : at + 4 + length]
+        stop = at + 4 + length
+        if stop > len(extra):
+            tag, stop = 0, len(extra)
+        is_known = tag in tags and (
+            body == _PADDING[:length] if tag == _ALIGNMENT else is_wide(body)
+        )
+        if is_known:
+            # The first one counts, and another would be as free as any.
+            tags = tuple(other for other in tags if other != tag)
+        else:
+            yield at, stop, tag
+        at = stop
 
 
 def _widen(extra: bytes, packed: int, size: int, header: int) -> tuple[int, int, int]:
@@ -359,8 +364,7 @@ def _widen(extra: bytes, packed: int, size: int, header: int) -> tuple[int, int,
         body = extra[at + 4 : at + 4 + length]
         at += 4 + length
         if tag == 1:
-            wide = [body[i : i + 8] for i in range(0, len(body) - 7, 8)]
-            values = iter([int.from_bytes(part, "little") for part in wide])
+            values = iter([int.from_bytes(part, "little") for part in _eights(body) if part[7:]])
             size = next(values, size) if size == _MAX32 else size
             packed = next(values, packed) if packed == _MAX32 else packed
             header = next(values, header) if header == _MAX32 else header

@@ -14,9 +14,6 @@ from ckptaudit.errors import CkptauditError
 __all__ = ["KNOWN_GAPS", "marks_for"]
 
 _WINDOW = "clean: only three rebuild functions have their window checked against the storage"
-_EXTRA = "clean: extra fields may hold anything"
-_EXTENSION = "clean: the 64-bit end record may be as long as it likes"
-_DOTS = "clean: a '..' in the name of a storage or root is nothing odd"
 _COST = "clean: what a reader of the tree pays beyond the bytes is not counted"
 _MEMO = "clean: a memo index may be as large as it likes"
 _TAIL = "suspicious, with the gap told: what lies behind the end is not tried as a pickle"
@@ -37,20 +34,7 @@ KNOWN_GAPS: dict[str, str] = {
     "tensor-outside-by-a-state-that-another-replaces": "clean: of several states only the last "
     "is held against the storage",
     "quantised-tensor-outside": _WINDOW,
-    "flag-20-patch-data-in-a-harmless-archive": "clean: bit 5 is not among the flags looked at",
-    "a-wrong-checksum-in-a-harmless-archive": "clean: no checksum is ever computed",
-    "bytes-in-the-padding-before-the-data": _EXTRA,
-    "bytes-in-an-extra-field-of-an-unknown-kind": _EXTRA,
-    "bytes-in-an-extra-field-of-the-directory": _EXTRA,
-    "a-name-that-only-another-reader-looks-at": _EXTRA,
-    "bytes-in-the-64-bit-end-record": _EXTENSION,
-    "an-evil-archive-in-the-64-bit-end-record": _EXTENSION,
-    "bytes-behind-the-end-of-a-deflated-storage": "clean: only a deflated pickle is held against "
-    "its packed size",
     "bytes-in-an-extended-header-of-a-tar": "clean: a pax header may have any keys but a few",
-    "dots-for-a-root": _DOTS,
-    "a-storage-whose-name-climbs-out": _DOTS,
-    "a-storage-that-inflates-a-thousandfold": _COST,
     "memo-bomb-of-tuples": _COST,
     "memo-bomb-of-lists": _COST,
     "tuples-nested-200000-deep": _COST,
@@ -63,22 +47,12 @@ KNOWN_GAPS: dict[str, str] = {
     "gzip-in-a-checkpoint": _UNREAD,
     "array-of-objects-in-a-checkpoint": _UNREAD,
     "zip-in-a-checkpoint": "suspicious for its end record, and called complete: it is not read",
-    "dots-in-a-name": "review for being unknown: a '..' in a name is nothing odd",
     # Hostile, and told less than it is
-    "payload-behind-text-of-latin-1": "review, with the gap told: reading ends at text that is "
-    "not utf-8, whatever encoding a loader is given",
-    "payload-behind-a-line-of-two-megabytes": "review, with the gap told: a line may be 1 MiB long",
     "payload-in-a-tar-member-torch-did-not-write": _TAR,
     "payload-in-the-first-of-two-members": _TAR,
-    "payload-behind-stop-in-a-zip": _TAIL,
     "payload-behind-stop-and-junk": _TAIL,
     "payload-behind-the-storages-of-a-legacy-stream": _TAIL,
     "payload-behind-what-a-tar-member-is-read-for": _TAIL,
-    "a-pickle-between-entries": _TAIL,
-    "an-evil-entry-left-out-of-the-directory": _TAIL,
-    "an-evil-archive-behind-a-harmless-one": _OTHER,
-    "an-evil-archive-before-one-that-knows-where-it-stands": _OTHER,
-    "an-evil-archive-in-the-comment": _OTHER,
     "an-evil-archive-behind-a-pickle": _OTHER,
     "an-evil-archive-behind-a-pickle-that-knows-where-it-stands": _OTHER,
     "pickle-inside-load-from-bytes": _NESTED,
@@ -88,8 +62,6 @@ KNOWN_GAPS: dict[str, str] = {
     "pickle-inside-loads-as-python-2-writes-bytes": _NESTED,
     "pickle-inside-a-bytearray": _NESTED,
     # Hostile, and no answer
-    "a-byte-order-that-is-none-beside-a-payload": _ERASED,
-    "a-size-past-the-end-and-a-payload": _ERASED,
     "a-tar-whose-pickle-is-a-link-to-another-member": _ERASED,
     "an-evil-archive-behind-zeros": _UNNAMED,
     "a-tar-whose-checksum-is-a-binary-number": _UNNAMED,
@@ -114,7 +86,6 @@ KNOWN_GAPS: dict[str, str] = {
     "numpy-array-of-python-2-in-a-zip": "alarm: reading ends at text that is not utf-8",
     "numpy-array-of-python-2-in-a-legacy-stream": "alarm: as in a zip",
     "tensor-pickled-without-torch-save": "alarm: the stream inside is not read",
-    "storage-that-reads-like-an-archive": "alarm: an end record inside a storage counts as one",
 }
 
 
