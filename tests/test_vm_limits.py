@@ -31,6 +31,7 @@ from forge import (
     bytearray8,
     frame,
     long4,
+    unicode_line,
     value,
 )
 
@@ -44,6 +45,19 @@ if TYPE_CHECKING:
 
 def run(pickle: bytes, limits: Limits | None = None) -> Trace:
     return trace_pickle(BufferSource(pickle), 0, len(pickle), record="p", budget=Budget(limits))
+
+
+def test_whoever_looks_for_an_end_of_line_in_vain_pays_for_the_way() -> None:
+    """A thousand pickles may begin at a thousand places of the same bytes."""
+    budget = Budget(Limits(literals=250_000))
+    pickle = b"V" + b"x" * 100_000
+
+    errors = [
+        trace_pickle(BufferSource(pickle), 0, len(pickle), record="p", budget=budget).error
+        for _ in range(4)
+    ]
+
+    assert [isinstance(error, LimitExceeded) for error in errors] == [False, False, True, True]
 
 
 def test_a_bomb_of_shared_tuples_costs_no_more_than_its_opcodes() -> None:
@@ -103,6 +117,9 @@ def test_deep_lists_neither_recurse_nor_crash_on_their_way_out() -> None:
         (Limits(memo=5), NONE + MEMOIZE * 10 + STOP, "memo entries"),
         (Limits(literal=5), binbytes(b"longer") + STOP, "bytes in one literal"),
         (Limits(literal=5), long4(b"longer") + STOP, "bytes in one literal"),
+        (Limits(literal=5), unicode_line(b"longer") + STOP, "bytes in one literal"),
+        (Limits(literal=9999), unicode_line(b"x" * 99_999) + STOP, "bytes in one literal"),
+        (Limits(literals=9999), unicode_line(b"x" * 99_999) + STOP, "bytes in all literals"),
     ],
 )
 def test_a_limit_ends_the_pickle_with_an_error_that_says_which(

@@ -33,8 +33,12 @@ def read_by_cpython(pickle: bytes) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            # torch.load asks for utf-8, so that strings of Python 2 are text.
-            value = _pickle.loads(pickle, encoding="utf-8")
+            # torch.load asks for utf-8, so that strings of Python 2 are text; whoever has others
+            # asks for bytes.
+            try:
+                value = _pickle.loads(pickle, encoding="utf-8")
+            except UnicodeDecodeError:
+                value = _pickle.loads(pickle, encoding="bytes")
         except Exception:  # noqa: BLE001 - whichever way it refuses
             return REFUSED
     return f"{type(value).__name__} {value!r}"

@@ -15,10 +15,12 @@ import re
 from typing import TYPE_CHECKING, TypeAlias
 
 from ckptaudit.containers import MOST_DIMENSIONS
-from ckptaudit.vm import Call, Dict, Global, Node, PersistentId, Set
+from ckptaudit.vm import Build, Call, Dict, Global, Node, PersistentId, Set
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from ckptaudit.vm import Trace
 
 __all__ = [
     "Arguments",
@@ -43,6 +45,7 @@ __all__ = [
     "nothing",
     "numbers",
     "octets",
+    "octets_in",
     "pairs",
     "parameter",
     "partial_state",
@@ -347,6 +350,24 @@ def partial_state(state: Node) -> bool:
             return _set_later(others)
         case _:
             return False
+
+
+def octets_in(trace: Trace) -> set[int]:
+    """The ids of the values that are the bytes of an array, of a NumPy scalar or of a date.
+
+    Python 2 wrote them like text, and they are none.
+    """
+    found = set()
+    for event in trace.events:
+        match event:
+            case Build(state=(int(), tuple(), _, int(), bytes() as data)):
+                found.add(id(data))
+            case Call(func=Global(module=module), args=(bytes() as data, *_)):
+                if module == "datetime":
+                    found.add(id(data))
+            case Call(func=Global(name="scalar"), args=(_, bytes() as data)):
+                found.add(id(data))
+    return found
 
 
 def attribute_dicts(state: Node) -> Iterator[Dict | Call]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.containers import Gap, Kind, key_of, module_of, storage_of
 from ckptaudit.policy.allowlist import MAPPINGS, SEQUENCES, UNCHECKED, allowed, reviewed
-from ckptaudit.policy.arguments import attribute_dicts, hidden_names, inner_call
+from ckptaudit.policy.arguments import attribute_dicts, hidden_names, inner_call, octets_in
 from ckptaudit.policy.dangerous import dangerous
 from ckptaudit.policy.findings import Findings, shown
 from ckptaudit.policy.modules import (
@@ -285,6 +285,8 @@ class _TraceJudge:
         # By module and name, which may be long and asked for many times.
         self.rules: dict[tuple[str, str], str | None] = {}
         self.module_classes = module_classes(trace)
+        # By id: values that are bytes and no text; asked for by few pickles only.
+        self.octets: set[int] | None = None
         # By id: names that are called, so that each call speaks for them; and classes of which
         # objects are made by a function.
         self.called: set[int] = set()
@@ -347,6 +349,11 @@ class _TraceJudge:
         )
 
     def judge_oddity(self, event: Oddity) -> None:
+        if event.code == "text-not-utf-8":
+            if self.octets is None:
+                self.octets = octets_in(self.trace)
+            if id(event.value) in self.octets:
+                return
         rule_id = "CKA103" if event.code in _CHANGES else "CKA109"
         self.found(rule_id, event.offset, lambda: escape(event.message))
 

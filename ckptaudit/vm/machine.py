@@ -20,31 +20,30 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from ckptaudit.errors import LimitExceeded, MalformedInput
-from ckptaudit.source import ByteSource, Cursor
+from ckptaudit.errors import MalformedInput
 from ckptaudit.vm.limits import Budget
 from ckptaudit.vm.literals import parse_float, parse_int, parse_long, parse_string
 from ckptaudit.vm.nodes import (
     Build,
     Call,
     Dict,
-    Event,
     Global,
     Node,
-    Oddity,
     Opaque,
     PersistentId,
     Set,
     Trace,
 )
+from ckptaudit.vm.reader import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ckptaudit.source import ByteSource
+
 __all__ = ["trace_pickle"]
 
 _HIGHEST_PROTOCOL = 5
-_LINE_LIMIT = 1 << 20
 # Opcodes between two looks at the budget.
 _ROUND = 1000
 
@@ -87,22 +86,16 @@ def trace_pickle(
     )
 
 
-class _Machine(Cursor):
+class _Machine(Reader):
     """Stack, marks and memo of one pickle being read.
 
-    It is its own cursor, and the commonest handlers look into the window
+    It is its own reader, and the commonest handlers look into the window
     directly: one call more per opcode is a third of the time.
     """
 
     __slots__ = (
-        "began",
-        "budget",
-        "events",
         "executed",
         "fence",
-        "frame_end",
-        "limits",
-        "literals",
         "marks",
         "memo",
         "nodes",
@@ -115,30 +108,18 @@ class _Machine(Cursor):
     def __init__(
         self, source: ByteSource, start: int, stop: int, record: str, budget: Budget
     ) -> None:
-        super().__init__(source, start, stop, record)
-        self.budget = budget
-        self.limits = budget.limits
+        super().__init__(source, start, stop, record, budget)
         self.root: Node = None
-        self.events: list[Event] = []
         self.protocol = 0
         # What this pickle alone has cost; the budget hears of it when it is done.
         self.executed = 0
         self.nodes = 0
-        self.literals = 0
-        # Where in the window the opcode being executed begins.
-        self.began = 0
         self.running = True
         self.stack: list[Node] = []
         self.marks: list[int] = []
         # Values below the fence, the top mark, cannot be popped.
         self.fence = 0
         self.memo: dict[int, Node] = {}
-        self.frame_end = 0
-
-    @property
-    def offset(self) -> int:
-        """Bytes from the start of the pickle to the opcode being executed."""
-        return self._base - self._start + self.began
 
     def run(self) -> None:
         handlers = _HANDLERS
@@ -147,11 +128,11 @@ class _Machine(Cursor):
             # No opcode makes more than two values or events, so no round can overshoot by much.
             for _ in range(_ROUND):
                 at = self.began = self.at
-                if at < len(self.window):
+                if at < self.horizon:
                     code = self.window[at]
                     self.at = at + 1
                 else:
-                    code = self.take(1)[0]
+                    code = self.code_beyond()
                 self.executed += 1
                 handler = handlers[code]
                 if handler is None:
@@ -170,74 +151,6 @@ class _Machine(Cursor):
             raise self.too_much("lists, tuples, dicts and sets")
         if len(self.stack) + len(self.marks) > limits.stack:
             raise self.too_much("stack entries")
-
-    def _slide(self, length: int) -> None:
-        # The opcode being executed stays where it is in the pickle while the window moves on.
-        self.began -= self.at
-        super()._slide(length)
-
-    # Errors
-
-    def malformed(self, message: str) -> MalformedInput:
-        return MalformedInput(message, where=self.where, offset=self.offset)
-
-    def too_much(self, what: str) -> LimitExceeded:
-        return LimitExceeded(
-            f"more {what} than the limit allows", where=self.where, offset=self.offset
-        )
-
-    def odd(self, code: str, message: str) -> None:
-        self.events.append(Oddity(code, message, self.offset))
-
-    # Arguments
-
-    def unsigned(self, width: int) -> int:
-        at = self.at
-        end = at + width
-        if end <= len(self.window):
-            self.at = end
-            return int.from_bytes(self.window[at:end], "little")
-        return int.from_bytes(self.take(width), "little")
-
-    def byte(self) -> int:
-        at = self.at
-        if at < len(self.window):
-            self.at = at + 1
-            return self.window[at]
-        return self.take(1)[0]
-
-    def literal(self, length: int) -> bytes:
-        # A length that lies costs nothing: `take` refuses what is not there.
-        if length <= self.remaining:
-            if length > self.limits.literal:
-                raise self.too_much("bytes in one literal")
-            if self.budget.literals + self.literals + length > self.limits.literals:
-                raise self.too_much("bytes in all literals")
-        data = self.take(length)
-        self.literals += length
-        return data
-
-    def line(self) -> bytes:
-        line = self.take_line(_LINE_LIMIT)
-        self.literals += len(line)
-        if self.budget.literals + self.literals > self.limits.literals:
-            raise self.too_much("bytes in all literals")
-        return line
-
-    def text_line(self, encoding: str) -> str:
-        return self.decoded(self.line(), encoding, "strict")
-
-    def decoded(self, data: bytes, encoding: str, errors: str) -> str:
-        try:
-            return data.decode(encoding, errors)
-        except UnicodeDecodeError as err:
-            raise self.malformed(f"text is not {encoding}") from err
-
-    def parsed(self, parse: Callable[[bytes], Node]) -> Node:
-        try:
-            return parse(self.line())
-        except ValueError as err:
-            raise self.malformed("the text of a literal is not one") from err
 
     # Stack
 
@@ -296,16 +209,11 @@ class _Machine(Cursor):
         self.protocol = max(self.protocol, version)
 
     def op_frame(self) -> None:
-        length = self.unsigned(8)
-        # A frame is a hint for buffering.  It bounds nothing here, but a wrong one is a sign.
-        if length > self.remaining:
-            self.odd("frame-mismatch", f"a frame of {length} bytes reaches past the end")
-        if self.offset < self.frame_end:
-            self.odd("frame-mismatch", "a frame begins inside another")
-        self.frame_end = self.position + length
+        self.begin_frame(self.unsigned(8))
 
     def op_stop(self) -> None:
         self.root = self.pop()
+        self.end_frame()
         if self.stack or self.marks:
             self.odd("stack-not-empty", f"{len(self.stack)} values are left over at STOP")
         self.running = False
@@ -340,10 +248,20 @@ class _Machine(Cursor):
         self.recall(self.memo_index())
 
     def op_binput(self) -> None:
-        self.remember(self.byte())
+        at = self.at
+        if at < len(self.window):
+            self.at = at + 1
+            self.remember(self.window[at])
+        else:
+            self.remember(self.take(1)[0])
 
     def op_binget(self) -> None:
-        self.recall(self.byte())
+        at = self.at
+        if at < len(self.window):
+            self.at = at + 1
+            self.recall(self.window[at])
+        else:
+            self.recall(self.take(1)[0])
 
     def memo_index(self) -> int:
         try:
@@ -472,10 +390,15 @@ class _Machine(Cursor):
         self.python2_string(self.parsed(parse_string))
 
     def python2_string(self, data: Node) -> None:
-        # torch unpickles with encoding="utf-8" (serialization.py, load), so a Python 2 str is text.
+        # torch unpickles with encoding="utf-8" (serialization.py, load), so a Python 2 str is text;
+        # what it stops at is read by whoever asks for "latin1" or "bytes", as arrays need it.
         if not isinstance(data, bytes):
             raise self.malformed("a string is not bytes")
-        self.stack.append(self.decoded(data, "utf-8", "strict"))
+        try:
+            self.stack.append(data.decode("utf-8"))
+        except UnicodeDecodeError:
+            self.stack.append(data)
+            self.odd("text-not-utf-8", "a string of Python 2 that is no text in utf-8", data)
 
 
 def _kind(node: Node) -> str:

@@ -105,11 +105,19 @@ class Opaque:
 
 @dataclass(frozen=True, slots=True)
 class Oddity:
-    """Something no pickler writes, though an unpickler may accept it."""
+    """Something that not every unpickler accepts, or that no pickler writes.
+
+    Attributes:
+        code: Stable short name, such as ``frame-mismatch``; `policy` turns it into a rule.
+        message: What was seen.
+        offset: Byte offset of the opcode.
+        value: What the opcode pushed, if that is what it is about.
+    """
 
     code: str
     message: str
     offset: int
+    value: Node = None
 
 
 @dataclass(slots=True, eq=False, repr=False)

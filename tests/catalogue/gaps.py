@@ -41,7 +41,6 @@ KNOWN_GAPS: dict[str, str] = {
     "integer-of-a-megabyte": _COST,
     "memo-index-of-two-thousand-million": _MEMO,
     "memo-index-of-text": _MEMO,
-    "frame-that-ends-inside-an-opcode": "clean: only a frame that is too long is odd",
     # Hostile, and called complete though it is not
     "deflated-zip-in-a-checkpoint": _UNREAD,
     "gzip-in-a-checkpoint": _UNREAD,
@@ -83,8 +82,6 @@ KNOWN_GAPS: dict[str, str] = {
     "array-of-objects": _NUMPY,
     "arrays-of-objects": _NUMPY,
     # Honest, and an alarm
-    "numpy-array-of-python-2-in-a-zip": "alarm: reading ends at text that is not utf-8",
-    "numpy-array-of-python-2-in-a-legacy-stream": "alarm: as in a zip",
     "tensor-pickled-without-torch-save": "alarm: the stream inside is not read",
 }
 

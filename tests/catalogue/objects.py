@@ -193,6 +193,12 @@ OBJECTS: dict[str, Make] = {
         + value((1, (1,), dtype("f4"), False, Raw(short_binstring(b"\0\0\x80\x3f"))))
         + BUILD
     ),
+    "numpy-scalar-of-python-2": plain(
+        call("numpy.core.multiarray", "scalar", dtype("f4"), Raw(short_binstring(b"\0\0\x80\x3f")))
+    ),
+    "time-of-python-2": plain(
+        call("datetime", "datetime", Raw(short_binstring(b"\x07\xe4\1\1\0\0\0\0\0\0")))
+    ),
     "numpy-dtype-class": plain(global_("numpy.dtypes", "Float64DType")),
     "python-2-keys": plain(MARK + short_binstring(b"w\xc3\xa9") + value(1) + b"d"),
     "python-2-set": plain(call("__builtin__", "set", [1, 2])),
@@ -410,6 +416,10 @@ REVIEWED: dict[str, tuple[str, Make]] = {
             + value((named("torch.nn.modules.conv", "Conv2d"), (), {"bias": False}, None))
             + BUILD
         ),
+    ),
+    "python-2-keys-of-latin-1": (
+        "CKA109",
+        plain(MARK + short_binstring(b"w\xe9") + value(1) + b"d"),
     ),
     "class-of-layers-in-a-configuration": (
         "CKA108",
