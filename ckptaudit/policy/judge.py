@@ -41,6 +41,7 @@ from ckptaudit.vm import (
     PersistentId,
     brief,
     escape,
+    extent_of,
 )
 
 if TYPE_CHECKING:
@@ -55,8 +56,21 @@ __all__ = ["GlobalUse", "Judgement", "judge"]
 # So many gaps, and so many different names, are listed one by one.
 _MOST_GAPS = 1000
 _MOST_USES = 1000
-# Oddities of the machine that change something else than a list, a dict or a set.
-_CHANGES = {"append-to-other", "setitem-on-other", "additems-to-other"}
+# Which rule each oddity of the machine falls under, if it is not CKA109.
+_ODDITY_RULES = {
+    # They change something else than a list, a dict or a set.
+    "append-to-other": "CKA103",
+    "setitem-on-other": "CKA103",
+    "additems-to-other": "CKA103",
+    "integer-large": "CKA112",
+    "memo-index": "CKA112",
+}
+# A pickle pays an opcode for each value, unless it shares them.  To write out what it shares
+# may take so many values for each opcode, after so many that are nothing to anyone.
+_SIZE_PER_OPCODE = 64
+_SIZE_FLOOR = 1_000_000
+# CPython's pickler gives up at about 1000 levels, and so do repr, copy and comparison.
+_MOST_DEPTH = 2000
 _MOST_NAME = 60
 _MOST_NAMES = 4
 # Modules with functions that call another, or make an object of a class they are given.
@@ -316,6 +330,24 @@ class _TraceJudge:
                     self.judge_opaque(event)
                 case Oddity():
                     self.judge_oddity(event)
+        self.judge_extent()
+
+    def judge_extent(self) -> None:
+        trace = self.trace
+        extent = extent_of(
+            (trace.root, *trace.dropped),
+            # Sharing undone, honest pickles hold few values more than they have opcodes.
+            enough=10_000 + 2 * trace.opcodes,
+            deep=_MOST_DEPTH,
+        )
+        if extent.depth > _MOST_DEPTH:
+            self.found("CKA112", 0, lambda: f"nests values over {_MOST_DEPTH} levels deep")
+        if extent.size > _SIZE_FLOOR + _SIZE_PER_OPCODE * trace.opcodes:
+            self.found(
+                "CKA112",
+                0,
+                lambda: f"makes {trace.opcodes} opcodes stand for {_counted(extent.size)} values",
+            )
 
     def found(self, rule_id: str, at: int, describe: Callable[[], str]) -> None:
         offset = None if self.start is None else self.start + at
@@ -354,7 +386,7 @@ class _TraceJudge:
                 self.octets = octets_in(self.trace)
             if id(event.value) in self.octets:
                 return
-        rule_id = "CKA103" if event.code in _CHANGES else "CKA109"
+        rule_id = _ODDITY_RULES.get(event.code, "CKA109")
         self.found(rule_id, event.offset, lambda: escape(event.message))
 
     def judge_global(self, event: Global) -> None:
@@ -488,6 +520,10 @@ def _may_be_empty(cls: Global | None) -> bool:
     """Whether *cls*, if it is on the allowlist, is there for objects made without arguments."""
     entry = allowed(cls.module, cls.name) if cls else None
     return entry is None or (entry.takes is not None and entry.takes(()))
+
+
+def _counted(size: int) -> str:
+    return f"over 2^{size.bit_length() - 1}" if size >= 1 << 32 else str(size)
 
 
 def _plain(event: Global) -> bool:

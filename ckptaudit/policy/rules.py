@@ -114,6 +114,7 @@ _ALL = (
         Severity.REVIEW,
         "holds a tensor whose indices or inner sizes loaders do not check",
     ),
+    Rule("CKA112", Severity.REVIEW, "costs its reader far more than its bytes"),
     Rule("CKA201", Severity.SUSPICIOUS, "looks different to different zip readers"),
     Rule("CKA202", Severity.SUSPICIOUS, "has bytes that belong to nothing"),
     Rule("CKA203", Severity.REVIEW, "has records that torch does not write or refer to"),

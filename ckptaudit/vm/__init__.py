@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ckptaudit.vm.brief import brief, escape
+from ckptaudit.vm.extent import Extent, extent_of
 from ckptaudit.vm.limits import Budget, Limits
 from ckptaudit.vm.machine import trace_pickle
 from ckptaudit.vm.nodes import (
@@ -25,6 +26,7 @@ __all__ = [
     "Call",
     "Dict",
     "Event",
+    "Extent",
     "Global",
     "Limits",
     "Node",
@@ -35,5 +37,6 @@ __all__ = [
     "Trace",
     "brief",
     "escape",
+    "extent_of",
     "trace_pickle",
 ]

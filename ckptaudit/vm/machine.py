@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 __all__ = ["trace_pickle"]
 
 _HIGHEST_PROTOCOL = 5
+# So far memo indices may run ahead of the opcodes: 16 MiB, in CPython.
+_MEMO_AHEAD = 1 << 20
+# Bits of the largest integer anybody has a use for.
+_LARGE_INTEGER = 8192
 # Opcodes between two looks at the budget.
 _ROUND = 1000
 
@@ -83,6 +87,7 @@ def trace_pickle(
         opcodes=machine.executed,
         end=machine.position,
         error=error,
+        dropped=(*machine.dropped, *machine.stack),
     )
 
 
@@ -94,6 +99,7 @@ class _Machine(Reader):
     """
 
     __slots__ = (
+        "dropped",
         "executed",
         "fence",
         "marks",
@@ -110,6 +116,7 @@ class _Machine(Reader):
     ) -> None:
         super().__init__(source, start, stop, record, budget)
         self.root: Node = None
+        self.dropped: list[Node] = []
         self.protocol = 0
         # What this pickle alone has cost; the budget hears of it when it is done.
         self.executed = 0
@@ -192,6 +199,13 @@ class _Machine(Reader):
             raise self.too_much("memo entries")
         memo[index] = stack[-1]
 
+    def remember_far(self, index: int) -> None:
+        # Modules/_pickle.c, _Unpickler_MemoPut: the memo is an array up to its highest index,
+        # and picklers count from 0.
+        if index > self.executed + _MEMO_AHEAD:
+            self.odd("memo-index", f"stores under memo index {_shown(index)}")
+        self.remember(index)
+
     def recall(self, index: int) -> None:
         try:
             self.stack.append(self.memo[index])
@@ -228,10 +242,18 @@ class _Machine(Reader):
         if self.marks and self.fence == len(self.stack):
             self.unmark()
         else:
-            self.pop()
+            self.drop(self.pop())
 
     def op_pop_mark(self) -> None:
-        self.pop_to_mark()
+        for node in self.pop_to_mark():
+            self.drop(node)
+
+    def drop(self, node: Node) -> None:
+        # What holds nothing is not worth keeping: a million empty lists may be thrown away.
+        if isinstance(node, (PersistentId, Opaque, Call, Dict, Set)) or (
+            isinstance(node, (list, tuple)) and node
+        ):
+            self.dropped.append(node)
 
     def op_dup(self) -> None:
         self.stack.append(self.top())
@@ -242,7 +264,7 @@ class _Machine(Reader):
         index = self.memo_index()
         if index < 0:
             raise self.malformed("stores under a negative memo index")
-        self.remember(index)
+        self.remember_far(index)
 
     def op_get(self) -> None:
         self.recall(self.memo_index())
@@ -376,7 +398,10 @@ class _Machine(Reader):
         target = self.top()
         self.events.append(Build(target, state, self.offset))
         if isinstance(target, Call):
+            self.drop(target.state)
             target.state = state
+        else:
+            self.drop(state)
 
     def persistent(self, pid: Node) -> None:
         value = PersistentId(pid, self.offset)
@@ -385,6 +410,18 @@ class _Machine(Reader):
 
     def op_persid(self) -> None:
         self.persistent(self.text_line("ascii"))
+
+    def op_int(self) -> None:
+        self.push_integer(self.parsed(parse_int))
+
+    def op_long(self) -> None:
+        self.push_integer(self.parsed(parse_long))
+
+    def push_integer(self, value: Node) -> None:
+        # To write it out in decimal takes time by the square of its length.
+        if isinstance(value, int) and value.bit_length() > _LARGE_INTEGER:
+            self.odd("integer-large", f"an integer of {value.bit_length()} bits")
+        self.stack.append(value)
 
     def op_string(self) -> None:
         self.python2_string(self.parsed(parse_string))
@@ -409,6 +446,11 @@ _DOUBLE = struct.Struct(">d")
 _INT32 = struct.Struct("<i")
 
 
+def _shown(number: int) -> str:
+    # str() refuses integers of more than 4300 digits.
+    return str(number) if number < 1 << 64 else "beyond 2^64"
+
+
 def _push_constant(make: Callable[[], Node]) -> Callable[[_Machine], None]:
     return lambda machine: machine.stack.append(make())
 
@@ -423,7 +465,7 @@ def _push_long(width: int) -> Callable[[_Machine], None]:
         length = machine.unsigned(width)
         if length >= 1 << 31:
             raise machine.malformed("an integer of negative length")
-        machine.stack.append(int.from_bytes(machine.literal(length), "little", signed=True))
+        machine.push_integer(int.from_bytes(machine.literal(length), "little", signed=True))
 
     return handle
 
@@ -472,8 +514,8 @@ _BY_OPCODE: dict[bytes, Callable[[_Machine], None]] = {
     b"0": _Machine.op_pop,
     b"2": _Machine.op_dup,
     b"F": _push_parsed(parse_float),
-    b"I": _push_parsed(parse_int),
-    b"L": _push_parsed(parse_long),
+    b"I": _Machine.op_int,
+    b"L": _Machine.op_long,
     b"N": _push_constant(lambda: None),
     b"P": _Machine.op_persid,
     b"R": _Machine.op_reduce,
@@ -503,7 +545,7 @@ _BY_OPCODE: dict[bytes, Callable[[_Machine], None]] = {
     b"h": _Machine.op_binget,
     b"j": lambda m: m.recall(m.unsigned(4)),
     b"q": _Machine.op_binput,
-    b"r": lambda m: m.remember(m.unsigned(4)),
+    b"r": lambda m: m.remember_far(m.unsigned(4)),
     b"u": _Machine.op_setitems,
     b"]": lambda m: m.push_node([]),
     b")": _push_constant(tuple),

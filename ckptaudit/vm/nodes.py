@@ -154,6 +154,7 @@ class Trace:
         opcodes: Instructions executed.
         end: Offset just past STOP, counted like all offsets from the pickle's first byte.
         error: Why reading stopped before STOP, or None.  *events* holds what came before it.
+        dropped: What was made and is no part of the root: popped, replaced or left over.
     """
 
     record: str
@@ -163,3 +164,4 @@ class Trace:
     opcodes: int
     end: int
     error: MalformedInput | None
+    dropped: tuple[Node, ...] = ()

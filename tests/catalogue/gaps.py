@@ -35,12 +35,6 @@ KNOWN_GAPS: dict[str, str] = {
     "is held against the storage",
     "quantised-tensor-outside": _WINDOW,
     "bytes-in-an-extended-header-of-a-tar": "clean: a pax header may have any keys but a few",
-    "memo-bomb-of-tuples": _COST,
-    "memo-bomb-of-lists": _COST,
-    "tuples-nested-200000-deep": _COST,
-    "integer-of-a-megabyte": _COST,
-    "memo-index-of-two-thousand-million": _MEMO,
-    "memo-index-of-text": _MEMO,
     # Hostile, and called complete though it is not
     "deflated-zip-in-a-checkpoint": _UNREAD,
     "gzip-in-a-checkpoint": _UNREAD,
