@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers.container import Container, Gap, Kind, Mishap, Record, Role
+from ckptaudit.containers.container import Container, Gap, Kind, Mishap, Record, Role, Use
+from ckptaudit.containers.ledger import Ledger
 from ckptaudit.containers.legacy import begins_with_magic, open_legacy
 from ckptaudit.containers.safetensors import looks_like_safetensors, open_safetensors
 from ckptaudit.containers.tar import open_tar
@@ -150,31 +151,31 @@ def _open_pickle(source: ByteSource, first: Trace, budget: Budget) -> Container:
             break
         traces.append(following)
         end += following.end
-    mishaps = []
-    gaps = []
+    ledger = Ledger(source, budget)
     if first.error is not None:
         # A PNG file is one: its first bytes are a pickle that has a persistent id.
-        gaps += [Gap(f"looks like {what}", "", 0) for what in _looks_like(source)]
+        ledger.gaps += [Gap(f"looks like {what}", "", 0) for what in _looks_like(source)]
     if len(traces) > 1:
         message = f"{len(traces)} pickles, one behind the other"
-        mishaps.append(Mishap("several-pickles", message, "", traces[0].end))
-    if end < source.size and traces[-1].error is None:
-        message = f"{source.size - end} bytes after the pickle's end"
-        mishaps.append(Mishap("bytes-after-pickle", message, "", end))
-        gaps.append(Gap(message, "", end))
+        ledger.mishaps.append(Mishap("several-pickles", message, "", traces[0].end))
     records = []
     at = 0
     for trace in traces:
         records.append(Record(trace.record, at, trace.end, "stored", Role.PICKLE))
+        ledger.claim(at, at + trace.end, Use.PICKLE)
         at += trace.end
+    if traces[-1].error is not None:
+        ledger.leave(end, source.size, traces[-1].record)
+    ledger.settle("bytes-after-pickle", "bytes after the pickle's end")
     return Container(
         source=source,
         kind=Kind.PICKLE,
-        records=tuple(records),
-        traces=tuple(traces),
+        records=(*records, *ledger.records),
+        traces=(*traces, *ledger.traces),
         main=0 if len(traces) == 1 else None,
-        mishaps=tuple(mishaps),
-        gaps=tuple(gaps),
+        mishaps=tuple(ledger.mishaps),
+        gaps=tuple(ledger.gaps),
+        regions=tuple(ledger.regions),
     )
 
 

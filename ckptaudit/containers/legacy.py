@@ -14,7 +14,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers.container import Container, Gap, Kind, Mishap, Record, Role, Storage
+from ckptaudit.containers.container import (
+    Container,
+    Gap,
+    Kind,
+    Mishap,
+    Record,
+    Role,
+    Storage,
+    Use,
+)
+from ckptaudit.containers.ledger import Ledger
 from ckptaudit.containers.persistent import StorageRef, key_of, references
 from ckptaudit.errors import MalformedInput
 from ckptaudit.vm import Budget, Dict, Node, Trace, trace_pickle
@@ -53,8 +63,9 @@ class _Reading:
         self.at = 0
         self.traces: list[Trace] = []
         self.records: list[Record] = []
-        self.mishaps: list[Mishap] = []
-        self.gaps: list[Gap] = []
+        self.ledger = Ledger(source, budget)
+        self.mishaps = self.ledger.mishaps
+        self.gaps = self.ledger.gaps
         self.storages: dict[str, Storage] = {}
 
     def container(self) -> Container:
@@ -64,17 +75,18 @@ class _Reading:
                 self.read_storages()
             except MalformedInput as err:
                 self.gaps.append(Gap.left_by(err, self.at))
-            else:
-                self.check_end()
+                self.ledger.leave(self.at, self.source.size, "")
+        self.ledger.settle("bytes-after-storages", "bytes after the last storage")
         return Container(
             source=self.source,
             kind=Kind.LEGACY,
-            records=tuple(self.records),
-            traces=tuple(self.traces),
+            records=(*self.records, *self.ledger.records),
+            traces=(*self.traces, *self.ledger.traces),
             main=_OBJECT if len(self.traces) > _OBJECT else None,
             storages=self.storages,
             mishaps=tuple(self.mishaps),
             gaps=tuple(self.gaps),
+            regions=tuple(self.ledger.regions),
         )
 
     def odd(self, code: str, message: str, record: str) -> None:
@@ -92,8 +104,10 @@ class _Reading:
             )
             self.traces.append(trace)
             self.records.append(Record(name, self.at, trace.end, "stored", Role.PICKLE))
+            self.ledger.claim(self.at, self.at + trace.end, Use.PICKLE)
             self.at += trace.end
             if trace.error is not None:
+                self.ledger.leave(self.at, self.source.size, name)
                 return False
         return True
 
@@ -161,13 +175,9 @@ class _Reading:
             key, ref.dtype, numel, start, nbytes, ref.location, name, ref.typed
         )
         self.records.append(Record(name, start, nbytes, "stored", Role.STORAGE))
+        self.ledger.claim(self.at, start, Use.STRUCTURE)
+        self.ledger.claim(start, start + nbytes, Use.STORAGE)
         self.at = start + nbytes
-
-    def check_end(self) -> None:
-        left = self.source.size - self.at
-        if left:
-            self.odd("bytes-after-storages", f"{left} bytes after the last storage", "")
-            self.gaps.append(Gap(f"{left} bytes after the last storage", "", self.at))
 
 
 def _get(pairs: Dict, key: str) -> Node:

@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.containers.container import (
     Container,
-    Gap,
     Kind,
     Mishap,
     Record,
     Role,
     Storage,
     StoredTensor,
+    Use,
     check_rank,
 )
+from ckptaudit.containers.ledger import Ledger
 from ckptaudit.dtypes import by_safetensors
 from ckptaudit.errors import LimitExceeded, MalformedInput
 
@@ -42,6 +43,7 @@ _MOST_HEADER_BYTES = 100_000_000
 # No file has a larger size; prod() must stay cheap.
 _MOST_ELEMENTS = 1 << 62
 _PREFIX = 8
+_FIELDS = ("dtype", "shape", "data_offsets")
 
 
 def looks_like_safetensors(source: ByteSource) -> bool:
@@ -111,34 +113,33 @@ def open_safetensors(source: ByteSource, budget: Budget) -> Container:
         Record(storage.record, storage.offset, storage.nbytes, "stored", Role.STORAGE)
         for storage in in_order
     ]
-    mishaps = []
-    gaps = []
+    ledger = Ledger(source, budget)
+    ledger.claim(0, start, Use.STRUCTURE)
     end = start
     for storage in in_order:
+        ledger.claim(storage.offset, storage.offset + storage.nbytes, Use.STORAGE)
         if storage.offset < end:
-            code = "safetensors-cover"
-            mishaps.append(Mishap(code, "overlaps another", storage.record, storage.offset))
-        elif storage.offset > end:
-            gaps.append(_uncovered(end, storage.offset))
+            mishap = Mishap("safetensors-cover", "overlaps another", storage.record, storage.offset)
+            ledger.mishaps.append(mishap)
         end = max(end, storage.offset + storage.nbytes)
-    if end != source.size:
-        gaps.append(_uncovered(end, source.size))
-    mishaps += [Mishap("safetensors-cover", gap.reason, "", gap.offset) for gap in gaps]
+    for name, entry in header.items():
+        # Its own reader does not look at them, and they may say anything.
+        if isinstance(entry, dict) and len(entry) > len(_FIELDS):
+            message = "has more in the header than dtype, shape and data_offsets"
+            ledger.mishaps.append(Mishap("safetensors-cover", message, name, _PREFIX))
+    ledger.settle("safetensors-cover", "bytes that belong to no tensor")
     return Container(
         source=source,
         kind=Kind.SAFETENSORS,
-        records=tuple(records),
-        traces=(),
+        records=(*records, *ledger.records),
+        traces=tuple(ledger.traces),
         storages=storages,
         tensors=tensors,
-        mishaps=tuple(mishaps),
-        gaps=tuple(gaps),
+        mishaps=tuple(ledger.mishaps),
+        gaps=tuple(ledger.gaps),
         metadata=metadata,
+        regions=tuple(ledger.regions),
     )
-
-
-def _uncovered(start: int, stop: int) -> Gap:
-    return Gap(f"{stop - start} bytes that belong to no tensor", "", start)
 
 
 def _read_entry(

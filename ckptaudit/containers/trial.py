@@ -27,14 +27,14 @@ __all__ = ["Trial", "begins_like_a_pickle", "may_act"]
 
 # Where a pickle may begin among other bytes: PROTO 0 to 5, or GLOBAL and two lines of names.
 _BEGINNING = re.compile(
-    rb"\x80[\x00-\x05]|c[A-Za-z_][A-Za-z0-9_.]{0,99}\n[A-Za-z_][A-Za-z0-9_.]{0,99}\n"
+    rb"\x80[\x00-\x05]|c[A-Za-z_][A-Za-z0-9_.]{0,63}\n[A-Za-z_][A-Za-z0-9_.]{0,63}\n"
 )
-_LONGEST_BEGINNING = 256
+_LONGEST_BEGINNING = 128
 _CHUNK = 1 << 20
 # Each costs a window of reading, and the opcodes that it runs.  What they leave untried is
 # not passed over: it stays a gap.
 _MOST_TRIES = 1000
-_MOST_BYTES = 64 << 20
+_MOST_BYTES = 16 << 20
 
 
 class Trial:

@@ -17,7 +17,6 @@ _WINDOW = "clean: only three rebuild functions have their window checked against
 _COST = "clean: what a reader of the tree pays beyond the bytes is not counted"
 _MEMO = "clean: a memo index may be as large as it likes"
 _TAIL = "suspicious, with the gap told: what lies behind the end is not tried as a pickle"
-_OTHER = "suspicious, with the gap told: the other archive is not read"
 _UNREAD = "review, and called complete: the record is not looked into"
 _TAR = "at most suspicious, with the gap told: the member is not tried as a pickle"
 _NESTED = "malicious for the outer call: what it would unpickle is not looked into"
@@ -43,11 +42,7 @@ KNOWN_GAPS: dict[str, str] = {
     # Hostile, and told less than it is
     "payload-in-a-tar-member-torch-did-not-write": _TAR,
     "payload-in-the-first-of-two-members": _TAR,
-    "payload-behind-stop-and-junk": _TAIL,
-    "payload-behind-the-storages-of-a-legacy-stream": _TAIL,
     "payload-behind-what-a-tar-member-is-read-for": _TAIL,
-    "an-evil-archive-behind-a-pickle": _OTHER,
-    "an-evil-archive-behind-a-pickle-that-knows-where-it-stands": _OTHER,
     "pickle-inside-load-from-bytes": _NESTED,
     "checkpoint-inside-load-from-bytes": _NESTED,
     "pickle-inside-a-pickle-inside-a-pickle": _NESTED,
