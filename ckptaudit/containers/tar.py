@@ -30,14 +30,18 @@ from ckptaudit.containers.container import (
     Role,
     Storage,
     StoredTensor,
+    Use,
     check_rank,
 )
+from ckptaudit.containers.ledger import Ledger
 from ckptaudit.containers.persistent import key_of, storage_type
 from ckptaudit.containers.tarmembers import TarMember, list_members
 from ckptaudit.errors import MalformedInput
 from ckptaudit.vm import Budget, Node, Trace, trace_pickle
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ckptaudit.source import ByteSource
 
 __all__ = ["open_tar"]
@@ -49,7 +53,7 @@ def open_tar(source: ByteSource, budget: Budget) -> Container:
     """Read the tar archive in *source*; a broken one gives what could be read, and a gap.
 
     Raises:
-        MalformedInput: Its members cannot be listed, or one of the three is missing.
+        MalformedInput: It has none of the members, and nothing else that could be loaded.
     """
     return _Reading(source, budget).container()
 
@@ -58,6 +62,8 @@ class _Member:
     """One member being read from front to back."""
 
     def __init__(self, member: TarMember) -> None:
+        # Why it was not read to its end, and whether a gap says so already.
+        self.error: MalformedInput | None = None
         self.name = member.name
         self.start = member.data
         self.at = member.data
@@ -72,66 +78,88 @@ class _Reading:
         self.budget = budget
         self.traces: list[Trace] = []
         self.records: list[Record] = []
-        self.mishaps: list[Mishap] = []
-        self.gaps: list[Gap] = []
+        self.ledger = Ledger(source, budget)
+        self.mishaps = self.ledger.mishaps
+        self.gaps = self.ledger.gaps
         self.storages: dict[str, Storage] = {}
         self.tensors: dict[str, StoredTensor] = {}
 
     def container(self) -> Container:
-        members = self.members()
-        main = None
-        try:
-            self.pickled(members["sys_info"])
-            self.read_storages(members["storages"])
-            self.read_tensors(members["tensors"])
-        except MalformedInput as err:
-            self.gaps.append(Gap.left_by(err, None))
-        try:
-            self.pickled(members["pickle"])
-        except MalformedInput as err:
-            self.gaps.append(Gap.left_by(err, None))
-        main = len(self.traces) - 1
+        listing = list_members(self.source, self.ledger)
+        members = self.sort_out(listing)
+        self.read(members, {"sys_info": self.pickled})
+        self.read(members, {"storages": self.read_storages, "tensors": self.read_tensors})
+        main = len(self.traces) if "pickle" in members else None
+        self.read(members, {"pickle": self.pickled})
         for member in members.values():
-            if member.at < member.end:
-                message = f"{member.end - member.at} bytes after what torch reads"
-                self.mishaps.append(Mishap("bytes-after-pickle", message, member.name, member.at))
-                self.gaps.append(Gap(message, member.name, member.at))
+            self.finish(member)
+        self.ledger.settle("tar-gap", "bytes that belong to no member")
+        if not members and not self.ledger.traces:
+            why = f"; {self.gaps[0].reason}" if self.gaps and not listing else ""
+            raise MalformedInput(
+                f"is a tar archive without {' and '.join(_MEMBERS)}, so no torch checkpoint{why}",
+                where=self.source.name,
+            )
         return Container(
             source=self.source,
             kind=Kind.TAR,
-            records=tuple(sorted(self.records, key=lambda record: record.offset)),
-            traces=tuple(self.traces),
+            records=tuple(
+                sorted([*self.records, *self.ledger.records], key=lambda record: record.offset)
+            ),
+            traces=(*self.traces, *self.ledger.traces),
             main=main,
             storages=self.storages,
             tensors=self.tensors,
             mishaps=tuple(self.mishaps),
             gaps=tuple(self.gaps),
+            regions=tuple(self.ledger.regions),
         )
 
-    def members(self) -> dict[str, _Member]:
-        listing = list_members(self.source)
-        for fault, offset in listing.faults:
-            self.mishaps.append(Mishap("tar-gap", fault, "", offset))
-            self.gaps.append(Gap(fault, "", offset))
-        found: dict[str, _Member] = {}
-        for member in listing.members:
-            # Of several members of one name torch read the last.
-            if member.name in found:
+    def sort_out(self, listing: tuple[TarMember, ...]) -> dict[str, _Member]:
+        """The members torch read, by name; of several of one name it took the last."""
+        last = {member.name: member for member in listing}
+        for member in listing:
+            if member is not last[member.name]:
                 self.unread("tar-duplicate", "stands there more than once", member)
             elif member.name not in _MEMBERS:
                 self.unread("tar-member", "is not one torch wrote", member)
-            found[member.name] = _Member(member)
-        missing = [name for name in _MEMBERS if name not in found]
-        if missing:
-            why = listing.faults[0][0] if listing.faults else "so not a torch checkpoint"
-            raise MalformedInput(
-                f"is a tar archive without {' and '.join(missing)}; {why}", where=self.source.name
-            )
-        return {name: found[name] for name in _MEMBERS}
+        for name in _MEMBERS:
+            if name not in last:
+                message = f"has no member {name}, without which torch refuses it"
+                self.mishaps.append(Mishap("tar-missing", message, "", None))
+                self.gaps.append(Gap(message, "", None))
+        return {name: _Member(last[name]) for name in _MEMBERS if name in last}
 
     def unread(self, code: str, message: str, member: TarMember) -> None:
-        self.mishaps.append(Mishap(code, message, member.name, member.header))
-        self.gaps.append(Gap(message, member.name, member.header))
+        self.ledger.disown(member.data, member.end, code, message, member.name)
+        if not member.size:
+            self.mishaps.append(Mishap(code, message, member.name, member.header))
+            self.gaps.append(Gap(message, member.name, member.header))
+
+    def read(
+        self, members: dict[str, _Member], readers: dict[str, Callable[[_Member], object]]
+    ) -> None:
+        """Read some members, each of which needs those before it."""
+        for name, reader in readers.items():
+            member = members.get(name)
+            if member is None:
+                return
+            try:
+                reader(member)
+            except MalformedInput as err:
+                member.error = err
+                if all(trace.error is not err for trace in self.traces):
+                    self.gaps.append(Gap.left_by(err, member.at))
+                return
+
+    def finish(self, member: _Member) -> None:
+        """Tell what lies behind what was read of *member*."""
+        if member.error is not None:
+            self.ledger.leave(member.at, member.end, member.name)
+        else:
+            message = f"{member.end - member.at} bytes after what torch reads"
+            code = "bytes-after-pickle"
+            self.ledger.disown(member.at, member.end, code, message, member.name)
 
     def pickled(self, member: _Member) -> Node:
         """The value of the next pickle in *member*."""
@@ -141,6 +169,7 @@ class _Reading:
         trace = trace_pickle(self.source, member.at, member.end, record=name, budget=self.budget)
         self.traces.append(trace)
         self.records.append(Record(name, member.at, trace.end, "stored", Role.PICKLE))
+        self.ledger.claim(member.at, member.at + trace.end, Use.PICKLE)
         member.at += trace.end
         if trace.error is not None:
             raise trace.error
@@ -160,6 +189,7 @@ class _Reading:
                 "is truncated; fetch the file again", where=member.name, offset=member.at
             )
         data = self.source.read_at(member.at, length)
+        self.ledger.claim(member.at, member.at + length, Use.STRUCTURE)
         member.at += length
         return struct.unpack(f"<{count}q", data)
 
@@ -195,6 +225,7 @@ class _Reading:
             key, kind[0], numel, member.at, nbytes, location, name, kind[1]
         )
         self.records.append(Record(name, member.at, nbytes, "stored", Role.STORAGE))
+        self.ledger.claim(member.at, member.at + nbytes, Use.STORAGE)
         member.at += nbytes
 
     def add_view(self, member: _Member, view: Node) -> None:
@@ -226,9 +257,24 @@ class _Reading:
                 case _:
                     raise MalformedInput("describes no tensor", where=member.name)
 
+    def rank(self, member: _Member) -> int:
+        """An int32 and 4 bytes of padding, which torch skips without a look."""
+        if member.at + 8 > member.end:
+            raise MalformedInput(
+                "is truncated; fetch the file again", where=member.name, offset=member.at
+            )
+        rank, padding = struct.unpack("<I4s", self.source.read_at(member.at, 8))
+        self.ledger.claim(member.at, member.at + 4, Use.STRUCTURE)
+        if any(padding):
+            message = "has something in the padding behind a tensor's rank"
+            self.ledger.disown(member.at + 4, member.at + 8, "tar-gap", message, member.name)
+        else:
+            self.ledger.claim(member.at + 4, member.at + 8, Use.PADDING)
+        member.at += 8
+        return int(rank)
+
     def read_tensor(self, member: _Member, key: str, storage: str) -> None:
-        # The rank is an int32 and 4 bytes of padding, which torch skips without a look.
-        rank = self.numbers(member, 1)[0] & 0xFFFFFFFF
+        rank = self.rank(member)
         whole = self.storages.get(storage)
         if whole is None:
             raise MalformedInput(f"tensor {key} has no storage", where=member.name)

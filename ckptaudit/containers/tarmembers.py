@@ -2,7 +2,8 @@
 
 Python's tarfile, which torch used, recurses on chains of extended headers, loops on
 negative sizes and takes a damaged header for the end.  Here every block is a plain file,
-a pax header for one, or the end; anything else is a fault, and listing stops there.
+a pax header for one, or the end; anything else is a fault, and unless it is one without
+data, such as a link, listing stops there.
 
 Knows:      POSIX.1-2017 pax, "ustar Interchange Format"; Lib/tarfile.py for what it writes.
 Is told:    a source that begins with a tar header.
@@ -15,24 +16,60 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ckptaudit.containers.container import Gap, Mishap, Use
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ckptaudit.containers.ledger import Ledger
     from ckptaudit.source import ByteSource
 
-__all__ = ["TarListing", "TarMember", "has_tar_header", "list_members"]
+__all__ = ["TarMember", "has_tar_header", "list_members"]
 
 _BLOCK = 512
-# name 0-100, mode, uid, gid, size 124-136, mtime, checksum 148-156, type 156, link name,
-# magic 257, version, owner, group, device, prefix 345-500.
-_NAME, _SIZE, _CHECKSUM, _PREFIX = slice(0, 100), slice(124, 136), slice(148, 156), slice(345, 500)
-_MAGIC = slice(257, 262)
 _TYPE = 156
 _PLAIN = (0, ord("0"))
 _PAX = ord("x")
-# tarfile writes a few dozen bytes into a pax header: a time with a fraction.
+# Links, devices, directories and pipes: whatever size they state, no data follow.
+_WITHOUT_DATA = b"123456"
+# tarfile writes a few dozen bytes into a pax header: a time with a fraction, a long path.
 _MOST_PAX_BYTES = 4096
 _MOST_MEMBERS = 1000
-_CHUNK = 1 << 18
 _PAX_LINE = re.compile(rb"([1-9][0-9]{0,3}) ([^=\n]+)=")
+# What of an extended header is for us, and what tarfile writes for a time or an odd owner.
+_PAX_VALUES = {
+    "path": re.compile(r"[^\0-\x1f\x7f]*"),
+    "size": re.compile(r"[0-9]{1,19}"),
+    "mtime": re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,20})?"),
+    "atime": re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,20})?"),
+    "ctime": re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,20})?"),
+}
+
+# A number is written in octal digits; tarfile ends it with a NUL, others with spaces too.
+_OCTAL = re.compile(rb"[ ]*[0-7]*[ \0]*")
+# A larger one is binary, big-endian, the first bit of the field set.  No real owner, size or
+# time fills all of it.
+_NUMBER = re.compile(rb"[ ]*[0-7]*[ \0]*|\x80[\0]*.{,5}", re.DOTALL)
+_NAME = re.compile(rb"[^\0-\x1f\x7f]*\0*")
+_ZEROS = re.compile(rb"\0*")
+# The fields of a header, in order, and what stands in each; the padding at the end as well.
+_FIELDS = {
+    "name": (0, 100, _NAME),
+    "mode": (100, 108, _OCTAL),
+    "uid": (108, 116, _NUMBER),
+    "gid": (116, 124, _NUMBER),
+    "size": (124, 136, _NUMBER),
+    "mtime": (136, 148, _NUMBER),
+    "checksum": (148, 156, _OCTAL),
+    "link": (157, 257, _ZEROS),
+    "magic": (257, 265, re.compile(rb"ustar\x0000|ustar  \0|\0{8}")),
+    "owner": (265, 297, _NAME),
+    "group": (297, 329, _NAME),
+    "device": (329, 345, re.compile(rb"[0 \0]*")),
+    "prefix": (345, 500, _NAME),
+    "padding": (500, 512, _ZEROS),
+}
+_SLICES = {name: slice(start, stop) for name, (start, stop, _) in _FIELDS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +94,6 @@ class TarMember:
         return self.data + self.size
 
 
-@dataclass(frozen=True, slots=True)
-class TarListing:
-    """What an archive holds, as far as it can be followed.
-
-    Attributes:
-        members: In file order.
-        faults: What is no plain file, no padding and no end, with its offset.
-    """
-
-    members: tuple[TarMember, ...]
-    faults: tuple[tuple[str, int], ...]
-
-
 class _Fault(Exception):
     """The block at hand cannot be followed."""
 
@@ -79,51 +103,99 @@ def has_tar_header(source: ByteSource) -> bool:
     return source.size >= _BLOCK and _checksum_fits(source.read_at(0, _BLOCK))
 
 
-def list_members(source: ByteSource) -> TarListing:
-    """Follow the headers of the archive in *source* to its end or the first fault."""
+def list_members(source: ByteSource, ledger: Ledger) -> tuple[TarMember, ...]:
+    """Follow the headers of the archive in *source* to its end or the first fault.
+
+    The ledger is told of the headers, of the zeros between the members, and of what is
+    neither.
+    """
     members: list[TarMember] = []
-    faults: list[tuple[str, int]] = []
     at = 0
-    try:
-        while (member := _next_member(source, at)) and len(members) < _MOST_MEMBERS:
-            members.append(member)
-            at = member.end + -member.size % _BLOCK
-            faults += _only_zeros(source, member.end, min(at, source.size))
-    except _Fault as err:
-        faults.append((str(err), at))
-    else:
-        faults += _only_zeros(source, at, source.size)
-    return TarListing(tuple(members), tuple(faults))
+    while at + _BLOCK <= source.size and len(members) < _MOST_MEMBERS:
+        block = source.read_at(at, _BLOCK)
+        if not any(block):
+            ledger.claim_zeros(at, source.size)
+            return tuple(members)
+        try:
+            if _checksum_fits(block) and block[_TYPE] in _WITHOUT_DATA:
+                # It is not followed: a loader that did would read another file.
+                message = "has a member that is no plain file"
+                ledger.disown(at, at + _BLOCK, "tar-gap", message, _name(block))
+                at += _BLOCK
+                continue
+            member = _read_member(source, at, ledger)
+        except _Fault as err:
+            ledger.disown(at, source.size, "tar-gap", str(err))
+            return tuple(members)
+        members.append(member)
+        at = member.end + -member.size % _BLOCK
+        ledger.claim_zeros(member.end, min(at, source.size))
+    if len(members) < _MOST_MEMBERS:
+        message = "ends without the empty block that ends an archive"
+        end = min(at, source.size)
+        ledger.mishaps.append(Mishap("tar-gap", message, "", end))
+        ledger.gaps.append(Gap(message, "", end))
+    return tuple(members)
 
 
-def _next_member(source: ByteSource, at: int) -> TarMember | None:
-    """The member whose header is at *at*, or None where an empty block ends the archive."""
-    if at + _BLOCK > source.size:
-        raise _Fault("ends without the empty block that ends an archive")
-    return _read_member(source, at) if any(source.read_at(at, _BLOCK)) else None
-
-
-def _read_member(source: ByteSource, header: int) -> TarMember:
+def _read_member(source: ByteSource, header: int, ledger: Ledger) -> TarMember:
+    """The member whose first header is at *header*; only a whole one is told to the ledger."""
     at = header
     block = _read_header(source, at)
-    pax: dict[str, str] = {}
+    pax: dict[str, tuple[str, int, int]] = {}
+    heads = [(at, block)]
+    extended = range(at, at)
     if block[_TYPE] == _PAX:
         length = _size(block)
         if not 0 < length <= min(_MOST_PAX_BYTES, source.size - at - _BLOCK):
             raise _Fault("has an extended header of a strange length")
-        pax = _read_pax(source.read_at(at + _BLOCK, length))
-        at += _BLOCK + length + -length % _BLOCK
+        extended = range(at + _BLOCK, at + _BLOCK + length)
+        pax = _read_pax(source.read_at(extended.start, length))
+        at = extended.stop + -length % _BLOCK
         block = _read_header(source, at)
+        heads.append((at, block))
     if block[_TYPE] not in _PLAIN:
         raise _Fault("has a member that is no plain file")
-    size = _decimal(pax["size"]) if "size" in pax else _size(block)
+    size = _decimal(pax["size"][0]) if "size" in pax else _size(block)
     data = at + _BLOCK
     if size > source.size - data:
         raise _Fault(
             f"has a member of {size} bytes where {source.size - data} are left; "
             "the file is truncated: fetch it again"
         )
-    return TarMember(pax.get("path", _name(block)), header, data, size)
+    member = TarMember(pax["path"][0] if "path" in pax else _name(block), header, data, size)
+    for start, head in heads:
+        _account(ledger, start, start + _BLOCK, _strange_fields(head), member.name)
+    _account(ledger, extended.start, extended.stop, _strange_records(pax), member.name)
+    if extended:
+        ledger.claim_zeros(extended.stop, at)
+    return member
+
+
+def _account(
+    ledger: Ledger, start: int, stop: int, strange: Iterator[tuple[int, int, str]], name: str
+) -> None:
+    """Claim the header in ``[start, stop)``, and none of its *strange* parts."""
+    at = start
+    for first, last, what in strange:
+        ledger.claim(at, start + first, Use.STRUCTURE)
+        at = start + last
+        message = f"has something in the {what} of its header that no writer puts there"
+        ledger.disown(start + first, at, "tar-gap", message, name)
+    ledger.claim(at, stop, Use.STRUCTURE)
+
+
+def _strange_fields(block: bytes) -> Iterator[tuple[int, int, str]]:
+    for name, (start, stop, form) in _FIELDS.items():
+        if not form.fullmatch(block, start, stop):
+            yield start, stop, name
+
+
+def _strange_records(pax: dict[str, tuple[str, int, int]]) -> Iterator[tuple[int, int, str]]:
+    for key, (text, start, stop) in pax.items():
+        form = _PAX_VALUES.get(key)
+        if form is None or not form.fullmatch(text):
+            yield start, stop, "extension"
 
 
 def _read_header(source: ByteSource, at: int) -> bytes:
@@ -134,15 +206,22 @@ def _read_header(source: ByteSource, at: int) -> bytes:
 
 
 def _checksum_fits(block: bytes) -> bool:
-    stated = _octal(block[_CHECKSUM])
+    field = _SLICES["checksum"]
+    stated = _number(block[field])
     # The checksum is taken with its own eight bytes as spaces; some old tars summed signed bytes.
-    rest = block[: _CHECKSUM.start] + block[_CHECKSUM.stop :]
+    rest = block[: field.start] + block[field.stop :]
     unsigned = sum(rest) + 8 * ord(" ")
     return stated in (unsigned, unsigned - 256 * sum(byte > 127 for byte in rest))  # noqa: PLR2004
 
 
-def _octal(field: bytes) -> int | None:
-    # As lax as tarfile.nti, or a header that it takes would not be one to us.
+def _number(field: bytes) -> int | None:
+    """A number as tarfile.nti reads it, as lax as that is; None if it is none.
+
+    A header that tarfile takes and we do not would hide an archive.
+    """
+    if field[:1] in (b"\x80", b"\xff"):
+        negative = 256 ** (len(field) - 1) if field[0] == 0xFF else 0  # noqa: PLR2004
+        return int.from_bytes(field[1:], "big") - negative
     try:
         return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
     except ValueError:
@@ -150,48 +229,42 @@ def _octal(field: bytes) -> int | None:
 
 
 def _size(block: bytes) -> int:
-    field = block[_SIZE]
-    # Sizes from 8 GiB on: the first bit set, then a big-endian number.
-    size = int.from_bytes(field[1:], "big") if field[0] == 0x80 else _octal(field)  # noqa: PLR2004
+    size = _number(block[_SLICES["size"]])
     if size is None or size < 0:
         raise _Fault("has a member whose size is no number")
     return size
 
 
 def _decimal(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,19}", text):
+    if not _PAX_VALUES["size"].fullmatch(text):
         raise _Fault("has a member whose size is no number")
     return int(text)
 
 
 def _name(block: bytes) -> str:
-    parts = [block[_NAME]]
-    if block[_MAGIC] == b"ustar" and block[_PREFIX.start]:
-        parts.insert(0, block[_PREFIX])
+    parts = [block[_SLICES["name"]]]
+    magic, prefix = block[_SLICES["magic"]], block[_SLICES["prefix"]]
+    if magic.startswith(b"ustar") and prefix[:1] != b"\0":
+        parts.insert(0, prefix)
     return "/".join(part.split(b"\0", 1)[0].decode("utf-8", "replace") for part in parts)
 
 
-def _read_pax(data: bytes) -> dict[str, str]:
-    """Records ``length key=value newline``, the length counting all of itself."""
-    found = {}
-    while data:
-        match = _PAX_LINE.match(data)
-        length = int(match.group(1)) if match else 0
-        if not match or not match.end() < length <= len(data) or data[length - 1] != ord("\n"):
+def _read_pax(data: bytes) -> dict[str, tuple[str, int, int]]:
+    """Records ``length key=value newline``, the length counting all of itself.
+
+    Returns:
+        For each key its value, and where in *data* the record begins and ends.
+    """
+    found: dict[str, tuple[str, int, int]] = {}
+    at = 0
+    while at < len(data):
+        match = _PAX_LINE.match(data, at)
+        end = at + int(match.group(1)) if match else 0
+        if not match or not match.end() < end <= len(data) or data[end - 1] != ord("\n"):
             raise _Fault("has a damaged extended header")
         key = match.group(2).decode("utf-8", "replace")
         if key.startswith("GNU.") or key == "hdrcharset" or key in found:
             raise _Fault(f"has an extended header with {key!r}, which torch never wrote")
-        found[key] = data[match.end() : length - 1].decode("utf-8", "replace")
-        data = data[length:]
+        found[key] = data[match.end() : end - 1].decode("utf-8", "replace"), at, end
+        at = end
     return found
-
-
-def _only_zeros(source: ByteSource, start: int, stop: int) -> list[tuple[str, int]]:
-    """A fault for the first byte in ``[start, stop)`` that is not zero."""
-    for at in range(start, stop, _CHUNK):
-        piece = source.read_at(at, min(_CHUNK, stop - at))
-        rest = piece.lstrip(b"\0")
-        if rest:
-            return [("has bytes that belong to no member", at + len(piece) - len(rest))]
-    return []

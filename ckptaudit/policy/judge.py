@@ -119,6 +119,7 @@ _MISHAP_RULES = {
     "tar-member": "CKA203",
     "tar-duplicate": "CKA201",
     "tar-gap": "CKA202",
+    "tar-missing": "CKA206",
     "safetensors-cover": "CKA202",
     "tensor-outside": "CKA207",
 }

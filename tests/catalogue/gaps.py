@@ -16,15 +16,12 @@ __all__ = ["KNOWN_GAPS", "marks_for"]
 _WINDOW = "clean: only three rebuild functions have their window checked against the storage"
 _COST = "clean: what a reader of the tree pays beyond the bytes is not counted"
 _MEMO = "clean: a memo index may be as large as it likes"
-_TAIL = "suspicious, with the gap told: what lies behind the end is not tried as a pickle"
 _UNREAD = "review, and called complete: the record is not looked into"
-_TAR = "at most suspicious, with the gap told: the member is not tried as a pickle"
 _NESTED = "malicious for the outer call: what it would unpickle is not looked into"
 _COMPRESSED = "no answer, with the reason: compressed files are not read"
 _NOT_OURS = "no answer, with the reason: a zip without ROOT/data.pkl is not looked into"
 _NUMPY = "no answer, with the reason: NumPy's formats are not read"
 _UNNAMED = "no answer: the format is not recognised as the one it is"
-_ERASED = "no answer: an error in another part takes the findings away"
 
 KNOWN_GAPS: dict[str, str] = {
     # Hostile and clean
@@ -33,16 +30,12 @@ KNOWN_GAPS: dict[str, str] = {
     "tensor-outside-by-a-state-that-another-replaces": "clean: of several states only the last "
     "is held against the storage",
     "quantised-tensor-outside": _WINDOW,
-    "bytes-in-an-extended-header-of-a-tar": "clean: a pax header may have any keys but a few",
     # Hostile, and called complete though it is not
     "deflated-zip-in-a-checkpoint": _UNREAD,
     "gzip-in-a-checkpoint": _UNREAD,
     "array-of-objects-in-a-checkpoint": _UNREAD,
     "zip-in-a-checkpoint": "suspicious for its end record, and called complete: it is not read",
     # Hostile, and told less than it is
-    "payload-in-a-tar-member-torch-did-not-write": _TAR,
-    "payload-in-the-first-of-two-members": _TAR,
-    "payload-behind-what-a-tar-member-is-read-for": _TAIL,
     "pickle-inside-load-from-bytes": _NESTED,
     "checkpoint-inside-load-from-bytes": _NESTED,
     "pickle-inside-a-pickle-inside-a-pickle": _NESTED,
@@ -50,9 +43,7 @@ KNOWN_GAPS: dict[str, str] = {
     "pickle-inside-loads-as-python-2-writes-bytes": _NESTED,
     "pickle-inside-a-bytearray": _NESTED,
     # Hostile, and no answer
-    "a-tar-whose-pickle-is-a-link-to-another-member": _ERASED,
     "an-evil-archive-behind-zeros": _UNNAMED,
-    "a-tar-whose-checksum-is-a-binary-number": _UNNAMED,
     "pickle-in-zlib": _UNNAMED,
     "checkpoint-in-zlib": _UNNAMED,
     "lz4-frame": _UNNAMED,
