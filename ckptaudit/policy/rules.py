@@ -56,11 +56,19 @@ class Rule:
             ``CKA3..`` about the weights.
         severity: How bad it is.
         title: What is wrong, for a list of rules.
+        why: Why it matters, what an honest file looks like, and what to do.
+        cwe: The weakness it is an instance of, or that a reader with this rule does not have;
+            an id of the Common Weakness Enumeration.
+        advisories: Published ids of what taught it; empty where nobody published it, or
+            where it is about weights.
     """
 
     id: str
     severity: Severity
     title: str
+    why: str
+    cwe: str
+    advisories: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,32 +106,312 @@ class Coverage:
     gaps: tuple[Gap, ...]
 
 
-_ALL = (
-    Rule("CKA101", Severity.MALICIOUS, "names something that can run code or reach the system"),
-    Rule("CKA102", Severity.SUSPICIOUS, "names something that is not on the allowlist"),
-    Rule("CKA103", Severity.SUSPICIOUS, "calls something that no checkpoint calls"),
-    Rule("CKA104", Severity.MALICIOUS, "names something computed while unpickling"),
-    Rule("CKA105", Severity.MALICIOUS, "names an attribute of an attribute, or a hidden one"),
-    Rule("CKA106", Severity.SUSPICIOUS, "has a persistent id that is not a storage"),
-    Rule("CKA107", Severity.SUSPICIOUS, "sets the state of something that has none"),
-    Rule("CKA108", Severity.REVIEW, "holds objects of a class, not only tensors"),
-    Rule("CKA109", Severity.REVIEW, "has opcodes that no pickler writes"),
-    Rule("CKA110", Severity.SUSPICIOUS, "holds a pickle that the loader reads as something else"),
-    Rule(
-        "CKA111",
-        Severity.REVIEW,
-        "holds a tensor whose indices or inner sizes loaders do not check",
-    ),
-    Rule("CKA112", Severity.REVIEW, "costs its reader far more than its bytes"),
-    Rule("CKA201", Severity.SUSPICIOUS, "looks different to different zip readers"),
-    Rule("CKA202", Severity.SUSPICIOUS, "has bytes that belong to nothing"),
-    Rule("CKA203", Severity.REVIEW, "has records that torch does not write or refer to"),
-    Rule("CKA204", Severity.SUSPICIOUS, "has a storage that is missing or of the wrong size"),
-    Rule("CKA205", Severity.REVIEW, "contains TorchScript code"),
-    Rule("CKA206", Severity.SUSPICIOUS, "breaks the schedule of its own format"),
-    Rule("CKA207", Severity.SUSPICIOUS, "has a tensor that does not lie inside its storage"),
-    Rule("CKA208", Severity.REVIEW, "was not read completely"),
-    Rule("CKA301", Severity.REVIEW, "has weights that do not fit the type asked for"),
-    Rule("CKA302", Severity.REVIEW, "has NaN or infinite values"),
+RULES: dict[str, Rule] = {}
+
+
+def _rule(
+    rule_id: str,
+    severity: Severity,
+    title: str,
+    why: str,
+    *,
+    cwe: str,
+    advisories: tuple[str, ...] = (),
+) -> None:
+    RULES[rule_id] = Rule(rule_id, severity, title, " ".join(why.split()), cwe, advisories)
+
+
+# What a pickle would do.
+
+_rule(
+    "CKA101",
+    Severity.MALICIOUS,
+    "names something that can run code or reach the system",
+    """
+    Loading the file with pickle would import this name and, where it is called, run it with the
+    arguments shown: that is how a checkpoint becomes a program. No checkpoint needs such a name;
+    weights are made of tensors, numbers and text. Do not load the file anywhere. Delete it, tell
+    whoever hosts it, and treat a machine that has loaded it as taken over.
+    """,
+    cwe="CWE-506",
+    advisories=("CVE-2025-1716", "CVE-2025-10157", "GHSA-vvpj-8cmc-gx39", "CVE-2025-1889"),
 )
-RULES = {rule.id: rule for rule in _ALL}
+_rule(
+    "CKA102",
+    Severity.SUSPICIOUS,
+    "names something that is not on the allowlist",
+    """
+    A name that is not known to be harmless may do anything when it is imported or called: ways to
+    run code have been found in more than a hundred ordinary library functions, so that no list of
+    bad names is ever complete. Checkpoints of weights get by with the few names of the allowlist;
+    training scripts sometimes add a class of their own. Find out what the name is and why it is
+    there; if you trust neither, ask the author for the weights alone, or convert with
+    --allow-unsafe, which executes nothing and keeps the tensors only.
+    """,
+    cwe="CWE-502",
+    advisories=("CVE-2025-10157", "CVE-2025-71339", "CVE-2025-71350"),
+)
+_rule(
+    "CKA103",
+    Severity.SUSPICIOUS,
+    "calls something that no checkpoint calls",
+    """
+    The name is allowed, but not what is done with it: arguments that no pickler writes, the result
+    of one call called by another, or items stored in an object that may bring its own method for
+    that. Harmless names have been used for harm in this way, up to writing into memory through a
+    tensor. What torch.save writes never does this. Get the file from its author again, and do not
+    load it until somebody has explained the call.
+    """,
+    cwe="CWE-502",
+    advisories=("CVE-2026-24747",),
+)
+_rule(
+    "CKA104",
+    Severity.MALICIOUS,
+    "names something computed while unpickling",
+    """
+    The name is not written in the file: it comes out of a call, an extension code or a value that
+    is no text, so that nobody can tell beforehand what would be imported. Picklers write names as
+    plain text; only somebody who hides one does not. Do not load the file.
+    """,
+    cwe="CWE-470",
+)
+_rule(
+    "CKA105",
+    Severity.MALICIOUS,
+    "names an attribute of an attribute, or a hidden one",
+    """
+    A dotted name walks from an allowed object through its attributes to one that is not, such as
+    torch.serialization.os.system; names with double underscores or strange letters get around lists
+    of names in other ways. Honest pickles name what stands at the top of a module. Do not load the
+    file; if a class inside a class of your own project is meant, save a state dict instead.
+    """,
+    cwe="CWE-470",
+    advisories=("CVE-2025-71353", "CVE-2025-71356", "GHSA-vv6j-3g6g-2pvj"),
+)
+_rule(
+    "CKA106",
+    Severity.SUSPICIOUS,
+    "has a persistent id that is not a storage",
+    """
+    A persistent id is how torch's pickles point to the bytes of a tensor, and it is the loader that
+    acts on it. One of another form reaches code of the loader that is not made for it; an old one
+    for modules made torch compare, and write, source files. torch.save writes a storage's class,
+    key, device and size, and nothing else. Ask the author to save the state dict with a current
+    torch.
+    """,
+    cwe="CWE-502",
+)
+_rule(
+    "CKA107",
+    Severity.SUSPICIOUS,
+    "sets the state of something that has none",
+    """
+    Unpickling would overwrite attributes of an object, a class or a function: enough to put code
+    where a later call finds it, or to make an array take bytes of the file for pointers. Honest
+    pickles give state only to objects they have just made, and only the state that class writes. Do
+    not load the file.
+    """,
+    cwe="CWE-915",
+    advisories=("GHSA-mhc9-48gj-9gp3",),
+)
+_rule(
+    "CKA108",
+    Severity.REVIEW,
+    "holds objects of a class, not only tensors",
+    """
+    The file is a whole model, saved with torch.save(model): loading it imports the class from your
+    installed packages and hands it attributes of the file's choosing. That is common and mostly
+    honest, but the class runs its own code and is not in the file. Convert the file: only its
+    tensors are kept. Or ask the author for model.state_dict().
+    """,
+    cwe="CWE-502",
+)
+_rule(
+    "CKA109",
+    Severity.REVIEW,
+    "has opcodes that no pickler writes",
+    """
+    The pickle was not written by pickle: it has values left over at its end, a protocol in its
+    middle, a frame of the wrong length or a place for a memo that does not exist. Loaders accept
+    much of that, and hand-made pickles use it to confuse whoever reads before them. Alone it is
+    odd; beside another finding it is a sign of intent. Look at the other findings, and save the
+    weights again with a current torch if the file is your own.
+    """,
+    cwe="CWE-1286",
+)
+_rule(
+    "CKA110",
+    Severity.SUSPICIOUS,
+    "holds a pickle that the loader reads as something else",
+    """
+    There is a pickle where the loader of weights sees none: behind the end of another, or in a
+    record that nothing refers to. Another program, or an older version of the same one, may load
+    it, and a scanner that reads only what torch reads never looks at it. torch.save writes one
+    pickle into a zip, and five in a fixed order into the older formats. Do not load the file with
+    anything else than the converted weights.
+    """,
+    cwe="CWE-436",
+    advisories=("CVE-2025-1889", "CVE-2026-53875"),
+)
+_rule(
+    "CKA111",
+    Severity.REVIEW,
+    "holds a tensor whose indices or inner sizes loaders do not check",
+    """
+    The indices of a sparse tensor say where in memory its values belong, and a nested tensor brings
+    sizes and offsets of its own. torch does not check them when it loads, so that those out of
+    range read and write beyond the tensor. Weights of image models are dense. Load the file, if you
+    must, with torch.sparse.check_sparse_tensor_invariants enabled, which looks at the indices; a
+    nested tensor is safe only from somebody you trust.
+    """,
+    cwe="CWE-129",
+)
+
+_rule(
+    "CKA112",
+    Severity.REVIEW,
+    "costs its reader far more than its bytes",
+    """
+    A few kilobytes can stand for more values than fit into memory, nest deeper than a reader can
+    follow, or fill a memo with one index: whoever loads or prints them runs out of memory, time
+    or stack. Honest checkpoints stand for about as much as they are long. Ask whoever made the
+    file why it does not; do not open it with a reader that has no limits.
+    """,
+    cwe="CWE-400",
+)
+
+# The framing around it.
+
+_rule(
+    "CKA201",
+    Severity.SUSPICIOUS,
+    "looks different to different zip readers",
+    """
+    A zip says most things twice: in front of each record and in the directory at its end. Here the
+    two disagree, or names occur twice, or there are two directories; so torch, Python and a scanner
+    may each read another file out of the same bytes, and the one that was found harmless need not
+    be the one that is loaded. What torch.save writes has one reading. Convert it, which keeps what
+    was judged, or get it from its author again.
+    """,
+    cwe="CWE-436",
+    advisories=("CVE-2025-1944", "CVE-2025-1945", "CVE-2025-10156"),
+)
+_rule(
+    "CKA202",
+    Severity.SUSPICIOUS,
+    "has bytes that belong to nothing",
+    """
+    Between, before or behind the parts of the file there are bytes that its format gives no
+    meaning. Another reader may begin there: a file can be a harmless archive to one program and a
+    pickle, or another archive, to the next. In the files that torch writes every byte belongs to a
+    record, its header, its padding or the directory. A damaged or concatenated download looks like
+    this too: fetch it again and compare its hash.
+    """,
+    cwe="CWE-436",
+    advisories=("CVE-2025-32434",),
+)
+_rule(
+    "CKA203",
+    Severity.REVIEW,
+    "has records that torch does not write or refer to",
+    """
+    The archive holds something beside the weights: a record torch has no name for, or storage that
+    no tensor refers to. Loaders of weights pass it over; other programs may not, and it may be a
+    payload that waits for one. Tools that add a readme or a preview to the archive cause this
+    honestly. Look at what it is; a converted file does not have it.
+    """,
+    cwe="CWE-1288",
+    advisories=("CVE-2025-32434",),
+)
+_rule(
+    "CKA204",
+    Severity.SUSPICIOUS,
+    "has a storage that is missing or of the wrong size",
+    """
+    The pickle says how many elements a storage has, and the file holds another number of bytes for
+    it, or none, or two records claim to be it. Versions of torch that believed the pickle read and
+    wrote beyond the end of the memory they had. An honest file is like this only if it was cut
+    short. Fetch it again and compare its hash; do not load it with torch older than 2.10.
+    """,
+    cwe="CWE-1284",
+    advisories=("CVE-2026-24747",),
+)
+_rule(
+    "CKA205",
+    Severity.REVIEW,
+    "contains TorchScript code",
+    """
+    A TorchScript archive is a program: torch.jit.load compiles and runs what it holds, and that
+    code is not judged here. Such files are made on purpose, by torch.jit.save, for running without
+    the model's Python source. Run it only if you would run a program from the same author; it is
+    never converted.
+    """,
+    cwe="CWE-829",
+    advisories=("CVE-2025-32434",),
+)
+_rule(
+    "CKA206",
+    Severity.SUSPICIOUS,
+    "breaks the schedule of its own format",
+    """
+    The older formats begin with a magic number, a protocol version and a description of the system,
+    each a pickle of its own that holds one plain value. Here one of them is something else, such as
+    a value that has to be computed, and computing it is code. Loaders unpickle all of them before
+    they compare anything. No version of torch has written such a file: do not load it.
+    """,
+    cwe="CWE-1286",
+    advisories=("CVE-2026-53875",),
+)
+_rule(
+    "CKA207",
+    Severity.SUSPICIOUS,
+    "has a tensor that does not lie inside its storage",
+    """
+    A tensor's offset, shape and strides say which elements of a storage it consists of; these point
+    outside. A loader that does not check them shows, or overwrites, other memory of the process.
+    torch.save cannot write this. Such a tensor is never converted; do not load the file with a
+    loader of your own.
+    """,
+    cwe="CWE-1285",
+)
+_rule(
+    "CKA208",
+    Severity.REVIEW,
+    "was not read completely",
+    """
+    Part of the file was recognised but not read: it is damaged, of a format that is not followed,
+    or beyond the limits of what one file may cost. What was not read was not judged, and a reader
+    that gives up in silence is what attackers count on, so that such a file is never called clean.
+    The coverage lists each gap with its reason and its place. Fetch a damaged file again; unpack a
+    packed one and scan what is in it.
+    """,
+    cwe="CWE-636",
+)
+
+# The weights.
+
+_rule(
+    "CKA301",
+    Severity.REVIEW,
+    "has weights that do not fit the type asked for",
+    """
+    Numbers beyond 65504 have no value in fp16 and would become infinite. A tensor that holds one
+    stays in the type it has, or is clamped, or stops the conversion, as --on-overflow says; an
+    infinity is never written in silence. A single large weight among small ones is often damage, or
+    a scale kept among the weights. Compare the model's output before and after.
+    """,
+    cwe="CWE-681",
+)
+_rule(
+    "CKA302",
+    Severity.REVIEW,
+    "has NaN or infinite values",
+    """
+    A NaN among the weights makes every result it touches a NaN: black images, or text that stops.
+    Training that diverged leaves them, and so does an earlier conversion that overflowed. They are
+    kept as they are. Go back to a checkpoint without them, or find out which tensor it is and
+    whether anything uses it.
+    """,
+    cwe="CWE-754",
+)
