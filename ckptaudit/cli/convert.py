@@ -10,14 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptaudit.cli.answers import (
-    GOOD,
-    Answers,
-    check_is_report,
-    paths_argument,
-    report_options,
-    show,
-)
+from ckptaudit.cli.answers import GOOD, Answers, paths_argument
+from ckptaudit.cli.formats import conversion_as
+from ckptaudit.cli.outputs import check_kind, report_options, show
 from ckptaudit.cli.progress import progress_bar
 from ckptaudit.errors import (
     CastOverflow,
@@ -31,6 +26,7 @@ from ckptaudit.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ckptaudit.cli.outputs import Outputs
     from ckptaudit.jobs.account import Conversion
     from ckptaudit.plan import Options
 
@@ -135,15 +131,14 @@ _ADVICE: dict[type[CkptauditError], str] = {
     help="Convert a file that `scan` distrusts or could not read completely; nothing of it is "
     "executed all the same.",
 )
-@report_options
+@report_options("text", "json", "md", files=("json", "md"))
 @click.pass_context
 def convert(
     ctx: click.Context,
     /,
     paths: tuple[str, ...],
     output: str | None,
-    format_: str,
-    json_path: Path | None,
+    outputs: Outputs,
     no_hash: bool,
     dry_run: bool,
     if_exists: str,
@@ -156,7 +151,6 @@ def convert(
     stored once; whatever is left out, renamed or rounded away is in the report,
     MODEL.report.json beside MODEL.safetensors.
     """
-    from ckptaudit import report
     from ckptaudit.jobs.convert import convert as job
 
     def status(_result: Conversion) -> int:
@@ -189,16 +183,15 @@ def convert(
             _write_report(report_target, result, overwrite=overwrite)
         return result
 
-    answers = Answers(status, report.conversion_text, _ADVICE)
-    answers.check_json(json_path)
-    if json_path is not None:
-        _check_side_file(json_path, paths, output)
+    answers = Answers(status, conversion_as, _ADVICE)
+    outputs.check()
+    _check_side_files(outputs, paths, output)
     for path in paths:
         if if_exists == "skip" and _is_done(path, output, several=len(paths) > 1, taken=taken):
             show(f"ckptaudit: {path}: skipped, its output exists")
         else:
             answers.ask(path, partial(work, path))
-    ctx.exit(answers.deliver(format_, json_path))
+    ctx.exit(answers.deliver(outputs))
 
 
 def _options(chosen: dict[str, str | bool]) -> Options:
@@ -239,17 +232,20 @@ def _targets(path: str, output: str | None, *, several: bool) -> tuple[Path, Pat
     return target, target.with_name(f"{target.name.removesuffix('.safetensors')}.report.json")
 
 
-def _check_side_file(json_path: Path, paths: tuple[str, ...], output: str | None) -> None:
+def _check_side_files(outputs: Outputs, paths: tuple[str, ...], output: str | None) -> None:
     """Refuse a side file that is the place of an output, or of the report beside one."""
+    taken: dict[Path, str] = {}
     for path in paths:
         with contextlib.suppress(OutputFailed):
-            if json_path.absolute() in {
-                target.absolute() for target in _targets(path, output, several=len(paths) > 1)
-            }:
-                raise click.BadParameter(
-                    f"{json_path}: is where {path} goes, or the report beside it",
-                    param_hint="--json",
-                )
+            for place in _targets(path, output, several=len(paths) > 1):
+                taken.setdefault(place.absolute(), path)
+    for format_, side_file in outputs.side_files.items():
+        path_taking = taken.get(side_file.absolute())
+        if path_taking is not None:
+            raise click.BadParameter(
+                f"{side_file}: is where {path_taking} goes, or the report beside it",
+                param_hint=f"--{format_}",
+            )
 
 
 def _is_done(path: str, output: str | None, *, several: bool, taken: dict[str, str]) -> bool:
@@ -289,7 +285,7 @@ def _check_report(path: str, report_target: Path, *, overwrite: bool) -> None:
     # Of a source that is not there, that is what has to be said.
     FileSource(path).close()
     check_destination(report_target, overwrite=overwrite)
-    check_is_report(report_target)
+    check_kind(report_target, "json")
 
 
 def _write_report(path: Path, result: Conversion, *, overwrite: bool) -> None:

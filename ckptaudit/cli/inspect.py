@@ -7,34 +7,33 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptaudit.cli.answers import GOOD, NONE, Answers, paths_argument, report_options
+from ckptaudit.cli.answers import GOOD, NONE, Answers, paths_argument
+from ckptaudit.cli.formats import inspection_as
+from ckptaudit.cli.outputs import report_options
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from ckptaudit.cli.outputs import Outputs
     from ckptaudit.jobs.inspect import Inspection
 
 
 @click.command()
 @paths_argument
-@report_options
+@report_options("text", "json", "md", files=("json", "md"))
 @click.pass_context
 def inspect(
     ctx: click.Context,
     paths: tuple[str, ...],
-    format_: str,
-    json_path: Path | None,
+    outputs: Outputs,
     no_hash: bool,
 ) -> None:
     """Say what is in PATHS: family, components, tensors, and what else."""
-    from ckptaudit import report
     from ckptaudit.jobs.inspect import inspect as job
 
     def status(result: Inspection) -> int:
         return GOOD if result.coverage.complete else NONE
 
-    answers = Answers(status, report.inspection_text)
-    answers.check_json(json_path)
+    answers = Answers(status, inspection_as)
+    outputs.check()
     for path in paths:
         answers.ask(path, partial(job, path, with_hash=not no_hash))
-    ctx.exit(answers.deliver(format_, json_path))
+    ctx.exit(answers.deliver(outputs))

@@ -21,9 +21,11 @@ from typing import NoReturn
 import click
 
 from ckptaudit import __version__
-from ckptaudit.cli.answers import bug_text, show
+from ckptaudit.cli.answers import bug_text
 from ckptaudit.cli.convert import convert
 from ckptaudit.cli.inspect import inspect
+from ckptaudit.cli.outputs import show
+from ckptaudit.cli.rules import rules
 from ckptaudit.cli.scan import scan
 from ckptaudit.cli.verify import verify
 
@@ -46,6 +48,7 @@ main.add_command(scan)
 main.add_command(inspect)
 main.add_command(convert)
 main.add_command(verify)
+main.add_command(rules)
 
 
 def run() -> NoReturn:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptaudit.cli.answers import BAD, GOOD, NONE, Answers, paths_argument, report_options
+from ckptaudit.cli.answers import BAD, GOOD, NONE, Answers, paths_argument
+from ckptaudit.cli.formats import scan_as
+from ckptaudit.cli.outputs import report_options
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from ckptaudit.cli.outputs import Outputs
     from ckptaudit.jobs.scan import ScanResult
 
 _SEVERITIES = ("review", "suspicious", "malicious")
@@ -19,7 +20,7 @@ _SEVERITIES = ("review", "suspicious", "malicious")
 
 @click.command()
 @paths_argument
-@report_options
+@report_options("text", "json", "jsonl", "sarif", "md", files=("json", "sarif", "md", "sbom"))
 @click.option(
     "--fail-on",
     type=click.Choice(_SEVERITIES),
@@ -31,8 +32,7 @@ _SEVERITIES = ("review", "suspicious", "malicious")
 def scan(
     ctx: click.Context,
     paths: tuple[str, ...],
-    format_: str,
-    json_path: Path | None,
+    outputs: Outputs,
     no_hash: bool,
     fail_on: str,
 ) -> None:
@@ -41,7 +41,6 @@ def scan(
     Nothing of a file is executed or imported.  A file is clean only if every name it
     asks for is known to be harmless and all of it was read.
     """
-    from ckptaudit import report
     from ckptaudit.jobs.scan import scan as job
     from ckptaudit.policy import Severity
 
@@ -52,8 +51,8 @@ def scan(
             return BAD
         return GOOD if result.coverage.complete else NONE
 
-    answers = Answers(status, report.scan_text)
-    answers.check_json(json_path)
+    answers = Answers(status, scan_as)
+    outputs.check()
     for path in paths:
         answers.ask(path, partial(job, path, with_hash=not no_hash))
-    ctx.exit(answers.deliver(format_, json_path))
+    ctx.exit(answers.deliver(outputs))

@@ -6,26 +6,26 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptaudit.cli.answers import BAD, GOOD, NONE, Answers, report_options
+from ckptaudit.cli.answers import BAD, GOOD, NONE, Answers
+from ckptaudit.cli.formats import verification_as
+from ckptaudit.cli.outputs import report_options
 from ckptaudit.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from ckptaudit.cli.outputs import Outputs
     from ckptaudit.jobs.verify import Verification
 
 
 @click.command()
 @click.argument("source", type=click.Path(readable=False))
 @click.argument("converted", type=click.Path(readable=False))
-@report_options
+@report_options("text", "json")
 @click.pass_context
 def verify(
     ctx: click.Context,
     source: str,
     converted: str,
-    format_: str,
-    json_path: Path | None,
+    outputs: Outputs,
     no_hash: bool,
 ) -> None:
     """Prove each tensor of CONVERTED from SOURCE by a second conversion.
@@ -33,7 +33,6 @@ def verify(
     CONVERTED may be the work of another tool; then only names and types are taken
     from it.
     """
-    from ckptaudit import report
     from ckptaudit.jobs.verify import verify as job
 
     def status(result: Verification) -> int:
@@ -41,11 +40,11 @@ def verify(
             return BAD
         return GOOD if result.coverage.complete else NONE
 
-    answers = Answers(status, report.verification_text)
-    answers.check_json(json_path)
+    answers = Answers(status, verification_as)
+    outputs.check()
     with progress_bar("verifying") as progress:
         answers.ask(
             converted,
             lambda: job(source, converted, with_hash=not no_hash, progress=progress),
         )
-    ctx.exit(answers.deliver(format_, json_path))
+    ctx.exit(answers.deliver(outputs))

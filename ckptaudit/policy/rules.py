@@ -149,7 +149,7 @@ _rule(
     --allow-unsafe, which executes nothing and keeps the tensors only.
     """,
     cwe="CWE-502",
-    advisories=("CVE-2025-10157", "CVE-2025-71339", "CVE-2025-71350"),
+    advisories=("CVE-2025-10157",),
 )
 _rule(
     "CKA103",

@@ -1,0 +1,171 @@
+"""Scans as a CycloneDX 1.6 bill of materials: each file a machine-learning model.
+
+Knows:      which of CycloneDX's objects say what a checkpoint and a finding are.
+Is told:    what a run came to.
+Never asks: for the time: the serial number is made from the content, so that one content has
+            one number.
+
+Components stand in the order in which the files were named, the vulnerabilities of each in the
+order of their rules.  Annotations would be nearer to what a gap is, but must tell the time.
+
+Standard: https://cyclonedx.org/docs/1.6/json/
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ckptaudit import __version__
+from ckptaudit.policy import RULES, Severity
+from ckptaudit.report.document import json_text
+from ckptaudit.report.facts import first_of, place_of
+
+if TYPE_CHECKING:
+    from ckptaudit.jobs.scan import ScanResult
+    from ckptaudit.policy import Finding, Rule
+    from ckptaudit.report.document import Run
+
+__all__ = ["scan_bom"]
+
+_SEVERITIES = {
+    Severity.REVIEW: "low",
+    Severity.SUSPICIOUS: "high",
+    Severity.MALICIOUS: "critical",
+}
+# Names a serial number is derived under; any fixed one would do.
+_NAMESPACE = uuid.UUID("c1f1a5f6-6f0e-5f5c-9d4b-2f0f6a3f7f10")
+
+
+class _Object(msgspec.Struct, rename="camel", omit_defaults=True):
+    """An object of CycloneDX; what is None is left out."""
+
+
+class _Property(_Object):
+    name: str
+    value: str
+
+
+class _Hash(_Object):
+    alg: str
+    content: str
+
+
+class _Component(_Object):
+    type: str
+    name: str
+    bom_ref: str | None = msgspec.field(name="bom-ref", default=None)
+    version: str | None = None
+    hashes: list[_Hash] | None = None
+    properties: list[_Property] | None = None
+
+
+class _Named(_Object):
+    name: str
+
+
+class _Rating(_Object):
+    source: _Named
+    severity: str
+    method: str
+
+
+class _Affected(_Object):
+    ref: str
+
+
+class _Vulnerability(_Object):
+    bom_ref: str = msgspec.field(name="bom-ref")
+    id: str
+    source: _Named
+    ratings: list[_Rating]
+    cwes: list[int]
+    description: str
+    detail: str
+    recommendation: str
+    affects: list[_Affected]
+
+
+class _Metadata(_Object):
+    tools: dict[str, list[_Component]]
+    properties: list[_Property] | None = None
+
+
+class _Bom(_Object):
+    schema: str = msgspec.field(name="$schema")
+    bom_format: str
+    spec_version: str
+    version: int
+    metadata: _Metadata
+    components: list[_Component]
+    vulnerabilities: list[_Vulnerability]
+    serial_number: str | None = None
+
+
+def scan_bom(run: Run[ScanResult]) -> str:
+    """All scans of a run as one bill of materials; files without an answer are told as such."""
+    tool = _Component("application", "ckptaudit", version=__version__)
+    unanswered = [_Property("ckptaudit:no-answer", failure.error) for failure in run.failures]
+    files = [(f"file-{number}", result) for number, result in enumerate(run.results, 1)]
+    bom = _Bom(
+        "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "CycloneDX",
+        "1.6",
+        1,
+        _Metadata({"components": [tool]}, unanswered or None),
+        [_component(ref, result) for ref, result in files],
+        [each for ref, result in files for each in _vulnerabilities(ref, result)],
+    )
+    serial = uuid.uuid5(_NAMESPACE, json_text(bom))
+    return json_text(msgspec.structs.replace(bom, serial_number=f"urn:uuid:{serial}"))
+
+
+def _component(ref: str, result: ScanResult) -> _Component:
+    told = {
+        "path": result.path,
+        "format": result.container.value,
+        "size": str(result.size),
+        "verdict": result.verdict.value,
+        "coverage": "complete" if result.coverage.complete else "incomplete",
+    }
+    listed = [_Property(f"ckptaudit:{name}", value) for name, value in told.items()]
+    listed += [_Property("ckptaudit:not-read", str(gap)) for gap in result.coverage.gaps]
+    listed += [_Property("ckptaudit:note", note) for note in result.notes]
+    return _Component(
+        "machine-learning-model",
+        result.path.rpartition("/")[2],
+        ref,
+        hashes=[_Hash("SHA-256", result.sha256)] if result.sha256 else None,
+        properties=listed,
+    )
+
+
+def _vulnerabilities(ref: str, result: ScanResult) -> list[_Vulnerability]:
+    """One for each rule that was hit, with what was found."""
+    by_rule: dict[str, list[Finding]] = {}
+    for finding in result.findings:
+        by_rule.setdefault(finding.rule, []).append(finding)
+    return [
+        _vulnerability(ref, RULES[rule_id], found) for rule_id, found in sorted(by_rule.items())
+    ]
+
+
+def _vulnerability(ref: str, rule: Rule, found: list[Finding]) -> _Vulnerability:
+    us = _Named("ckptaudit")
+    detail = first_of(
+        ": ".join([*([", ".join(place)] if (place := place_of(one)) else []), one.message])
+        for one in found
+    )
+    return _Vulnerability(
+        bom_ref=f"{ref}-{rule.id}",
+        id=rule.id,
+        source=us,
+        ratings=[_Rating(us, _SEVERITIES[rule.severity], "other")],
+        cwes=[int(rule.cwe.removeprefix("CWE-"))],
+        description=f"The file {rule.title}.",
+        detail="\n".join(detail),
+        recommendation=rule.why,
+        affects=[_Affected(ref)],
+    )

@@ -1,0 +1,87 @@
+"""Write docs/rules.md: every rule with its reason, from the table in ckptaudit/policy/rules.py.
+
+    python scripts/make_rules.py            # write it
+    python scripts/make_rules.py --check    # exit 1 if it is not current
+
+Knows:      how the page is laid out, and where it is published.
+Is told:    whether to write or to compare.
+Never asks: for a word about a rule: the table has them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptaudit.policy import RULES, Rule
+from ckptaudit.report import cwe_url
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["PAGE", "page_text"]
+
+PAGE = Path(__file__).parents[1] / "docs" / "rules.md"
+_COLUMNS = 100
+_HEAD = """\
+# Rules
+
+What a finding may be about; `ckptaudit rules` prints the list, `ckptaudit rules ID` one of them.
+An id never changes its meaning and is never used again; severity and wording may change, and
+CHANGELOG.md says so. `CKA1..` is about what a pickle would do, `CKA2..` about the framing around
+it, `CKA3..` about the weights.
+
+This page is written by `scripts/make_rules.py` from the table in `ckptaudit/policy/rules.py`.
+"""
+
+
+def page_text() -> str:
+    """The page, as Markdown."""
+    listed = [
+        f"| [{rule.id}](#{rule.id.lower()}) | {rule.severity.value} | {rule.title} |"
+        for rule in RULES.values()
+    ]
+    table = "\n".join(["| rule | severity | a file with it |", "|---|---|---|", *listed])
+    return "\n".join([_HEAD, table, *map(_section, RULES.values())])
+
+
+def _section(rule: Rule) -> str:
+    why = textwrap.fill(rule.why, _COLUMNS, break_long_words=False, break_on_hyphens=False)
+    learnt = ", ".join(map(_link, rule.advisories)) or "no published advisory"
+    return f"""
+## {rule.id}
+
+**{rule.severity.value}: {rule.title}**
+
+{why}
+
+Weakness: [{rule.cwe}]({cwe_url(rule)}). Learnt from: {learnt}.
+"""
+
+
+def _link(advisory: str) -> str:
+    if advisory.startswith("docs/"):
+        return f"[{advisory}]({advisory.removeprefix('docs/')})"
+    if advisory.startswith("GHSA-"):
+        return f"[{advisory}](https://github.com/advisories/{advisory})"
+    return f"[{advisory}](https://www.cve.org/CVERecord?id={advisory})"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page, or compare it with the one that is there; return the exit status."""
+    parser = argparse.ArgumentParser(description="Write docs/rules.md.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if not current")
+    if parser.parse_args(arguments).check:
+        if PAGE.read_text(encoding="utf-8") == page_text():
+            return 0
+        print(f"{PAGE.name} is not current; run scripts/make_rules.py", file=sys.stderr)
+        return 1
+    PAGE.write_text(page_text(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
