@@ -20,7 +20,7 @@ from ckptaudit import __version__
 from ckptaudit.cli import main
 from ckptaudit.jobs import stream
 
-VERBS = ("scan", "inspect", "convert", "verify")
+VERBS = ("scan", "inspect", "convert", "verify", "rules")
 # A name that would clear a terminal, in the C1 form too, and turn the text around.
 NASTY = "w\x1b[2J\x9b31m\u202ee\rl\nl"
 

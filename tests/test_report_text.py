@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from commands import audit
-from forge import CALLS_SYSTEM, pickled, torch_zip
+from forge import CALLS_SYSTEM, pickled, proto, torch_zip
 from oracle import torch
 
 if TYPE_CHECKING:
@@ -87,3 +87,15 @@ def test_what_could_be_read_of_a_truncated_file_is_converted_on_request(tmp_path
     assert "cannot be read" in done.out
     assert "not read: " in done.out
     assert output.exists()
+
+
+@pytest.mark.parametrize("format_", ["text", "md"])
+def test_the_worst_is_shown_however_much_stands_before_it(tmp_path: Path, format_: str) -> None:
+    path = tmp_path / "noisy.pt"
+    path.write_bytes(torch_zip(pickled(proto(2) * 100, CALLS_SYSTEM)))
+
+    lines = audit("scan", path, "-f", format_).out.splitlines()
+
+    (at,) = (number for number, line in enumerate(lines) if "posix.system('true')" in line)
+    assert "CKA109" in lines[at + 1]
+    assert any(line.endswith("more; see --format json") for line in lines)
