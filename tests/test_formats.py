@@ -137,10 +137,11 @@ def test_a_side_file_is_what_standard_output_would_be(files: list[str], tmp_path
 def test_a_report_is_written_over_nothing_but_its_like(
     kind: str, files: list[str], tmp_path: Path
 ) -> None:
-    """Neither over a checkpoint nor over a report in another format; and before any work."""
+    """Neither over a checkpoint, a report in another format, or notes; and before any work."""
+    Path("notes").write_text(f"# ckptaudit {kind}\n\nWhat we found.\n", encoding="utf-8")
     other = "sarif" if kind != "sarif" else "json"
     audit("scan", files[0], f"--{other}", "other.report")
-    for taken in ("good.pt", "other.report"):
+    for taken in ("good.pt", "other.report", "notes"):
         before = Path(taken).read_bytes()
 
         done = audit("scan", "bad.pt", f"--{kind}", taken)

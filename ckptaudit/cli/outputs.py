@@ -53,7 +53,7 @@ _LONGEST_REPORT_HEAD = 400
 _KINDS = {
     "json": _Kind("JSON report", (b'"schema_version"', b'"ckptaudit"')),
     "sarif": _Kind("SARIF report", (b'"$schema"', b"/sarif-schema-", b'"ckptaudit"')),
-    "md": _Kind("Markdown report", (b"# ckptaudit ",)),
+    "md": _Kind("Markdown report", (b"# ckptaudit ", b"\n\n| file |")),
     "sbom": _Kind("CycloneDX bill of materials", (b'"CycloneDX"', b'"ckptaudit"')),
 }
 
