@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 
 import pytest
 from forge import (
@@ -88,3 +89,70 @@ def test_a_bomb_is_refused_before_it_is_inflated() -> None:
 
     with pytest.raises(LimitExceeded, match="more than deflate can"):
         _ = container.object_trace
+
+
+class Counting(BufferSource):
+    """Counts the bytes read from one range."""
+
+    def __init__(self, data: bytes, watched: range) -> None:
+        super().__init__(data)
+        self.watched = watched
+        self.read = 0
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """See `ByteSource.read_at`."""
+        inside = range(max(offset, self.watched.start), min(offset + length, self.watched.stop))
+        self.read += len(inside)
+        return super().read_at(offset, length)
+
+
+def test_a_compressed_storage_is_inflated_once_to_see_where_it_ends() -> None:
+    numbers = floats(*range(100_000))
+    entries = torch_entries(state_dict({"a": 100_000}), {"0": numbers})
+    data = zip_archive(with_entry(entries, "data/0", method=8))
+    (record,) = (r for r in opened(data).records if r.name == "archive/data/0")
+    # Before these a few are read with the header, and behind them the end record is looked for.
+    watched = range(record.offset + 64, len(data) - (1 << 16) - 22)
+    assert len(watched) > record.nbytes // 3
+    source = Counting(data, watched)
+
+    container = open_container(source)
+
+    assert (container.mishaps, container.gaps) == ((), ())
+    assert source.read == len(watched)
+
+
+def test_a_storage_that_inflates_a_thousandfold_is_told_and_inflated() -> None:
+    size = 32 << 20
+    entries = torch_entries(state_dict({"a": size // 4}), {"0": bytes(size)})
+
+    container = opened(zip_archive(with_entry(entries, "data/0", method=8)))
+
+    assert {mishap.code for mishap in container.mishaps} == {"zip-ratio"}
+    assert container.gaps == ()
+
+
+def test_storages_that_claim_to_inflate_to_too_much_are_not_inflated() -> None:
+    """Each of them is 1000 times as large as its bytes; where they end is not known."""
+    size = 600 << 20
+    packed = bytes(size // 1000)
+    names = [str(key) for key in range(3)]
+    entries = [
+        replace(entry, method=8, packed=packed, size=size) if "/data/" in entry.name else entry
+        for entry in torch_entries(
+            state_dict(dict.fromkeys(names, size // 4)), dict.fromkeys(names, b"")
+        )
+    ]
+
+    container = opened(zip_archive(entries))
+
+    gaps = [gap.record for gap in container.gaps if "times the file" in gap.reason]
+    assert gaps == ["archive/data/1", "archive/data/2"]
+
+
+@pytest.mark.parametrize("name", ["data.pkl", "data/0", "version"])
+def test_the_checksum_of_what_is_compressed_is_compared(name: str) -> None:
+    container = opened(lying(name, method=8, crc=1))
+
+    (mishap,) = container.mishaps
+    assert (mishap.code, mishap.record) == ("zip-crc", f"archive/{name}")

@@ -14,7 +14,7 @@ from ckptaudit.containers.container import Gap, Mishap, Record, Region, Role, Us
 from ckptaudit.containers.trial import Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from ckptaudit.source import ByteSource
     from ckptaudit.vm import Budget, Trace
@@ -87,18 +87,20 @@ class Ledger:
         """Leave bytes for which an error speaks already, and which may hold pickles."""
         self.disown(start, stop, "", "", record)
 
-    def settle(self, code: str, message: str) -> None:
+    def settle(self, code: str, what: str) -> None:
         """Tell of every byte that nothing was said about by now, and run it as a pickle.
 
         Args:
             code: The mishap it is.
-            message: Follows the number of bytes.
+            what: Follows the number of bytes.
         """
         self.regions.sort()
-        for start, stop in list(self._uncovered()):
-            self.disown(start, stop, code, f"{stop - start} {message}")
-        for leftover in sorted(self._leftovers):
-            start, stop, code, message, record = leftover
+        rest = _Leftover(0, self._size, code, "", "")
+        for start, stop, leftover in self._left_over(rest):
+            code, message, record = leftover[2:]
+            # An error speaks for what follows it, and not for what is left behind other regions.
+            if leftover is rest or (not code and start > leftover.start):
+                code, message = rest.code, f"{stop - start} {what}"
             if code:
                 self.mishaps.append(Mishap(code, message, record, start))
                 self.gaps.append(Gap(message, record, start))
@@ -126,12 +128,26 @@ class Ledger:
                 message = "a pickle among bytes that belong to nothing"
                 self.mishaps.append(Mishap("extra-pickle", message, trace.record, offset))
 
+    def _left_over(self, rest: _Leftover) -> Iterator[tuple[int, int, _Leftover]]:
+        """The ranges that no region covers, cut where what was said about them changes."""
+        said = iter([*sorted(self._leftovers), rest])
+        current = next(said)
+        for start, stop in self._uncovered():
+            at = start
+            while at < stop:
+                while current is not rest and current.stop <= at:
+                    current = next(said)
+                if current.start > at:
+                    end = min(stop, current.start)
+                    yield at, end, rest
+                else:
+                    end = min(stop, current.stop)
+                    yield at, end, current
+                at = end
+
     def _uncovered(self) -> Iterator[tuple[int, int]]:
-        said: Iterable[tuple[int, int]] = (part[:2] for part in self.regions)
-        if self._leftovers:
-            said = sorted([*said, *(part[:2] for part in self._leftovers)])
         at = 0
-        for start, stop in said:
+        for start, stop, _ in self.regions:
             if start > at:
                 yield at, start
             at = max(at, stop)

@@ -223,7 +223,7 @@ class _Reading:
         except MalformedInput as err:
             # Why the pickle ends where it does may have been the same.
             if trace.error is None:
-                self.gaps.append(Gap.left_by(err, entry.header))
+                self.gaps.append(Gap.left_by(err, entry.data))
         self.contents.account_inflated(entry, source, trace)
 
     def locate(self, wanted: dict[str, list[StorageRef]]) -> dict[str, Storage]:
@@ -257,7 +257,7 @@ class _Reading:
         try:
             source, start = self.contents.open(entry, budget=None)
         except MalformedInput as err:
-            self.gaps.append(Gap.left_by(err, entry.header))
+            self.gaps.append(Gap.left_by(err, entry.data))
             return None
         self.finish_storage(entry)
         if entry.method != 0:
@@ -270,7 +270,7 @@ class _Reading:
         try:
             self.contents.finish_storage(entry)
         except MalformedInput as err:
-            self.gaps.append(Gap.left_by(err, entry.header))
+            self.gaps.append(Gap.left_by(err, entry.data))
 
     def assign(self, entry: Entry, *, scripted: bool) -> None:
         """Give an entry its role; look into what might be a pickle nobody refers to."""
@@ -279,7 +279,7 @@ class _Reading:
         try:
             self.assign_unreferenced(entry, scripted=scripted)
         except MalformedInput as err:
-            self.gaps.append(Gap.left_by(err, entry.header))
+            self.gaps.append(Gap.left_by(err, entry.data))
 
     def assign_constants(self) -> None:
         """Give the records that TorchScript's second pickle refers to the role of storages."""
@@ -324,7 +324,7 @@ class _Reading:
             if _is_named_pickle(entry) or begins_like_a_pickle(head) or may_act(trace):
                 self.keep(entry, source, trace)
             elif isinstance(trace.error, LimitExceeded):
-                self.gaps.append(Gap.left_by(trace.error, entry.header))
+                self.gaps.append(Gap.left_by(trace.error, entry.data))
             else:
                 self.contents.finish(entry, source)
         return self.tried[place] is not None
@@ -337,7 +337,7 @@ class _Reading:
             source, start = self.contents.open(entry, self.budget)
             text = source.read_at(start, min(entry.size, _MOST_METADATA_BYTES))
         except MalformedInput as err:
-            self.gaps.append(Gap(f"byte order unknown: {err.args[0]}", entry.name, entry.header))
+            self.gaps.append(Gap(f"byte order unknown: {err.args[0]}", entry.name, entry.data))
             return "little"
         if text not in (b"little", b"big"):
             message = f"byte order {text!r} is neither little nor big"

@@ -88,7 +88,8 @@ class Contents:
             return
         self.consumed[place_of(entry)] = None
         checksum, unread = source.finish()
-        self.consumed[place_of(entry)] = entry.packed - unread
+        packed = min(entry.packed, self.source.size - entry.data)
+        self.consumed[place_of(entry)] = packed - unread
         self._check_sum(entry, checksum)
 
     def finish_storage(self, entry: Entry) -> None:
