@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import replace
 
@@ -262,6 +263,18 @@ def test_leftovers_pay_from_the_budget_of_the_file() -> None:
     container = opened(between_entries(idle * 100), Limits(opcodes=20_000))
 
     assert sum(trace.opcodes for trace in container.traces) < 22_000
+
+
+def test_looking_behind_a_compressed_pickle_takes_no_finding_away() -> None:
+    """There the bytes have to be inflated again, which the budget does not allow."""
+    evil = pickled(CALLS_SYSTEM)
+    content = evil + hashlib.shake_256().digest(4 << 20)
+    data = zip_archive(with_entry(torch_entries(evil, {}), "data.pkl", data=content, method=8))
+
+    container = opened(data, Limits(inflated=5 << 20))
+
+    assert judge(container).verdict is Severity.MALICIOUS
+    assert [gap.record for gap in container.gaps] == ["archive/data.pkl"]
 
 
 # Another directory for another reader

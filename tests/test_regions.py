@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
+import zipfile
+import zlib
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
@@ -19,6 +22,7 @@ from forge import (
     TarStorage,
     TarTensor,
     ZipEntry,
+    extra_field,
     floats,
     legacy_stream,
     pax_header,
@@ -26,8 +30,10 @@ from forge import (
     safetensors_entry,
     safetensors_file,
     state_dict,
+    storage_id,
     tar_archive,
     tar_members,
+    tensor,
     torch_entries,
     torchscript_zip,
     value,
@@ -173,6 +179,62 @@ def test_the_regions_of_a_real_file_cover_it_once(path: Path) -> None:
             assert_tiled(container)
         else:
             assert path.name == "picklescan_bad_pytorch.pt"
+
+
+MAX32 = 0xFFFFFFFF
+
+
+def write_large_zip(path: Path, numel: int) -> None:
+    """A checkpoint of one storage of more than 4 GiB, most of it a hole, as miniz writes it.
+
+    Where a field of 32 bits is too narrow it is all ones in the directory, and a zip64 field
+    has the number; in the local header the packed size is not known yet and zero.
+    """
+    pickle = pickled(value({"w": Raw(tensor(storage_id("0", numel), (numel,)))}))
+    contents = {"data.pkl": pickle, "data/0": None, "version": b"3\n"}
+    directory = b""
+    with path.open("wb") as file:
+        for name, data in contents.items():
+            size = 4 * numel if data is None else len(data)
+            crc = 0 if data is None else zlib.crc32(data)
+            header = file.tell()
+            sizes = (size, 0) if size >= MAX32 else ()
+            at = (header,) if header >= MAX32 else ()
+            wide = struct.pack(f"<{len(sizes + at)}Q", *sizes, *at)
+            extra = extra_field(b"\1\0", wide) if wide else b""
+            raw = f"archive/{name}".encode()
+            padding = -(header + 30 + len(raw) + len(extra) + 4) % 64
+            extra += extra_field(b"FB", b"Z" * padding)
+            numbers = (b"PK\3\4", 0, 0x808, 0, 0, 0, 0, 0, 0, len(raw), len(extra))
+            file.write(struct.pack("<4s5H3I2H", *numbers) + raw + extra)
+            file.write(data or b"")
+            file.seek(size - len(data or b""), io.SEEK_CUR)
+            layout = "<4sI2Q" if wide else "<4s3I"
+            file.write(struct.pack(layout, b"PK\7\10", crc, size, size))
+            known = struct.pack(f"<{len(sizes + at)}Q", *([size] * len(sizes)), *at)
+            central = extra_field(b"\1\0", known) if known else b""
+            narrow = (crc, min(size, MAX32), min(size, MAX32), len(raw), len(central))
+            fields = (0, 0, 0x808, 0, 0, 0, *narrow, 0, 0, 0, 0, min(header, MAX32))
+            directory += struct.pack("<4s6H3I5H2I", b"PK\1\2", *fields) + raw + central
+        start = file.tell()
+        places = (len(contents), len(contents), len(directory), start)
+        file.write(directory)
+        file.write(struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 798, 45, 0, 0, *places))
+        file.write(struct.pack("<4sIQI", b"PK\6\7", 0, start + len(directory), 1))
+        count = len(contents)
+        file.write(struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, len(directory), MAX32, 0))
+
+
+def test_the_regions_of_a_zip_of_more_than_4_gigabytes_cover_it_once(tmp_path: Path) -> None:
+    path = tmp_path / "large.ckpt"
+    write_large_zip(path, 1 << 30)
+
+    with open_container(FileSource(path)) as container:
+        assert container.source.size > MAX32
+        assert (container.mishaps, container.gaps) == ((), ())
+        assert_tiled(container)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.getinfo("archive/data/0").file_size == 1 << 32
 
 
 # A region says what its bytes are there for

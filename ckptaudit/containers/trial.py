@@ -29,7 +29,7 @@ __all__ = ["Trial", "begins_like_a_pickle", "may_act"]
 _BEGINNING = re.compile(
     rb"\x80[\x00-\x05]|c[A-Za-z_][A-Za-z0-9_.]{0,63}\n[A-Za-z_][A-Za-z0-9_.]{0,63}\n"
 )
-_LONGEST_BEGINNING = 128
+_LONGEST_BEGINNING = 256
 _CHUNK = 1 << 20
 # Each costs a window of reading, and the opcodes that it runs.  What they leave untried is
 # not passed over: it stays a gap.

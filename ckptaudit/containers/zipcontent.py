@@ -13,6 +13,7 @@ Never asks: which role an entry has.
 from __future__ import annotations
 
 import zlib
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias
 
 from ckptaudit.containers.container import Gap, Mishap, Role, Use
@@ -165,7 +166,9 @@ class Contents:
             self.ledger.mishaps.append(Mishap("bytes-after-pickle", message, entry.name, None))
             self.ledger.gaps.append(Gap(message, entry.name, None, trace.end))
         if trace.end < entry.size:
-            self.ledger.look_into(source, trace.end, entry.size, entry.name, extra=is_whole)
+            # It may have to be inflated again, which may cost too much; a gap is told already.
+            with suppress(MalformedInput):
+                self.ledger.look_into(source, trace.end, entry.size, entry.name, extra=is_whole)
 
     def _sum_up(self, entry: Entry) -> None:
         self.to_sum -= entry.size
