@@ -320,13 +320,13 @@ def test_each_compressed_record_is_inflated_once_to_be_checked_and_once_to_be_co
     path = tmp_path / "a.pt"
     turned_records(path)
     rewound: list[str] = []
-    rewind = InflatedSource._rewind  # noqa: SLF001 - to count how often it starts anew
+    rewind = InflatedSource.rewind
 
     def counting_rewind(source: InflatedSource) -> None:
         rewound.append(source.name)
         rewind(source)
 
-    monkeypatch.setattr(InflatedSource, "_rewind", counting_rewind)
+    monkeypatch.setattr(InflatedSource, "rewind", counting_rewind)
 
     convert(path, tmp_path / "a.safetensors", Options(precision=Precision.KEEP))
 

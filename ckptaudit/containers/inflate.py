@@ -73,10 +73,12 @@ class InflatedSource:
         # How far the checksum goes.  It grows with the first pass, whoever makes it.
         self._summed = 0
         self._sum = 0
-        self._rewind()
+        self.rewind()
 
-    def _rewind(self) -> None:
-        self._stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    def rewind(self) -> None:
+        """Start again from the beginning when next read, and hold no memory until then."""
+        # Of 300,000 sources each decompressor would take 40 kB.
+        self._decompressor: zlib._Decompress | None = None
         self._read = 0
         self._position = 0
         # The bytes just before the position, if they may be wanted again.
@@ -86,7 +88,7 @@ class InflatedSource:
         """See `ByteSource.read_into`."""
         self._check_range(offset, len(buffer))
         if offset < self._position - len(self._recent):
-            self._rewind()
+            self.rewind()
         while self._position < offset:
             self._inflate(min(_CHUNK, offset - self._position))
         again = offset - self._position + len(self._recent)
@@ -133,6 +135,12 @@ class InflatedSource:
         if (not self.size and self._next(1)) or not self._stream.eof:
             raise self._not_as_promised()
         return self._sum, self._packed - self._read + len(self._stream.unused_data)
+
+    @property
+    def _stream(self) -> zlib._Decompress:
+        if self._decompressor is None:
+            self._decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
+        return self._decompressor
 
     def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:

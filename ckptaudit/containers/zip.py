@@ -23,7 +23,7 @@ from ckptaudit.containers.container import (
     Storage,
     Use,
 )
-from ckptaudit.containers.inflate import METHODS
+from ckptaudit.containers.inflate import METHODS, InflatedSource
 from ckptaudit.containers.ledger import Ledger
 from ckptaudit.containers.persistent import StorageRef, references
 from ckptaudit.containers.trial import begins_like_a_pickle, may_act
@@ -225,6 +225,9 @@ class _Reading:
             if trace.error is None:
                 self.gaps.append(Gap.left_by(err, entry.data))
         self.contents.account_inflated(entry, source, trace)
+        if isinstance(source, InflatedSource):
+            # The trace keeps it, for whoever wants to read the pickle again.
+            source.rewind()
 
     def locate(self, wanted: dict[str, list[StorageRef]]) -> dict[str, Storage]:
         storages = {}

@@ -88,6 +88,9 @@ def trace_pickle(
         end=machine.position,
         error=error,
         dropped=(*machine.dropped, *machine.stack),
+        source=source,
+        start=start,
+        stop=stop,
     )
 
 
@@ -129,24 +132,28 @@ class _Machine(Reader):
         self.memo: dict[int, Node] = {}
 
     def run(self) -> None:
-        handlers = _HANDLERS
-        while True:
+        while self.running:
             self.check_budget()
             # No opcode makes more than two values or events, so no round can overshoot by much.
-            for _ in range(_ROUND):
-                at = self.began = self.at
-                if at < self.horizon:
-                    code = self.window[at]
-                    self.at = at + 1
-                else:
-                    code = self.code_beyond()
-                self.executed += 1
-                handler = handlers[code]
-                if handler is None:
-                    raise self.malformed(f"no opcode 0x{code:02x} exists")
-                handler(self)
-                if not self.running:
-                    return
+            self.execute(_ROUND)
+
+    def execute(self, count: int) -> None:
+        """Execute *count* opcodes, or those up to STOP if they are fewer."""
+        handlers = _HANDLERS
+        for _ in range(count):
+            at = self.began = self.at
+            if at < self.horizon:
+                code = self.window[at]
+                self.at = at + 1
+            else:
+                code = self.code_beyond()
+            self.executed += 1
+            handler = handlers[code]
+            if handler is None:
+                raise self.malformed(f"no opcode 0x{code:02x} exists")
+            handler(self)
+            if not self.running:
+                return
 
     def check_budget(self) -> None:
         spent, limits = self.budget, self.limits

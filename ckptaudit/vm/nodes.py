@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from ckptaudit.errors import MalformedInput
+    from ckptaudit.source import ByteSource
 
 __all__ = [
     "Build",
@@ -155,6 +156,9 @@ class Trace:
         end: Offset just past STOP, counted like all offsets from the pickle's first byte.
         error: Why reading stopped before STOP, or None.  *events* holds what came before it.
         dropped: What was made and is no part of the root: popped, replaced or left over.
+        source: Where the pickle's bytes are; None if they could not even be looked at.
+        start: Offset in *source* of the pickle's first byte.
+        stop: Offset in *source* of the first byte that cannot belong to the pickle.
     """
 
     record: str
@@ -165,3 +169,6 @@ class Trace:
     end: int
     error: MalformedInput | None
     dropped: tuple[Node, ...] = ()
+    source: ByteSource | None = None
+    start: int = 0
+    stop: int = 0
