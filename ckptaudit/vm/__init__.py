@@ -5,6 +5,7 @@ from __future__ import annotations
 from ckptaudit.vm.brief import brief, escape
 from ckptaudit.vm.extent import Extent, extent_of
 from ckptaudit.vm.limits import Budget, Limits
+from ckptaudit.vm.listing import Instruction, Use, instructions
 from ckptaudit.vm.machine import trace_pickle
 from ckptaudit.vm.nodes import (
     Build,
@@ -28,6 +29,7 @@ __all__ = [
     "Event",
     "Extent",
     "Global",
+    "Instruction",
     "Limits",
     "Node",
     "Oddity",
@@ -35,8 +37,10 @@ __all__ = [
     "PersistentId",
     "Set",
     "Trace",
+    "Use",
     "brief",
     "escape",
     "extent_of",
+    "instructions",
     "trace_pickle",
 ]
