@@ -25,6 +25,7 @@ from ckptaudit.containers.persistent import (
     storage_of,
     storage_type,
 )
+from ckptaudit.containers.places import Place, places
 
 __all__ = [
     "MOST_DIMENSIONS",
@@ -33,6 +34,7 @@ __all__ = [
     "Kind",
     "Mishap",
     "Nested",
+    "Place",
     "Record",
     "Region",
     "Role",
@@ -44,6 +46,7 @@ __all__ = [
     "key_of",
     "module_of",
     "open_container",
+    "places",
     "storage_of",
     "storage_type",
 ]

@@ -18,7 +18,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers import Gap, Kind, key_of, module_of, storage_of
+from ckptaudit.containers import Gap, Kind, key_of, module_of, places, storage_of
 from ckptaudit.policy.allowlist import MAPPINGS, SEQUENCES, UNCHECKED, allowed, reviewed
 from ckptaudit.policy.arguments import attribute_dicts, hidden_names, inner_call, octets_in
 from ckptaudit.policy.dangerous import dangerous
@@ -47,7 +47,7 @@ from ckptaudit.vm import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from ckptaudit.containers import Container, Mishap, Record
+    from ckptaudit.containers import Container, Mishap, Place
     from ckptaudit.policy.allowlist import Allowed
     from ckptaudit.vm import Node, Trace
 
@@ -173,17 +173,9 @@ def judge(
     findings = Findings()
     gaps = _Gaps()
     uses: Counter[tuple[str, str]] = Counter()
-    # Names of the files around, and where byte 0 is in the outermost one.
-    pending: list[tuple[tuple[str, ...], int | None, Container]] = [((), 0, container)]
-    while pending:
-        around, start, inner = pending.pop()
-        place = _Place(around, start, inner)
-        _judge_one(place, examine(inner), findings, gaps)
-        uses.update(_names_in(inner))
-        pending += [
-            ((*around, nested.name), place.offset(nested.offset), nested.container)
-            for nested in reversed(inner.nested)
-        ]
+    for place in places(container):
+        _judge_one(place, examine(place.container), findings, gaps)
+        uses.update(_names_in(place.container))
     if gaps.times:
         # Of a file that was read in part nobody can say that it is clean.
         others = f" and {gaps.times - 1} more" if gaps.times > 1 else ""
@@ -196,38 +188,12 @@ def judge(
     )
 
 
-class _Place:
-    """A container, and where it is in the outermost file.
-
-    Args:
-        around: Names of the containers around it, the outermost first.
-        start: Where its byte 0 is in the outermost file; None where that is compressed.
-        container: The container.
-    """
-
-    def __init__(self, around: tuple[str, ...], start: int | None, container: Container) -> None:
-        self.container = container
-        self._around = around
-        self._start = start
-
-    def record(self, name: str) -> str:
-        """What to call a record: the names of what is around it, and its own."""
-        return "!".join((*self._around, name) if name else self._around)
-
-    def offset(self, at: int | None) -> int | None:
-        """Where byte *at* of the container is in the outermost file, or None."""
-        return None if self._start is None or at is None else self._start + at
-
-
 def _judge_one(
-    place: _Place, examined: Iterable[Mishap | Gap], findings: Findings, gaps: _Gaps
+    place: Place, examined: Iterable[Mishap | Gap], findings: Findings, gaps: _Gaps
 ) -> None:
     container = place.container
-    records = _records_by_name(container)
     for trace in container.traces:
-        record = records.get(trace.record)
-        # Where the pickle begins in the outermost file; None where it is compressed.
-        start = place.offset(record.offset) if record and record.method == "stored" else None
+        start = place.start_of(trace)
         _TraceJudge(trace, place, start, findings).judge()
         if trace.error is not None:
             at = trace.error.offset
@@ -263,12 +229,6 @@ class _Gaps:
         return (*self.listed, Gap(f"{more} more", "", None)) if more else tuple(self.listed)
 
 
-def _records_by_name(container: Container) -> dict[str, Record]:
-    """Where two records have one name, which of them a pickle stands in is not known."""
-    times = Counter(record.name for record in container.records)
-    return {record.name: record for record in container.records if times[record.name] == 1}
-
-
 def _names_in(container: Container) -> Iterator[tuple[str, str]]:
     for trace in container.traces:
         for event in trace.events:
@@ -288,7 +248,7 @@ def _global_uses(counts: Counter[tuple[str, str]]) -> tuple[GlobalUse, ...]:
 class _TraceJudge:
     """One pickle being judged."""
 
-    def __init__(self, trace: Trace, place: _Place, start: int | None, findings: Findings) -> None:
+    def __init__(self, trace: Trace, place: Place, start: int | None, findings: Findings) -> None:
         self.trace = trace
         self.container = container = place.container
         self.record = place.record(trace.record)

@@ -1,0 +1,58 @@
+"""Containers inside containers, and where in the outermost file each of them lies.
+
+Knows:      how files nest.
+Is told:    an open file.
+Never asks: what is in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ckptaudit.containers.container import Container
+    from ckptaudit.vm import Trace
+
+__all__ = ["Place", "places"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """A container, and where it is in the outermost file.
+
+    Attributes:
+        around: Names of the containers around it, the outermost first.
+        start: Where its byte 0 is in the outermost file; None where that is compressed.
+        container: The container.
+    """
+
+    around: tuple[str, ...]
+    start: int | None
+    container: Container
+
+    def record(self, name: str) -> str:
+        """What to call a record: the names of what is around it, and its own."""
+        return "!".join((*self.around, name) if name else self.around)
+
+    def offset(self, at: int | None) -> int | None:
+        """Where byte *at* of the container is in the outermost file, or None."""
+        return None if self.start is None or at is None else self.start + at
+
+    def start_of(self, trace: Trace) -> int | None:
+        """Where a pickle of the container begins in the outermost file; None if compressed."""
+        return self.offset(trace.start) if trace.source is self.container.source else None
+
+
+def places(container: Container) -> Iterator[Place]:
+    """*container* itself, then all that is inside it, in file order."""
+    pending = [Place((), 0, container)]
+    while pending:
+        place = pending.pop()
+        yield place
+        pending += [
+            Place((*place.around, nested.name), place.offset(nested.offset), nested.container)
+            for nested in reversed(place.container.nested)
+        ]
