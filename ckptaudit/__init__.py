@@ -4,7 +4,7 @@
 >>> ckptaudit.__version__.count(".")
 2
 
-The verbs are `scan`, `inspect`, `convert` and `verify`; each takes a path, returns a
+The verbs are `scan`, `explain`, `inspect`, `convert` and `verify`; each takes a path, returns a
 frozen dataclass and raises nothing but a `CkptauditError` for bad input.  Importing
 the package loads none of their dependencies: a name is imported when it is used.
 """
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         JobDied,
         LimitExceeded,
         MalformedInput,
+        NoSuchRecord,
         OutputExists,
         OutputFailed,
         Refused,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     )
     from ckptaudit.jobs.account import Conversion
     from ckptaudit.jobs.convert import convert
+    from ckptaudit.jobs.explain import Explanation, explain
     from ckptaudit.jobs.inspect import Inspection, inspect
     from ckptaudit.jobs.scan import ScanResult, scan
     from ckptaudit.jobs.verify import Verification, verify
@@ -46,12 +48,14 @@ __all__ = [
     "Coverage",
     "Dedupe",
     "Ema",
+    "Explanation",
     "Finding",
     "Incomplete",
     "Inspection",
     "JobDied",
     "LimitExceeded",
     "MalformedInput",
+    "NoSuchRecord",
     "OnOverflow",
     "Options",
     "OutputExists",
@@ -66,6 +70,7 @@ __all__ = [
     "Verification",
     "__version__",
     "convert",
+    "explain",
     "inspect",
     "scan",
     "verify",
@@ -74,8 +79,8 @@ __all__ = [
 
 _ERRORS = (
     *("CastOverflow", "CkptauditError", "Incomplete", "JobDied", "LimitExceeded"),
-    *("MalformedInput", "OutputExists", "OutputFailed", "Refused", "SourceChanged"),
-    *("SourceUnreadable", "Unsupported"),
+    *("MalformedInput", "NoSuchRecord", "OutputExists", "OutputFailed", "Refused"),
+    *("SourceChanged", "SourceUnreadable", "Unsupported"),
 )
 
 
@@ -103,6 +108,10 @@ def __getattr__(name: str) -> object:
         from ckptaudit.jobs.inspect import Inspection, inspect  # noqa: PLC0415
 
         found = {"Inspection": Inspection, "inspect": inspect}
+    elif name in {"Explanation", "explain"}:
+        from ckptaudit.jobs.explain import Explanation, explain  # noqa: PLC0415
+
+        found = {"Explanation": Explanation, "explain": explain}
     elif name in {"Action", "Dedupe", "Ema", "OnOverflow", "Options", "Precision"}:
         from ckptaudit import plan  # noqa: PLC0415
 

@@ -14,6 +14,7 @@ __all__ = [
     "JobDied",
     "LimitExceeded",
     "MalformedInput",
+    "NoSuchRecord",
     "OutputExists",
     "OutputFailed",
     "Refused",
@@ -59,6 +60,10 @@ class LimitExceeded(MalformedInput):
 
 class Unsupported(CkptauditError):
     """The bytes are what they claim to be, but it is not something we read or convert."""
+
+
+class NoSuchRecord(CkptauditError):
+    """The record asked for is not in the file."""
 
 
 class Refused(CkptauditError):

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ckptaudit import containers, layouts, numerics, plan, policy, tensors
+from ckptaudit.jobs import names
 from ckptaudit.jobs.account import Conversion
+from ckptaudit.jobs.explain import Explanation
 from ckptaudit.jobs.inspect import Inspection
 from ckptaudit.jobs.scan import ScanResult
 from ckptaudit.jobs.verify import Verification
@@ -31,9 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA", "schema_text"]
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "report.schema.json"
-_ANSWERS = (ScanResult, Inspection, Conversion, Verification)
+_ANSWERS = (ScanResult, Explanation, Inspection, Conversion, Verification)
 # The rooms whose types stand in answers.
-_ROOMS = (containers, layouts, numerics, plan, policy, tensors)
+_ROOMS = (containers, layouts, names, numerics, plan, policy, tensors)
 
 
 def schema_text() -> str:

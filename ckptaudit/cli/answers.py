@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import click
 
-from ckptaudit.cli.outputs import show, write_side_file, write_stdout
+from ckptaudit.cli.outputs import show, stream_stdout, write_side_file, write_stdout
 from ckptaudit.errors import CkptauditError, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from ckptaudit.cli.outputs import Outputs
     from ckptaudit.report import Failure, Run
@@ -72,15 +72,26 @@ class Answers(Generic[Result]):
 
     def deliver(self, outputs: Outputs) -> int:
         """Write the answers and return the exit status: 1 outranks 2 outranks 0."""
-        from ckptaudit.report import Run
-
-        run = Run(tuple(self.answers), self._worst())
-        if not write_stdout(self.render(outputs.format_, run), outputs.format_):
+        if not write_stdout(self.render(outputs.format_, self._run()), outputs.format_):
             self._statuses.add(NONE)
+        return self.finish(outputs)
+
+    def stream(self, pieces: Iterable[str], format_: str) -> None:
+        """Write an answer to standard output while it is made, in place of `deliver`."""
+        if not stream_stdout(pieces, format_):
+            self._statuses.add(NONE)
+
+    def finish(self, outputs: Outputs) -> int:
+        """Write the side files and return the exit status, where the answer is written already."""
         for format_, path in outputs.side_files.items():
-            if not write_side_file(path, self.render(format_, run), format_):
+            if not write_side_file(path, self.render(format_, self._run()), format_):
                 self._statuses.add(NONE)
         return self._worst()
+
+    def _run(self) -> Run[Result]:
+        from ckptaudit.report import Run
+
+        return Run(tuple(self.answers), self._worst())
 
     def _worst(self) -> int:
         return BAD if BAD in self._statuses else max(self._statuses)

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ckptaudit.jobs.account import Conversion
+    from ckptaudit.jobs.explain import Explanation
     from ckptaudit.jobs.inspect import Inspection
     from ckptaudit.jobs.scan import ScanResult
     from ckptaudit.jobs.verify import Verification
     from ckptaudit.report import Run
 
-__all__ = ["conversion_as", "inspection_as", "scan_as", "verification_as"]
+__all__ = ["conversion_as", "explanation_as", "inspection_as", "scan_as", "verification_as"]
 
 Result = TypeVar("Result")
 
@@ -44,6 +45,13 @@ def scan_as(format_: str, run: Run[ScanResult]) -> str:
             from ckptaudit.report import scan_text
 
             return _as(format_, run, scan_text)
+
+
+def explanation_as(format_: str, run: Run[Explanation]) -> str:
+    """The answer of ``explain``, in the format named."""
+    from ckptaudit.report import explanation_text
+
+    return _as(format_, run, lambda result: "".join(explanation_text(result)))
 
 
 def inspection_as(format_: str, run: Run[Inspection]) -> str:

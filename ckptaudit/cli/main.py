@@ -23,6 +23,7 @@ import click
 from ckptaudit import __version__
 from ckptaudit.cli.answers import bug_text
 from ckptaudit.cli.convert import convert
+from ckptaudit.cli.explain import explain
 from ckptaudit.cli.inspect import inspect
 from ckptaudit.cli.outputs import show
 from ckptaudit.cli.rules import rules
@@ -49,6 +50,7 @@ main.add_command(inspect)
 main.add_command(convert)
 main.add_command(verify)
 main.add_command(rules)
+main.add_command(explain)
 
 
 def run() -> NoReturn:

@@ -20,7 +20,7 @@ import click
 from ckptaudit.errors import CkptauditError, OutputFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 __all__ = [
     "Outputs",
@@ -28,6 +28,7 @@ __all__ = [
     "format_option",
     "report_options",
     "show",
+    "stream_stdout",
     "write_side_file",
     "write_stdout",
 ]
@@ -152,10 +153,15 @@ def show(line: str) -> None:
 
 
 def write_stdout(text: str, format_: str) -> bool:
-    """Write all of *text* to standard output, or as much as is read.
+    """Write all of *text* to standard output; see `stream_stdout`."""
+    return stream_stdout([text], format_)
+
+
+def stream_stdout(pieces: Iterable[str], format_: str) -> bool:
+    """Write *pieces* to standard output as they are made, or as many as are read.
 
     Args:
-        text: What to write.
+        pieces: What to write.
         format_: Text for people is in the encoding of the terminal, which may not have every
             letter; everything else is UTF-8.
 
@@ -166,16 +172,18 @@ def write_stdout(text: str, format_: str) -> bool:
     if sys.stdout is None:
         return True
     encoding = sys.stdout.encoding if format_ == "text" else "utf-8"
-    data = text.encode(encoding, "backslashreplace")
-    try:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-    except OSError as err:
-        # Python would try to flush again at exit, so the stream is pointed elsewhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        # Whoever read the answer may have seen enough; the exit status is still the answer.
-        if not isinstance(err, BrokenPipeError):
+    for piece in pieces:
+        data = piece.encode(encoding, "backslashreplace")
+        try:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        except OSError as err:
+            # Python would try to flush again at exit, so the stream is pointed elsewhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # Whoever read the answer may have seen enough; the exit status is still the answer.
+            if isinstance(err, BrokenPipeError):
+                return True
             show(f"ckptaudit: the answer cannot be written to standard output ({err.strerror})")
             return False
     return True

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from ckptaudit.policy.allowlist import allowed
+from ckptaudit.policy.findings import shown
 from ckptaudit.policy.judge import GlobalUse, Judgement, judge
 from ckptaudit.policy.rules import RULES, Coverage, Finding, Rule, Severity
+from ckptaudit.policy.sentences import Route, route_of, sentence
 
 __all__ = [
     "RULES",
@@ -12,8 +14,12 @@ __all__ = [
     "Finding",
     "GlobalUse",
     "Judgement",
+    "Route",
     "Rule",
     "Severity",
     "allowed",
     "judge",
+    "route_of",
+    "sentence",
+    "shown",
 ]

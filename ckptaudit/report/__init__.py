@@ -16,6 +16,7 @@ from ckptaudit.report.document import (
     to_jsonl,
 )
 from ckptaudit.report.escaping import code, one_line, printable
+from ckptaudit.report.explanation import Listing, explanation_json, explanation_text
 from ckptaudit.report.facts import size_text
 from ckptaudit.report.rules import cwe_url, rule_text, rules_json, rules_text
 from ckptaudit.report.text import (
@@ -28,11 +29,14 @@ from ckptaudit.report.text import (
 __all__ = [
     "SCHEMA_VERSION",
     "Failure",
+    "Listing",
     "Run",
     "Tool",
     "code",
     "conversion_text",
     "cwe_url",
+    "explanation_json",
+    "explanation_text",
     "inspection_text",
     "json_text",
     "one_line",

@@ -19,7 +19,16 @@ from ckptaudit.report.escaping import LOG_COMMAND
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["SCHEMA_VERSION", "Failure", "Run", "Tool", "json_text", "to_json", "to_jsonl"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Failure",
+    "Run",
+    "Tool",
+    "json_line",
+    "json_text",
+    "to_json",
+    "to_jsonl",
+]
 
 SCHEMA_VERSION = "1"
 # Outside ASCII (msgspec escapes the control characters inside it, all but DEL), and what would
@@ -96,7 +105,12 @@ def to_jsonl(answers: Sequence[object]) -> str:
         _document([], [answer]) if isinstance(answer, Failure) else _document([answer], [])
         for answer in answers
     )
-    return "".join(f"{_safe(msgspec.json.encode(document))}\n" for document in documents)
+    return "".join(f"{json_line(document)}\n" for document in documents)
+
+
+def json_line(value: object) -> str:
+    """*value* as JSON in one line, without its end; escaped as `json_text` does it."""
+    return _safe(msgspec.json.encode(value))
 
 
 def json_text(value: object) -> str:

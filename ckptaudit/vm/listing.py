@@ -194,6 +194,9 @@ class _Listing(_Machine):
             return self.broken(opcode, before, err)
         events = tuple(self.events)
         note = self.note(opcode, events)
+        resolved = _resolved(opcode, operands, events)
+        if opcode.name == "STACK_GLOBAL":
+            note = f"{note} ({resolved})"
         self.follow(opcode, offset)
         return Instruction(
             offset=offset,
@@ -206,7 +209,7 @@ class _Listing(_Machine):
             note=note[:_MOST_TEXT],
             events=events,
             uses=self.uses(opcode, taken, events),
-            resolved=_resolved(opcode, operands, events),
+            resolved=resolved,
         )
 
     def broken(self, opcode: Opcode, before: int, error: MalformedInput) -> Instruction:

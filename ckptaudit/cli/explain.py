@@ -1,0 +1,102 @@
+"""``ckptaudit explain``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ckptaudit.cli.answers import BAD, GOOD, NONE, Answers
+from ckptaudit.cli.formats import explanation_as
+from ckptaudit.cli.outputs import report_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ckptaudit.cli.outputs import Outputs
+    from ckptaudit.jobs.explain import Explaining, Explanation
+
+_SEVERITIES = ("review", "suspicious", "malicious")
+# Bytes of a listing that are written at once.
+_PIECE = 1 << 16
+
+
+@click.command()
+@click.argument("path", type=click.Path(readable=False))
+@click.option("--record", metavar="NAME", help="Explain only the pickle of this name.")
+@click.option("--all", "every", is_flag=True, help="List every instruction.")
+@click.option(
+    "--context",
+    type=click.IntRange(0, 1000),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="List N instructions before and after each finding.",
+)
+@report_options("text", "json")
+@click.option(
+    "--fail-on",
+    type=click.Choice(_SEVERITIES),
+    default="suspicious",
+    show_default=True,
+    help="Lowest severity that makes the exit status 1.",
+)
+@click.pass_context
+def explain(
+    ctx: click.Context,
+    path: str,
+    record: str | None,
+    every: bool,
+    context: int,
+    outputs: Outputs,
+    no_hash: bool,
+    fail_on: str,
+) -> None:
+    """Say what PATH would do: its names, its calls, its instructions.
+
+    Findings and exit status are those of `scan`; to each finding there is a sentence that
+    says what would have happened, when, where, and what torch makes of it.  Of a JSON side
+    file the instructions are those around the findings, with --all too.
+    """
+    from ckptaudit.jobs.explain import explaining
+    from ckptaudit.policy import Severity
+
+    threshold = Severity(fail_on)
+
+    def status(result: Explanation) -> int:
+        if result.verdict >= threshold:
+            return BAD
+        return GOOD if result.coverage.complete else NONE
+
+    answers = Answers(status, explanation_as)
+    outputs.check()
+    began = False
+
+    def work() -> Explanation:
+        nonlocal began
+        with explaining(path, record=record, context=context, with_hash=not no_hash) as job:
+            if every:
+                began = True
+                answers.stream(_pieces(job, outputs.format_), outputs.format_)
+            return job.explanation
+
+    answers.ask(path, work)
+    # Of an answer that has begun nothing is written twice, though it may have broken off.
+    ctx.exit(answers.finish(outputs) if began else answers.deliver(outputs))
+
+
+def _pieces(job: Explaining, format_: str) -> Iterator[str]:
+    """The whole answer, as it is made, in pieces worth a write."""
+    from ckptaudit import report
+
+    render = report.explanation_json if format_ == "json" else report.explanation_text
+    piece: list[str] = []
+    length = 0
+    for part in render(job.explanation, job.listing):
+        piece.append(part)
+        length += len(part)
+        if length >= _PIECE:
+            yield "".join(piece)
+            piece.clear()
+            length = 0
+    yield "".join(piece)

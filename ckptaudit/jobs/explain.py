@@ -1,0 +1,376 @@
+"""`explain`: what would this file do, instruction by instruction, and who would have it done?
+
+Knows:      how the judgement of a file and the listing of its pickles meet.
+Is told:    a path.
+Never asks: how bad a name is; the judgement is the one that a scan gives.
+
+A pickle is executed twice: once to judge it, and once more to list it, an instruction at a
+time.  An answer holds the instructions around the findings; all of them are listed on demand
+and never held.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from ckptaudit.containers import places
+from ckptaudit.errors import NoSuchRecord
+from ckptaudit.jobs.names import Names
+from ckptaudit.jobs.opening import File, notes_on, opened
+from ckptaudit.policy import judge, route_of, sentence, shown
+from ckptaudit.tensors import misfits
+from ckptaudit.vm import escape, instructions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from os import PathLike
+
+    from ckptaudit.containers import Container, Kind
+    from ckptaudit.jobs.names import ExplainedGlobal
+    from ckptaudit.jobs.opening import Opened
+    from ckptaudit.policy import Coverage, Finding, Route, Severity
+    from ckptaudit.vm import Event, Instruction, Trace
+
+__all__ = [
+    "ExplainedFinding",
+    "ExplainedPickle",
+    "Explaining",
+    "Explanation",
+    "ListedInstruction",
+    "explain",
+    "explaining",
+]
+
+CONTEXT = 4
+# Of the pickles in which nothing was found, so many are explained.
+_MOST_PICKLES = 100
+# An error names so many pickles.
+_MOST_NAMES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedFinding:
+    """A finding and what to make of it.
+
+    Attributes:
+        finding: As a scan gives it.
+        sentence: What would have happened, when and where; what torch makes of it.
+    """
+
+    finding: Finding
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListedInstruction:
+    """One instruction of a pickle.
+
+    Attributes:
+        number: Which one it is, counted from 0.
+        offset: Bytes from the start of the pickle.
+        file_offset: Byte offset in the file, or None where the pickle is compressed.
+        opcode: Its name; "" where none could be read.
+        argument: What follows it, in printable ASCII.
+        before: Values on the stack before it, marks not counted.
+        after: Values on the stack after it.
+        marks: Marks on the stack after it.
+        meaning: What the opcode does, in general.
+        note: What it does here; "" if there is nothing to add.
+        rules: Rules that it falls under.
+    """
+
+    number: int
+    offset: int
+    file_offset: int | None
+    opcode: str
+    argument: str
+    before: int
+    after: int
+    marks: int
+    meaning: str
+    note: str
+    rules: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedPickle:
+    """One pickle of the file.
+
+    Attributes:
+        record: The record it stands in; names of files around it come first.
+        offset: Where it begins in the file, or None where it is compressed.
+        nbytes: Bytes that were read of it.
+        protocol: The highest protocol it claims.
+        opcodes: Instructions executed.
+        executed_by: Who would execute it.
+        error: Why reading it ended early, or None.
+        globals: The names it asks for, in order of first mention; the first thousand.
+        more_globals: How many different names it asks for besides.
+        instructions: Those at findings, and some around each.
+    """
+
+    record: str
+    offset: int | None
+    nbytes: int
+    protocol: int
+    opcodes: int
+    executed_by: str
+    error: str | None
+    globals: tuple[ExplainedGlobal, ...]
+    more_globals: int
+    instructions: tuple[ListedInstruction, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation(File):
+    """What a file would do.
+
+    Attributes:
+        container: Its framing.
+        verdict: That of a scan.
+        coverage: Whether all of it was read.
+        findings: All that a scan finds, each with a sentence.
+        notes: What is worth knowing besides.
+        more_pickles: How many pickles, in which nothing was found, are not explained.
+        pickles: The pickles, in file order.
+    """
+
+    container: Kind
+    verdict: Severity
+    coverage: Coverage
+    findings: tuple[ExplainedFinding, ...]
+    notes: tuple[str, ...]
+    more_pickles: int
+    pickles: tuple[ExplainedPickle, ...]
+
+
+def explain(
+    path: str | PathLike[str],
+    *,
+    record: str | None = None,
+    context: int = CONTEXT,
+    with_hash: bool = True,
+) -> Explanation:
+    """Say what the file's pickles would do; nothing is executed.
+
+    Args:
+        path: The file.
+        record: Explain only the pickle of this record; all are judged in any case.
+        context: Instructions to list before and after each finding.
+        with_hash: Read the whole file once for its SHA-256.
+
+    Raises:
+        CkptauditError: There is no answer.
+    """
+    with explaining(path, record=record, context=context, with_hash=with_hash) as job:
+        return job.explanation
+
+
+@contextmanager
+def explaining(
+    path: str | PathLike[str],
+    *,
+    record: str | None = None,
+    context: int = CONTEXT,
+    with_hash: bool = True,
+) -> Iterator[Explaining]:
+    """What `explain` does, with the file held open so that every instruction can be listed.
+
+    Raises:
+        CkptauditError: There is no answer.
+    """
+    with opened(path, with_hash=with_hash) as file:
+        yield Explaining(file, record, context)
+
+
+class Explaining:
+    """A file being explained.
+
+    Attributes:
+        explanation: The answer.
+    """
+
+    def __init__(self, file: Opened, record: str | None, context: int) -> None:
+        self._source = file.container.source
+        judgement = judge(file.container, misfits)
+        found = list(_pickles_in(file.container))
+        by_place = _by_place(found)
+        _match(by_place, judgement.findings)
+        chosen = found if record is None else _named(found, record, self._source.name)
+        self._pickles = _worth_it(chosen)
+        explained = tuple(pickle.explained(context) for pickle in self._pickles)
+        self.explanation = Explanation(
+            path=self._source.name,
+            size=self._source.size,
+            sha256=file.finish(),
+            container=file.container.kind,
+            verdict=judgement.verdict,
+            coverage=judgement.coverage,
+            findings=tuple(_explained(finding, by_place) for finding in judgement.findings),
+            notes=notes_on(file.container),
+            more_pickles=len(chosen) - len(explained),
+            pickles=explained,
+        )
+
+    def listing(self, index: int) -> Iterator[ListedInstruction]:
+        """Every instruction of pickle number *index* of the explanation, made when asked for.
+
+        Raises:
+            SourceChanged: The file is no longer the one that was explained.
+        """
+        for listed, _ in self._pickles[index].listed():
+            yield listed
+        self._source.check_unchanged()
+
+
+class _Pickle:
+    """A pickle, what was found in it, and how it comes to be executed."""
+
+    def __init__(self, trace: Trace, record: str, start: int | None, route: Route) -> None:
+        self.trace = trace
+        self.record = record
+        self.start = start
+        self.route = route
+        # By offset in the pickle, the rules that the instruction there falls under...
+        self.rules: dict[int, list[str]] = {}
+        # ...and its last event: that of an INST is the call.
+        self.events: dict[int, Event] = {}
+
+    def listed(self) -> Iterator[tuple[ListedInstruction, Instruction]]:
+        for number, line in enumerate(instructions(self.trace)):
+            listed = ListedInstruction(
+                number=number,
+                offset=line.offset,
+                file_offset=None if self.start is None else self.start + line.offset,
+                opcode=line.opcode,
+                argument=line.argument,
+                before=line.before,
+                after=line.after,
+                marks=line.marks,
+                meaning=line.meaning,
+                note=line.note,
+                rules=tuple(self.rules.get(line.offset, ())),
+            )
+            yield listed, line
+
+    def explained(self, context: int) -> ExplainedPickle:
+        names = Names()
+        excerpt = tuple(_excerpt(self._heard(names), context))
+        trace = self.trace
+        return ExplainedPickle(
+            record=self.record,
+            offset=self.start,
+            nbytes=trace.end,
+            protocol=trace.protocol,
+            opcodes=trace.opcodes,
+            executed_by=self.route.who,
+            error=None if trace.error is None else escape(str(trace.error)),
+            globals=names.all(),
+            more_globals=names.left_out,
+            instructions=excerpt,
+        )
+
+    def _heard(self, names: Names) -> Iterator[tuple[ListedInstruction, bool]]:
+        """The instructions, and whether each is worth showing; *names* hears of all of them."""
+        for listed, line in self.listed():
+            names.hear(line)
+            yield listed, bool(listed.rules) or line.error is not None
+
+
+def _pickles_in(container: Container) -> Iterator[_Pickle]:
+    for place in places(container):
+        for index, trace in enumerate(place.container.traces):
+            record = shown(place.record(trace.record))
+            yield _Pickle(trace, record, place.start_of(trace), route_of(place, index))
+
+
+# The name of a record, and where its pickle begins in the file; None where it is compressed.
+_PlaceKey: TypeAlias = "tuple[str, int | None]"
+
+
+def _by_place(pickles: Iterable[_Pickle]) -> dict[_PlaceKey, _Pickle]:
+    """The pickles that a finding can be told to be about.
+
+    Of two compressed records of one name nobody can say which one a finding means.
+    """
+    found: dict[_PlaceKey, _Pickle] = {}
+    doubtful: set[_PlaceKey] = set()
+    for pickle in pickles:
+        key = pickle.record, pickle.start
+        if found.setdefault(key, pickle) is not pickle:
+            doubtful.add(key)
+    return {key: pickle for key, pickle in found.items() if key not in doubtful}
+
+
+def _pickle_of(finding: Finding, by_place: Mapping[_PlaceKey, _Pickle]) -> _Pickle | None:
+    """The pickle that *finding* is about, or None if it is about something else."""
+    at = finding.stream_offset
+    if at is None:
+        return None
+    start = None if finding.offset is None else finding.offset - at
+    return by_place.get((finding.record, start))
+
+
+def _match(by_place: Mapping[_PlaceKey, _Pickle], findings: Iterable[Finding]) -> None:
+    """Tell each pickle what was found in it, and where."""
+    concerned: dict[int, _Pickle] = {}
+    for finding in findings:
+        pickle = _pickle_of(finding, by_place)
+        if pickle is not None and finding.stream_offset is not None:
+            pickle.rules.setdefault(finding.stream_offset, []).append(finding.rule)
+            concerned[id(pickle)] = pickle
+    for pickle in concerned.values():
+        for event in pickle.trace.events:
+            if event.offset in pickle.rules:
+                pickle.events[event.offset] = event
+
+
+def _explained(finding: Finding, by_place: Mapping[_PlaceKey, _Pickle]) -> ExplainedFinding:
+    pickle = _pickle_of(finding, by_place)
+    if pickle is None or finding.stream_offset is None:
+        return ExplainedFinding(finding, sentence(finding, None, None))
+    event = pickle.events.get(finding.stream_offset)
+    return ExplainedFinding(finding, sentence(finding, event, pickle.route))
+
+
+def _named(pickles: Sequence[_Pickle], record: str, path: str) -> list[_Pickle]:
+    """Those in *record*, which may be spelled as in the file or as we show it."""
+    spellings = {record, shown(record)}
+    chosen = [pickle for pickle in pickles if pickle.record in spellings]
+    if not chosen:
+        there = ", ".join(pickle.record for pickle in pickles[:_MOST_NAMES])
+        more = ", ..." if len(pickles) > _MOST_NAMES else ""
+        raise NoSuchRecord(f"{path}: has no pickle {shown(record)!r}, but {there}{more}")
+    return chosen
+
+
+def _worth_it(pickles: Iterable[_Pickle]) -> list[_Pickle]:
+    """Those in which something was found, and the first of the others."""
+    chosen = []
+    others = 0
+    for pickle in pickles:
+        others += not pickle.rules
+        if pickle.rules or others <= _MOST_PICKLES:
+            chosen.append(pickle)
+    return chosen
+
+
+def _excerpt(
+    lines: Iterable[tuple[ListedInstruction, bool]], context: int
+) -> Iterator[ListedInstruction]:
+    """The lines that are worth showing, and *context* lines before and after each."""
+    before: deque[ListedInstruction] = deque(maxlen=context)
+    after = 0
+    for line, matters in lines:
+        if matters:
+            yield from before
+            before.clear()
+            after = context + 1
+        if after:
+            yield line
+            after -= 1
+        else:
+            before.append(line)
