@@ -20,7 +20,7 @@ from ckptaudit import __version__
 from ckptaudit.cli import main
 from ckptaudit.jobs import stream
 
-VERBS = ("scan", "inspect", "convert", "verify", "rules")
+VERBS = ("scan", "explain", "inspect", "convert", "verify", "rules")
 # A name that would clear a terminal, in the C1 form too, and turn the text around.
 NASTY = "w\x1b[2J\x9b31m\u202ee\rl\nl"
 
@@ -221,16 +221,19 @@ def test_a_reader_that_has_seen_enough_does_not_change_the_answer(
 ) -> None:
     assert reader_gone("scan", good, stream_name="stdout") == 0
     assert reader_gone("scan", bad, stream_name="stdout") == 1
+    assert reader_gone("explain", bad, "--all", stream_name="stdout") == 1
+    assert reader_gone("explain", bad, "--all", "-f", "json", stream_name="stdout") == 1
     assert reader_gone("scan", none, stream_name="stderr") == 2
     assert reader_gone("--help", stream_name="stdout") == 0
     assert reader_gone("no-such", stream_name="stderr") == 2
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
-def test_an_answer_that_cannot_be_written_is_none(good: Path) -> None:
+@pytest.mark.parametrize("verb", [["scan"], ["explain"], ["explain", "--all"]], ids=" ".join)
+def test_an_answer_that_cannot_be_written_is_none(verb: list[str], good: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(  # noqa: S603 - our own command
-            command("scan", good), stdout=full, stderr=subprocess.PIPE, check=False, timeout=60
+            command(*verb, good), stdout=full, stderr=subprocess.PIPE, check=False, timeout=60
         )
 
     assert done.returncode == 2
@@ -298,7 +301,7 @@ def scanning(path: Path) -> str:
     [
         ("import ckptaudit", {"numpy", "click", "rich", "torch", "numkong", "safetensors"}),
         (
-            "from ckptaudit import convert, inspect, scan",
+            "from ckptaudit import convert, explain, inspect, scan",
             {"numpy", "click", "rich", "torch", "numkong"},
         ),
         ("from ckptaudit import verify", {"click", "rich", "torch"}),
@@ -334,6 +337,21 @@ def test_the_program_names_its_commands_version_and_exit_statuses() -> None:
         assert f"\n  {verb} " in done.out
     assert "0 good answer, 1 bad answer, 2 no answer, 130 interrupted" in done.out
     assert audit("--version").out == f"ckptaudit, version {__version__}\n"
+
+
+def test_explain_has_the_exit_status_of_scan(
+    good: Path, bad: Path, none: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(torch_zip(pickled(b"N0N")[:-1]))
+
+    for path in (good, bad, none, broken):
+        for options in ([], ["--fail-on", "malicious"], ["--no-hash"]):
+            status = audit("scan", path, *options).status
+            assert audit("explain", path, *options).status == status
+            assert audit("explain", path, "--all", "-f", "json", *options).status == status
+    assert_one_clear_line(audit("explain", none, "--all"), "an HTML page")
+    assert_one_clear_line(audit("explain", bad, "--record", "x\x1b"), "has no pickle", r"x\x1b")
 
 
 def test_unsafe_files_are_converted_on_request_only(bad: Path, tmp_path: Path) -> None:

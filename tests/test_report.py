@@ -54,6 +54,31 @@ def check(document: Any) -> None:
         raise AssertionError(error.message)
 
 
+@pytest.mark.parametrize("every", [[], ["--all"]], ids=["around-findings", "all"])
+def test_explanations_follow_the_schema_however_much_they_list(
+    every: list[str], files: Path
+) -> None:
+    for path in sorted(files.iterdir()):
+        done = audit("explain", path, "--format", "json", *every)
+
+        document = json.loads(done.out)
+        check(document)
+        assert len(document["files"]) + len(document["errors"]) == 1
+
+
+def test_listing_all_changes_nothing_else_of_an_explanation(files: Path) -> None:
+    whole, part = (
+        json.loads(audit("explain", files / "bad.pt", "--format", "json", *every).out)
+        for every in (["--all"], [])
+    )
+
+    pickles = [found for document in (whole, part) for found in document["files"][0]["pickles"]]
+    listed, excerpt = (found.pop("instructions") for found in pickles)
+    assert whole == part
+    assert len(listed) == pickles[0]["opcodes"]
+    assert [line for line in listed if line in excerpt] == excerpt
+
+
 @pytest.mark.parametrize("verb", ["scan", "inspect", "convert"])
 def test_real_reports_follow_the_schema(verb: str, files: Path, tmp_path: Path) -> None:
     options = ["-o", f"{tmp_path}/"] if verb == "convert" else []

@@ -221,8 +221,9 @@ class Explaining:
         Raises:
             SourceChanged: The file is no longer the one that was explained.
         """
-        for listed, _ in self._pickles[index].listed():
-            yield listed
+        pickle = self._pickles[index]
+        for number, line in enumerate(instructions(pickle.trace)):
+            yield pickle.listed(number, line)
         self._source.check_unchanged()
 
 
@@ -239,26 +240,25 @@ class _Pickle:
         # ...and its last event: that of an INST is the call.
         self.events: dict[int, Event] = {}
 
-    def listed(self) -> Iterator[tuple[ListedInstruction, Instruction]]:
-        for number, line in enumerate(instructions(self.trace)):
-            listed = ListedInstruction(
-                number=number,
-                offset=line.offset,
-                file_offset=None if self.start is None else self.start + line.offset,
-                opcode=line.opcode,
-                argument=line.argument,
-                before=line.before,
-                after=line.after,
-                marks=line.marks,
-                meaning=line.meaning,
-                note=line.note,
-                rules=tuple(self.rules.get(line.offset, ())),
-            )
-            yield listed, line
+    def listed(self, number: int, line: Instruction) -> ListedInstruction:
+        """Instruction *number* of the pickle as a report has it."""
+        return ListedInstruction(
+            number=number,
+            offset=line.offset,
+            file_offset=None if self.start is None else self.start + line.offset,
+            opcode=line.opcode,
+            argument=line.argument,
+            before=line.before,
+            after=line.after,
+            marks=line.marks,
+            meaning=line.meaning,
+            note=line.note,
+            rules=tuple(self.rules.get(line.offset, ())),
+        )
 
     def explained(self, context: int) -> ExplainedPickle:
         names = Names()
-        excerpt = tuple(_excerpt(self._heard(names), context))
+        excerpt = tuple(self.excerpt(names, context))
         trace = self.trace
         return ExplainedPickle(
             record=self.record,
@@ -273,11 +273,21 @@ class _Pickle:
             instructions=excerpt,
         )
 
-    def _heard(self, names: Names) -> Iterator[tuple[ListedInstruction, bool]]:
-        """The instructions, and whether each is worth showing; *names* hears of all of them."""
-        for listed, line in self.listed():
+    def excerpt(self, names: Names, context: int) -> Iterator[ListedInstruction]:
+        """The instructions worth showing, and *context* around each; *names* hears of all."""
+        before: deque[tuple[int, Instruction]] = deque(maxlen=context)
+        after = 0
+        for number, line in enumerate(instructions(self.trace)):
             names.hear(line)
-            yield listed, bool(listed.rules) or line.error is not None
+            if line.offset in self.rules or line.error is not None:
+                yield from (self.listed(*earlier) for earlier in before)
+                before.clear()
+                after = context + 1
+            if after:
+                yield self.listed(number, line)
+                after -= 1
+            else:
+                before.append((number, line))
 
 
 def _pickles_in(container: Container) -> Iterator[_Pickle]:
@@ -343,7 +353,7 @@ def _named(pickles: Sequence[_Pickle], record: str, path: str) -> list[_Pickle]:
     if not chosen:
         there = ", ".join(pickle.record for pickle in pickles[:_MOST_NAMES])
         more = ", ..." if len(pickles) > _MOST_NAMES else ""
-        raise NoSuchRecord(f"{path}: has no pickle {shown(record)!r}, but {there}{more}")
+        raise NoSuchRecord(f"{path}: has no pickle '{shown(record)}', but {there}{more}")
     return chosen
 
 
@@ -356,21 +366,3 @@ def _worth_it(pickles: Iterable[_Pickle]) -> list[_Pickle]:
         if pickle.rules or others <= _MOST_PICKLES:
             chosen.append(pickle)
     return chosen
-
-
-def _excerpt(
-    lines: Iterable[tuple[ListedInstruction, bool]], context: int
-) -> Iterator[ListedInstruction]:
-    """The lines that are worth showing, and *context* lines before and after each."""
-    before: deque[ListedInstruction] = deque(maxlen=context)
-    after = 0
-    for line, matters in lines:
-        if matters:
-            yield from before
-            before.clear()
-            after = context + 1
-        if after:
-            yield line
-            after -= 1
-        else:
-            before.append(line)

@@ -47,7 +47,7 @@ _REFUSED_CALLS = {"INST", "OBJ", "NEWOBJ_EX"}
 # What to do about what is wrong with a file, and not with one instruction.
 _ADVICE = {
     "CKA109": "no pickler writes it, so ask where the file comes from",
-    "CKA110": "programs other than torch.load may run it",
+    "CKA110": "torch.load or another program may run it: load it with neither",
     "CKA201": "another program may read another model out of it: fetch it from its author again",
     "CKA202": "nothing reads them, so nothing vouches for them: convert the file to lose them",
     "CKA203": "nothing refers to it: convert the file to lose it",

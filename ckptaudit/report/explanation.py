@@ -77,9 +77,10 @@ def _finding(explained: ExplainedFinding) -> Iterator[str]:
 
 
 def _pickle(pickle: ExplainedPickle) -> Iterator[str]:
+    # No line begins with a string out of the file: "::" at its beginning commands a CI runner.
     where = "compressed" if pickle.offset is None else f"from byte 0x{pickle.offset:x} of the file"
     yield (
-        f"\n{pickle.record}: protocol {pickle.protocol}, {pickle.opcodes} instructions, "
+        f"\n== {pickle.record}: protocol {pickle.protocol}, {pickle.opcodes} instructions, "
         f"{pickle.nbytes} bytes {where}\n"
     )
     yield f"  {pickle.executed_by}\n"
@@ -119,7 +120,7 @@ def _instructions(lines: Iterable[ListedInstruction]) -> Iterator[str]:
 def _instruction(line: ListedInstruction) -> str:
     in_file = "" if line.file_offset is None else f"{line.file_offset:x}"
     flag = ">" if line.rules else " "
-    what = f"{line.opcode} {line.argument}" if line.argument else line.opcode
+    what = f"{line.opcode} {line.argument}" if line.argument else line.opcode or "?"
     why = line.note or line.meaning
     rules = f" [{', '.join(line.rules)}]" if line.rules else ""
     stack = f"{line.before}>{line.after}"

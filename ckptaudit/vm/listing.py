@@ -67,7 +67,8 @@ class Use:
     event: Event | None
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, which would make it three times as slow to make.
+@dataclass(slots=True, eq=False)
 class Instruction:
     """One opcode, executed; or the place where the pickle breaks.
 
@@ -193,10 +194,18 @@ class _Listing(_Machine):
         except MalformedInput as err:
             return self.broken(opcode, before, err)
         events = tuple(self.events)
-        note = self.note(opcode, events)
-        resolved = _resolved(opcode, operands, events)
-        if opcode.name == "STACK_GLOBAL":
-            note = f"{note} ({resolved})"
+        note = resolved = ""
+        uses: tuple[Use, ...] = ()
+        if opcode.argument is Argument.SLOT:
+            note = self.note_on_slot(opcode)
+        elif events:
+            note = "; ".join(map(_told, events))
+            resolved = _resolved(opcode, operands, events)
+            if opcode.name == "STACK_GLOBAL":
+                note = f"{note} ({resolved})"
+        if events or taken:
+            uses = _uses(opcode, taken, events)
+        # The notes on a slot speak of what it was before.
         self.follow(opcode, offset)
         return Instruction(
             offset=offset,
@@ -208,7 +217,7 @@ class _Listing(_Machine):
             meaning=opcode.meaning,
             note=note[:_MOST_TEXT],
             events=events,
-            uses=self.uses(opcode, taken, events),
+            uses=uses,
             resolved=resolved,
         )
 
@@ -280,12 +289,6 @@ class _Listing(_Machine):
             case Argument.NONE:
                 return ""
 
-    def note(self, opcode: Opcode, events: Iterable[Event]) -> str:
-        """What this instruction does; told before the origins follow."""
-        if opcode.argument is Argument.SLOT:
-            return self.note_on_slot(opcode)
-        return "; ".join(map(_told, events))
-
     def note_on_slot(self, opcode: Opcode) -> str:
         value = brief(self.stack[-1])
         known = self.memo_origins.get(self.number)
@@ -296,19 +299,18 @@ class _Listing(_Machine):
             return f"{value} replaces slot {self.number}, {set_at}"
         return f"{value} from slot {self.number}, {set_at}"
 
-    def uses(
-        self, opcode: Opcode, taken: Sequence[Node], events: Sequence[Event]
-    ) -> tuple[Use, ...]:
-        """What is done with names, each use told once however often it is made."""
-        event = events[-1] if events else None
-        found: dict[tuple[int, str], Use] = {}
-        for node, how in _parts(opcode.name, taken, event):
-            if isinstance(node, Global):
-                found.setdefault((id(node), how), Use(node, how, event))
-        return tuple(found.values())
-
 
 _NO_OPCODE = Opcode(-1, "", Argument.NONE, 0, 0, "no such opcode exists")
+
+
+def _uses(opcode: Opcode, taken: Sequence[Node], events: Sequence[Event]) -> tuple[Use, ...]:
+    """What is done with names, each use told once however often it is made."""
+    event = events[-1] if events else None
+    found: dict[tuple[int, str], Use] = {}
+    for node, how in _parts(opcode.name, taken, event):
+        if isinstance(node, Global):
+            found.setdefault((id(node), how), Use(node, how, event))
+    return tuple(found.values())
 
 
 def _parts(name: str, taken: Sequence[Node], event: Event | None) -> Iterator[tuple[Node, str]]:
