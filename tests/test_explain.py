@@ -316,6 +316,16 @@ def test_the_instructions_around_each_finding_are_shown(tmp_path: Path, context:
             assert data[line.file_offset :][:1] == REDUCE
 
 
+def test_an_answer_holds_a_bounded_number_of_instructions(tmp_path: Path) -> None:
+    apart = (NONE + POP) * 100
+    data = torch_zip(pickled((CALLS_SYSTEM + POP + apart) * 150, global_("some", "last")))
+
+    (found,) = explained(tmp_path, data, context=100).pickles
+
+    assert len(found.instructions) == 20_000
+    assert found.globals[-1].name == "last"
+
+
 def test_a_broken_pickle_is_shown_where_it_breaks(tmp_path: Path) -> None:
     (found,) = explained(tmp_path, torch_zip(pickled(CALLS_SYSTEM, POP, b"\xff"))).pickles
 

@@ -27,7 +27,7 @@ _PIECE = 1 << 16
 @click.option("--all", "every", is_flag=True, help="List every instruction.")
 @click.option(
     "--context",
-    type=click.IntRange(0, 1000),
+    type=click.IntRange(0, 100),
     default=4,
     show_default=True,
     metavar="N",

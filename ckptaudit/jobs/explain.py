@@ -47,6 +47,8 @@ __all__ = [
 CONTEXT = 4
 # Of the pickles in which nothing was found, so many are explained.
 _MOST_PICKLES = 100
+# An answer holds so many instructions; a listing has them all.
+_MOST_LISTED = 20_000
 # An error names so many pickles.
 _MOST_NAMES = 10
 
@@ -109,7 +111,8 @@ class ExplainedPickle:
         error: Why reading it ended early, or None.
         globals: The names it asks for, in order of first mention; the first thousand.
         more_globals: How many different names it asks for besides.
-        instructions: Those at findings, and some around each.
+        instructions: Those at findings, and some around each; of all pickles together the first
+            twenty thousand.
     """
 
     record: str
@@ -201,7 +204,7 @@ class Explaining:
         _match(by_place, judgement.findings)
         chosen = found if record is None else _named(found, record, self._source.name)
         self._pickles = _worth_it(chosen)
-        explained = tuple(pickle.explained(context) for pickle in self._pickles)
+        explained = tuple(_each_explained(self._pickles, context))
         self.explanation = Explanation(
             path=self._source.name,
             size=self._source.size,
@@ -256,9 +259,14 @@ class _Pickle:
             rules=tuple(self.rules.get(line.offset, ())),
         )
 
-    def explained(self, context: int) -> ExplainedPickle:
+    def explained(self, context: int, most: int) -> ExplainedPickle:
+        """The pickle with the names it asks for and at most so many of its instructions."""
         names = Names()
-        excerpt = tuple(self.excerpt(names, context))
+        excerpt: list[ListedInstruction] = []
+        for line in self.excerpt(names, context):
+            # The rest is gone through as well, for the names in it.
+            if len(excerpt) < most:
+                excerpt.append(line)
         trace = self.trace
         return ExplainedPickle(
             record=self.record,
@@ -270,7 +278,7 @@ class _Pickle:
             error=None if trace.error is None else escape(str(trace.error)),
             globals=names.all(),
             more_globals=names.left_out,
-            instructions=excerpt,
+            instructions=tuple(excerpt),
         )
 
     def excerpt(self, names: Names, context: int) -> Iterator[ListedInstruction]:
@@ -288,6 +296,14 @@ class _Pickle:
                 after -= 1
             else:
                 before.append((number, line))
+
+
+def _each_explained(pickles: Iterable[_Pickle], context: int) -> Iterator[ExplainedPickle]:
+    left = _MOST_LISTED
+    for pickle in pickles:
+        explained = pickle.explained(context, left)
+        left -= len(explained.instructions)
+        yield explained
 
 
 def _pickles_in(container: Container) -> Iterator[_Pickle]:
