@@ -9,8 +9,10 @@ import pytest
 from catalogue import CASES, Case
 from commands import audit
 from forge import (
+    APPEND,
     CALLS_SYSTEM,
     EMPTY_DICT,
+    EMPTY_LIST,
     EMPTY_TUPLE,
     MARK,
     NEWOBJ_EX,
@@ -19,12 +21,16 @@ from forge import (
     POP,
     REDUCE,
     STACK_GLOBAL,
+    STOP,
+    TUPLE1,
     binget,
     binput,
+    binunicode,
     call,
     deflated,
     ext1,
     floats,
+    frame,
     global_,
     inst,
     legacy_stream,
@@ -221,6 +227,43 @@ def test_a_sentence_claims_of_torch_only_what_is_known(
 
     assert sentence.startswith(f"would have {act} when loaded with {TRUSTING}, at byte 0x")
     assert sentence.endswith(f" of archive/data.pkl; {torch_does}")
+
+
+@pytest.mark.parametrize(
+    ("parts", "rule", "said"),
+    [
+        # The frame ends inside BINUNICODE, which shows when GLOBAL is read.
+        (
+            [frame(3), binunicode("a"), global_("posix", "system"), POP],
+            "CKA109",
+            "a frame ended inside the opcode before, at byte 0x11 of archive/data.pkl; ",
+        ),
+        (
+            [call("collections", "OrderedDict"), NONE, NONE, APPEND, POP],
+            "CKA103",
+            "appends to nothing, at byte 0x1f of archive/data.pkl; ",
+        ),
+    ],
+    ids=["at-a-name", "change"],
+)
+def test_what_is_odd_about_an_instruction_is_not_taken_for_what_it_asks_for(
+    tmp_path: Path, parts: list[bytes], rule: str, said: str
+) -> None:
+    sentence = the_sentence(tmp_path, torch_zip(pickled(*parts, protocol=4)), rule)
+
+    assert sentence.startswith(said)
+
+
+def test_what_a_whole_pickle_costs_is_not_taken_for_its_first_instruction(
+    tmp_path: Path,
+) -> None:
+    deep = EMPTY_LIST + (EMPTY_LIST + binput(0)) + (TUPLE1 * 2000) + APPEND
+    pickle = global_("posix", "system") + POP + deep + STOP
+
+    sentence = the_sentence(tmp_path, torch_zip(pickle), "CKA112")
+
+    assert "posix" not in sentence
+    assert sentence.endswith("do not load it")
 
 
 def test_what_is_said_to_be_refused_is_not_on_the_list_of_torch() -> None:

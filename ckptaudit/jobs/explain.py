@@ -22,7 +22,7 @@ from ckptaudit.jobs.names import Names
 from ckptaudit.jobs.opening import File, notes_on, opened
 from ckptaudit.policy import judge, route_of, sentence, shown
 from ckptaudit.tensors import misfits
-from ckptaudit.vm import escape, instructions
+from ckptaudit.vm import Oddity, escape, instructions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -240,8 +240,10 @@ class _Pickle:
         self.route = route
         # By offset in the pickle, the rules that the instruction there falls under...
         self.rules: dict[int, list[str]] = {}
-        # ...and its last event: that of an INST is the call.
+        # ...its last event, which of an INST is the call...
         self.events: dict[int, Event] = {}
+        # ...and what is odd about it beside that.
+        self.oddities: set[tuple[int, str]] = set()
 
     def listed(self, number: int, line: Instruction) -> ListedInstruction:
         """Instruction *number* of the pickle as a report has it."""
@@ -351,14 +353,19 @@ def _match(by_place: Mapping[_PlaceKey, _Pickle], findings: Iterable[Finding]) -
     for pickle in concerned.values():
         for event in pickle.trace.events:
             if event.offset in pickle.rules:
-                pickle.events[event.offset] = event
+                if isinstance(event, Oddity):
+                    pickle.oddities.add((event.offset, escape(event.message)))
+                else:
+                    pickle.events[event.offset] = event
 
 
 def _explained(finding: Finding, by_place: Mapping[_PlaceKey, _Pickle]) -> ExplainedFinding:
     pickle = _pickle_of(finding, by_place)
     if pickle is None or finding.stream_offset is None:
         return ExplainedFinding(finding, sentence(finding, None, None))
-    event = pickle.events.get(finding.stream_offset)
+    at = finding.stream_offset
+    odd = (at, finding.message) in pickle.oddities
+    event = None if odd else pickle.events.get(at)
     return ExplainedFinding(finding, sentence(finding, event, pickle.route))
 
 

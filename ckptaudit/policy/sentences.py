@@ -44,10 +44,11 @@ _MOST_ACT = 500
 # Opcodes that the restricted loader does not have; a name asked for by GLOBAL it may know.
 _REFUSED_CALLS = {"INST", "OBJ", "NEWOBJ_EX"}
 
-# What to do about what is wrong with a file, and not with one instruction.
+# What to do about what is wrong, where that is not what an instruction asks for or calls.
 _ADVICE = {
     "CKA109": "no pickler writes it, so ask where the file comes from",
     "CKA110": "torch.load or another program may run it: load it with neither",
+    "CKA112": "loading it may take all the memory or time there is: do not load it",
     "CKA201": "another program may read another model out of it: fetch it from its author again",
     "CKA202": "nothing reads them, so nothing vouches for them: convert the file to lose them",
     "CKA203": "nothing refers to it: convert the file to lose it",
@@ -162,7 +163,7 @@ def sentence(finding: Finding, event: Event | None, route: Route | None) -> str:
         event: The event it is about, or None if it is about the framing or that is not known.
         route: How the pickle it stands in comes to be executed, or None if it is in none.
     """
-    if event is None or route is None or isinstance(event, Oddity):
+    if event is None or route is None or finding.rule in _ADVICE:
         advice = _ADVICE.get(finding.rule, f"the file {RULES[finding.rule].title}")
         return f"{finding.message}{_where(finding)}; {advice}"
     said = [f"{_act(event)[:_MOST_ACT]} {route.when}{_where(finding)}"]
