@@ -64,8 +64,7 @@ from ckptaudit.source import BufferSource
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Joined here: a test keeps these words out of our code.
-TRUSTING = f"torch.load(weights_only={False})"
+TRUSTING = "torch.load(weights_only=False)"
 REFUSED = "torch >= 2.6 refuses it by default"
 TAR_REFUSED = (
     "torch >= 2.6 refuses tar checkpoints by default, and torch <= 2.5.1 did not even with "

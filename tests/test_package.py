@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -41,12 +42,54 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = ckptaudit.no_such
 
 
+# What a user would have typed, without a file to load: it may be named in a sentence.
+NAMED = "torch.load(weights_only=False)"
+TRUSTING = re.compile(r"weights_only\s*=\s*False")
+
+
+def trusting_loads(code: str) -> list[str]:
+    """What in *code* would load a checkpoint with execution allowed, or could."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        match node:
+            case ast.keyword(arg="weights_only", value=value):
+                if not (isinstance(value, ast.Constant) and value.value is True):
+                    found.append(f"line {value.lineno}: weights_only is not plainly True")
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="torch"), attr="load")):
+                if "weights_only" not in {keyword.arg for keyword in node.keywords}:
+                    found.append(f"line {node.lineno}: torch.load without weights_only")
+            case ast.Constant(value=str(text)):
+                # Code in a string may be run too.
+                if TRUSTING.search(text) and text != NAMED:
+                    found.append(f"line {node.lineno}: a trusting load in a string")
+    return found
+
+
 def test_nothing_here_loads_a_checkpoint_with_execution_allowed() -> None:
     """Not in the package, not in tests, not in scripts."""
     root = Path(__file__).parents[1]
-    trusting = re.compile("weights_only *= *" + "False")
-
     for folder in ("ckptaudit", "tests", "scripts"):
         for path in (root / folder).rglob("*"):
-            if path.is_file() and "__pycache__" not in path.parts:
-                assert not trusting.search(path.read_text(errors="replace")), path
+            if not path.is_file() or "__pycache__" in path.parts or path == Path(__file__):
+                continue
+            text = path.read_text(errors="replace")
+            if path.suffix == ".py" or text.startswith("#!/usr/bin/env python"):
+                assert trusting_loads(text) == [], path
+            else:
+                assert not TRUSTING.search(text), path
+
+
+@pytest.mark.parametrize(
+    ("code", "is_trusting"),
+    [
+        ("torch.load(path, weights_only=True)", False),
+        ("torch.load(path, weights_only=False)", True),
+        ("torch.load(path, weights_only=chosen)", True),
+        ("torch.load(path)", True),
+        ("load(path, weights_only = 0)", True),
+        ("run('torch.load(p, weights_only=False)')", True),
+        ("say('torch.load(weights_only=False)')", False),
+    ],
+)
+def test_a_trusting_load_is_known_however_it_is_written(code: str, *, is_trusting: bool) -> None:
+    assert bool(trusting_loads(code)) is is_trusting

@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Route", "route_of", "sentence"]
 
-# Put together here, because a test keeps these words out of our code: nothing may load so.
-_TRUSTING = f"torch.load(weights_only={False})"
+_TRUSTING = "torch.load(weights_only=False)"
 _REFUSES = "torch >= 2.6 refuses it by default"
 _MAY_NOT_REFUSE = "do not rely on torch >= 2.6 to refuse it"
 # What torch.load unpickles of a tar: it lists and opens these three members.
