@@ -17,7 +17,7 @@ from typing import Protocol
 
 from ckptaudit.errors import MalformedInput, SourceChanged, SourceUnreadable
 
-__all__ = ["BufferSource", "ByteSource", "Cursor", "FileSource"]
+__all__ = ["BufferSource", "ByteSource", "Cursor", "FileSource", "SplicedSource"]
 
 Identity = tuple[int, ...]
 
@@ -132,7 +132,7 @@ class FileSource:
 class BufferSource:
     """Bytes that are in memory already."""
 
-    def __init__(self, data: bytes, name: str = "<buffer>") -> None:
+    def __init__(self, data: bytes | bytearray, name: str = "<buffer>") -> None:
         self.name = name
         self.size = len(data)
         self._data = memoryview(data)
@@ -155,6 +155,50 @@ class BufferSource:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+class SplicedSource:
+    """Ranges of other sources, one behind the other: a file inside a file, or parts of one.
+
+    Args:
+        name: What to call it.
+        parts: Each a source, the first byte of the range in it, and the range's length.
+    """
+
+    def __init__(self, name: str, *parts: tuple[ByteSource, int, int]) -> None:
+        for source, start, length in parts:
+            _check_range(source, start, length)
+        self.name = name
+        self.size = sum(length for _, _, length in parts)
+        self._parts = parts
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """See `ByteSource.read_into`."""
+        _check_range(self, offset, len(buffer))
+        for source, start, length in self._parts:
+            wanted = min(length - offset, len(buffer))
+            if wanted > 0:
+                source.read_into(start + offset, buffer[:wanted])
+                buffer = buffer[wanted:]
+            offset = max(offset - length, 0)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """See `ByteSource.read_at`."""
+        _check_range(self, offset, length)
+        buffer = bytearray(length)
+        self.read_into(offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def will_need(self, offset: int, length: int) -> None:
+        """Do nothing: a hint is worth something for large files, and they are read as a whole."""
+
+    def check_unchanged(self) -> None:
+        """See `ByteSource.check_unchanged`."""
+        for source, _, _ in self._parts:
+            source.check_unchanged()
+
+    def close(self) -> None:
+        """Do nothing: the sources belong to others."""
 
 
 class Cursor:

@@ -36,7 +36,10 @@ class Limits:
         memo: Entries in the memo of one pickle.
         depth: Containers inside containers that a reader of the tree follows.
         records: Entries of an archive, storages or tensors listed by a framing.
-        inflated: Bytes that compressed pickles take, and bytes they inflate to, all together.
+        files: Files inside the file that are opened, and places looked at for one.
+        nesting: Files inside each other, the outermost not counted.
+        inflated: Bytes that compressed pickles and files take, and bytes they inflate to, all
+            together.
         ratio: Bytes inflated for each compressed one, all together...
         inflated_freely: ...once they are more than so many bytes.
     """
@@ -50,6 +53,8 @@ class Limits:
     memo: int = 3_000_000
     depth: int = 500
     records: int = 300_000
+    files: int = 10_000
+    nesting: int = 4
     inflated: int = 128 << 20
     ratio: int = 200
     inflated_freely: int = 16 << 20
@@ -65,12 +70,14 @@ class Budget:
         nodes: Lists, tuples, dicts and sets made.
         literals: Bytes of literals read.
         records: Records listed.
+        files: Files inside the file, and places looked at for one.
         packed: Compressed bytes consumed.
         inflated: Bytes they gave.
     """
 
     __slots__ = (
         "events",
+        "files",
         "inflated",
         "limits",
         "literals",
@@ -87,6 +94,7 @@ class Budget:
         self.nodes = 0
         self.literals = 0
         self.records = 0
+        self.files = 0
         self.packed = 0
         self.inflated = 0
 
@@ -100,6 +108,19 @@ class Budget:
         if self.records > self.limits.records:
             raise LimitExceeded(
                 f"has {self.records} records, more than the limit of {self.limits.records}",
+                where=where,
+            )
+
+    def pay_file(self, where: str) -> None:
+        """Pay for one more place where a file may be, before it is looked at.
+
+        Raises:
+            LimitExceeded: There are too many.
+        """
+        self.files += 1
+        if self.files > self.limits.files:
+            raise LimitExceeded(
+                f"there are more than {self.limits.files} places in the file where another may be",
                 where=where,
             )
 
