@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 from ckptaudit.containers import Container, Kind, open_container
 from ckptaudit.errors import CkptauditError, MalformedInput, Unsupported
 from ckptaudit.source import BufferSource
+from ckptaudit.tensors import find_state_dict
 from ckptaudit.vm import Call, PersistentId
 
 EVIL = pickled(CALLS_SYSTEM)
@@ -135,14 +136,7 @@ def test_no_beginning_of_a_bare_pickle_passes_for_the_whole() -> None:
         (b"\xff\xd8\xff\xe0", "a JPEG image"),
         (b"GGUF\3\0\0\0" + bytes(20), "a GGUF model"),
         (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
-        (b"\x1f\x8b\x08\0", "gzip-compressed"),
-        (b"BZh91AY&SY", "bzip2-compressed"),
-        (b"\xfd7zXZ\0", "xz-compressed"),
-        (b"\x28\xb5\x2f\xfd", "zstandard-compressed"),
-        (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z archive"),
-        (b"Rar!\x1a\7\1\0", "a RAR archive"),
         (b"PK\5\6" + bytes(18), "an empty zip archive"),
-        (b"\x93NUMPY\1\0v\0{'descr'", "a NumPy array"),
         (b"\xde\xad\xbe\xef" * 10, "is neither zip, tar, pickle nor safetensors"),
         (bytes(1000), "is neither zip, tar, pickle nor safetensors"),
     ],
@@ -150,6 +144,31 @@ def test_no_beginning_of_a_bare_pickle_passes_for_the_whole() -> None:
 def test_what_is_no_checkpoint_is_called_what_it_is(data: bytes, message: str) -> None:
     with pytest.raises(Unsupported, match=message):
         opened(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\x1f\x8b\x08\0", "gzip-compressed"),
+        (b"BZh91AY&SY", "bzip2-compressed"),
+        (b"\xfd7zXZ\0", "xz-compressed"),
+        (b"\x28\xb5\x2f\xfd", "zstandard-compressed"),
+        (b"\x04\x22\x4d\x18", "lz4-compressed"),
+        (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z archive"),
+        (b"Rar!\x1a\7\1\0", "a RAR archive"),
+        (b"\x93NUMPY\1\0v\0{'descr'", "a NumPy array"),
+    ],
+)
+def test_what_cannot_be_looked_into_is_a_gap_that_says_what_it_is(
+    data: bytes, message: str
+) -> None:
+    container = opened(data)
+
+    (gap,) = container.gaps
+    assert message in gap.reason
+    assert message in container.refusal
+    with pytest.raises(Unsupported, match=message):
+        find_state_dict(container)
 
 
 def test_a_png_image_is_a_broken_pickle_with_a_persistent_id_and_is_called_what_it_is() -> None:

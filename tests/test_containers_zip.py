@@ -33,6 +33,7 @@ from hypothesis import strategies as st
 from ckptaudit.containers import Container, Kind, Role, open_container
 from ckptaudit.errors import CkptauditError, Unsupported
 from ckptaudit.source import BufferSource
+from ckptaudit.tensors import find_state_dict
 from ckptaudit.vm import Call
 
 PICKLE = state_dict({"a": 3, "b": 2})
@@ -352,7 +353,6 @@ def test_bytes_that_nothing_refers_to_are_a_gap(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (zip_archive([ZipEntry("word/document.xml", b"<x/>")]), "without word/data.pkl"),
         (zip_archive([replace(e, hidden=True) for e in ENTRIES]), "is an empty zip archive"),
         (zip_archive([], zip64=False), "is an empty zip archive"),
         (
@@ -364,6 +364,18 @@ def test_bytes_that_nothing_refers_to_are_a_gap(data: bytes) -> None:
 def test_an_archive_that_is_no_checkpoint_says_what_it_is(data: bytes, message: str) -> None:
     with pytest.raises(Unsupported, match=message):
         opened(data)
+
+
+def test_an_archive_without_the_object_is_opened_but_is_no_checkpoint() -> None:
+    container = opened(zip_archive([ZipEntry("word/document.xml", b"<x/>")]))
+
+    assert container.kind is Kind.ARCHIVE
+    assert [mishap.code for mishap in container.mishaps] == ["zip-no-checkpoint"]
+    assert [(gap.record, gap.reason) for gap in container.gaps] == [
+        ("word/document.xml", "is in none of the formats that are read")
+    ]
+    with pytest.raises(Unsupported, match=r"without word/data\.pkl"):
+        find_state_dict(container)
 
 
 def test_no_beginning_of_an_archive_passes_for_the_whole() -> None:

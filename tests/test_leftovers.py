@@ -298,7 +298,7 @@ def test_the_directory_that_another_reader_finds_is_read(method: int) -> None:
     (nested,) = container.nested
     assert nested.container.object_trace.error is None
     assert judgement.verdict is Severity.MALICIOUS
-    assert "another directory!archive/data.pkl" in {f.record for f in judgement.findings}
+    assert "zip!archive/data.pkl" in {f.record for f in judgement.findings}
     assert {"CKA201", "CKA202"} <= {finding.rule for finding in judgement.findings}
 
 

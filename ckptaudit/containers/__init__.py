@@ -18,6 +18,7 @@ from ckptaudit.containers.container import (
     check_rank,
 )
 from ckptaudit.containers.dispatch import open_container
+from ckptaudit.containers.inside import Inside
 from ckptaudit.containers.persistent import (
     StorageRef,
     key_of,
@@ -31,6 +32,7 @@ __all__ = [
     "MOST_DIMENSIONS",
     "Container",
     "Gap",
+    "Inside",
     "Kind",
     "Mishap",
     "Nested",

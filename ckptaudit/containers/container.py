@@ -16,6 +16,7 @@ from ckptaudit.errors import LimitExceeded, MalformedInput
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ckptaudit.containers.inside import Inside
     from ckptaudit.dtypes import DType
     from ckptaudit.source import ByteSource
     from ckptaudit.vm import Trace
@@ -62,6 +63,10 @@ class Kind(str, Enum):
     TAR = "tar"
     PICKLE = "pickle"
     SAFETENSORS = "safetensors"
+    # What is no checkpoint itself, but may hold one.
+    COMPRESSED = "compressed"
+    ARCHIVE = "archive"
+    NUMPY = "numpy"
 
 
 class Role(str, Enum):
@@ -239,6 +244,9 @@ class Container:
         regions: What each byte of the file is there for, in file order; those of an honest
             file cover it once and no more.  Where bytes belong to nothing, a gap begins, or
             a pickle of *traces* could not be read on.
+        refusal: Why it is no checkpoint itself, and what to do; "" if it is one.
+        inside: Opens what else turns out to be a file inside it; None if it was not opened
+            by `open_container`.
     """
 
     source: ByteSource
@@ -255,6 +263,8 @@ class Container:
     inflated: Mapping[str, ByteSource] = field(default_factory=dict)
     nested: tuple[Nested, ...] = ()
     regions: tuple[Region, ...] = ()
+    refusal: str = ""
+    inside: Inside | None = None
 
     def __enter__(self) -> Container:  # noqa: PYI034 - typing.Self is Python 3.11's
         return self

@@ -8,7 +8,8 @@ Source: torch/serialization.py, load: zip if the first four bytes say so, else t
 else the legacy stream.  Safetensors comes first, since every other reader opens it; but
 a file can be safetensors and a pickle at once (a header length of ``V`` makes the header
 a string and the data the next opcodes), and torch.load would run that.  So what is not a
-zip is run as a pickle in any case.
+zip is run as a pickle in any case; and what torch.load would not read at all, compressed
+files and archives, is opened for what is inside.
 """
 
 from __future__ import annotations
@@ -18,10 +19,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers.container import Container, Gap, Kind, Mishap, Record, Role, Use
+from ckptaudit.containers.beginnings import ARCHIVED, head_of, what_it_is
+from ckptaudit.containers.compressed import open_compressed
+from ckptaudit.containers.container import Container, Gap, Kind, Mishap, Nested, Record, Role, Use
+from ckptaudit.containers.inside import Inside
 from ckptaudit.containers.ledger import Ledger
 from ckptaudit.containers.legacy import begins_with_magic, open_legacy
+from ckptaudit.containers.npy import MAGIC, open_npy
+from ckptaudit.containers.pythonzip import PythonArchive, find_archive
 from ckptaudit.containers.safetensors import looks_like_safetensors, open_safetensors
+from ckptaudit.containers.sevenzip import SIGNATURE as SEVEN_ZIP
+from ckptaudit.containers.sevenzip import open_seven_zip
 from ckptaudit.containers.tar import open_tar
 from ckptaudit.containers.tarmembers import has_tar_header
 from ckptaudit.containers.zip import SIGNATURE, open_zip
@@ -36,27 +44,9 @@ if TYPE_CHECKING:
 
 __all__ = ["open_container"]
 
-# How files begin that are often found under a checkpoint's name.
-_BEGINNINGS = (
-    (b"<!doctype html", "an HTML page; the download went wrong: fetch the file itself"),
-    (b"<html", "an HTML page; the download went wrong: fetch the file itself"),
-    (b"<?xml", "an XML document, often a server's error message; fetch the file again"),
-    (b"version https://git-lfs", "a Git LFS pointer; run `git lfs pull` to get the file itself"),
-    (b'{"', "JSON text, not a checkpoint; often a server's error message: fetch the file again"),
-    (b"\x89png\r\n", "a PNG image, not a checkpoint"),
-    (b"\xff\xd8\xff", "a JPEG image, not a checkpoint"),
-    (b"gguf", "a GGUF model; it holds no pickle and needs no conversion by us"),
-    (b"\x89hdf\r\n", "an HDF5 file, not a torch checkpoint"),
-    (b"\x1f\x8b", "gzip-compressed; uncompress it first"),
-    (b"bzh", "bzip2-compressed; uncompress it first"),
-    (b"\xfd7zxz", "xz-compressed; uncompress it first"),
-    (b"\x28\xb5\x2f\xfd", "zstandard-compressed; uncompress it first"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it first"),
-    (b"rar!", "a RAR archive; unpack it first"),
-    (b"pk\5\6", "an empty zip archive, not a checkpoint"),
-    (b"\x93numpy", "a NumPy array, not a torch checkpoint"),
+_OTHER_READING = (
+    "Python's zipfile, which goes by the last end record, sees another archive than torch.load does"
 )
-_LONGEST_BEGINNING = 64
 # Files of several pickles hold a handful; each costs a window of reading.
 _MOST_PICKLES = 1000
 
@@ -73,7 +63,7 @@ def open_container(source: ByteSource, limits: Limits | None = None) -> Containe
         Unsupported: It is something else; the message says what.
     """
     with _collecting_no_garbage():
-        return _open(source, Budget(limits))
+        return _open(source, Inside(Budget(limits), _open))
 
 
 @contextmanager
@@ -92,14 +82,37 @@ def _collecting_no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _open(source: ByteSource, budget: Budget) -> Container:
+def _open(source: ByteSource, inside: Inside) -> Container:
     if source.size == 0:
         raise MalformedInput("is empty; fetch it again", where=source.name, offset=0)
+    archive = find_archive(source)
+    try:
+        container = _open_as_torch(source, inside)
+    except (MalformedInput, Unsupported) as err:
+        if archive is None or archive.is_torchs:
+            raise
+        container = _unread(source, str(err.args[0]).removeprefix(f"{source.name}: "))
+    found = list(_around(container, archive, inside))
+    nested = tuple(inner for inner in found if isinstance(inner, Nested))
+    gaps = tuple(gap for gap in found if isinstance(gap, Gap))
+    mishaps = tuple(mishap for mishap in found if isinstance(mishap, Mishap))
+    return replace(
+        container,
+        inside=inside,
+        nested=(*container.nested, *nested),
+        gaps=(*container.gaps, *gaps),
+        mishaps=(*container.mishaps, *mishaps),
+    )
+
+
+def _open_as_torch(source: ByteSource, inside: Inside) -> Container:
+    """Open *source* by how it begins."""
+    budget = inside.budget
     if source.read_at(0, min(4, source.size)) == SIGNATURE:
-        return open_zip(source, budget)
+        return open_zip(source, inside)
     first = trace_pickle(source, 0, source.size, record="pickle", budget=budget)
     try:
-        framed = _open_framed(source, budget)
+        framed = _open_framed(source, inside)
     except MalformedInput:
         if not _may_ask_for_something(first):
             raise
@@ -111,13 +124,82 @@ def _open(source: ByteSource, budget: Budget) -> Container:
     return _open_pickle(source, first, budget)
 
 
-def _open_framed(source: ByteSource, budget: Budget) -> Container | None:
+def _open_framed(source: ByteSource, inside: Inside) -> Container | None:
     """The container, if *source* has a framing that its first bytes tell; None if not."""
     if looks_like_safetensors(source):
-        return open_safetensors(source, budget)
+        return open_safetensors(source, inside.budget)
     if has_tar_header(source):
-        return open_tar(source, budget)
-    return None
+        return open_tar(source, inside.budget)
+    head = head_of(source)
+    if head.startswith(MAGIC):
+        return open_npy(source, inside)
+    if head.startswith(SEVEN_ZIP):
+        return open_seven_zip(source, inside)
+    for beginning, what in ARCHIVED.items():
+        if head.startswith(beginning):
+            return _unread(source, f"is {what}")
+    return open_compressed(source, inside)
+
+
+def _unread(source: ByteSource, why: str) -> Container:
+    """A file of which nothing is read."""
+    return Container(
+        source=source,
+        kind=Kind.ARCHIVE,
+        records=(),
+        traces=(),
+        gaps=(Gap(why, "", 0),),
+        refusal=why,
+    )
+
+
+def _around(
+    opened: Container, archive: PythonArchive | None, inside: Inside
+) -> Iterator[Nested | Gap | Mishap]:
+    """What other readers see in the same bytes, and files before and behind this one."""
+    source = opened.source
+    # Of what stands there with another reader's eyes nothing more needs to be told.
+    taken: tuple[int, int] | None = None
+    if archive is not None and not archive.is_torchs:
+        yield Mishap("zip-other-reading", _OTHER_READING, "", archive.base)
+        try:
+            alone = archive.alone("zip")
+            below = inside.below(alone.name)
+            container = replace(open_zip(alone, below), inside=below)
+            yield Nested(alone.name, archive.base, container)
+        except (MalformedInput, Unsupported) as err:
+            reason = str(err.args[0]).removeprefix("zip: ")
+            yield Gap(f"another zip archive in the file {reason}", "zip", archive.base)
+        taken = (max(archive.base, 0), archive.end)
+    names = {mishap.offset: mishap.record for mishap in opened.mishaps if mishap.record}
+    for start, stop in _without(taken, _uncovered(opened)):
+        name = names.get(start) or f"byte {start}"
+        found = inside.look_for_framing(source, start, stop, name, start)
+        if found is not None:
+            yield found
+
+
+def _uncovered(opened: Container) -> Iterator[tuple[int, int]]:
+    """Ranges of bytes that belong to nothing; none if nobody has accounted for any."""
+    at = 0
+    for region in opened.regions:
+        if region.start > at:
+            yield at, region.start
+        at = max(at, region.stop)
+    if opened.regions and at < opened.source.size:
+        yield at, opened.source.size
+
+
+def _without(
+    taken: tuple[int, int] | None, ranges: Iterator[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
+    """What is left of *ranges* once the range *taken* is cut out of them."""
+    for start, stop in ranges:
+        first, last = taken or (stop, stop)
+        if start < min(stop, first):
+            yield start, min(stop, first)
+        if max(start, last) < stop:
+            yield max(start, last), stop
 
 
 def _with_pickle(framed: Container, pickle: Trace) -> Container:
@@ -154,7 +236,8 @@ def _open_pickle(source: ByteSource, first: Trace, budget: Budget) -> Container:
     ledger = Ledger(source, budget)
     if first.error is not None:
         # A PNG file is one: its first bytes are a pickle that has a persistent id.
-        ledger.gaps += [Gap(f"looks like {what}", "", 0) for what in _looks_like(source)]
+        what = what_it_is(head_of(source))
+        ledger.gaps += [Gap(f"looks like {what}", "", 0)] if what else []
     if len(traces) > 1:
         message = f"{len(traces)} pickles, one behind the other"
         ledger.mishaps.append(Mishap("several-pickles", message, "", traces[0].end))
@@ -191,14 +274,9 @@ def _is_broken(trace: Trace) -> bool:
     return trace.error is not None and not isinstance(trace.error, LimitExceeded)
 
 
-def _looks_like(source: ByteSource) -> list[str]:
-    """What else the file may be, by how it begins."""
-    head = source.read_at(0, min(_LONGEST_BEGINNING, source.size)).lstrip().lower()
-    return [what for beginning, what in _BEGINNINGS if head.startswith(beginning)]
-
-
 def _not_a_checkpoint(source: ByteSource, error: MalformedInput) -> MalformedInput | Unsupported:
-    for what in _looks_like(source):
+    what = what_it_is(head_of(source))
+    if what:
         return Unsupported(f"{source.name}: is {what}")
     if error.offset == 0:
         return Unsupported(

@@ -8,10 +8,10 @@ Never asks: what the pickle means.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import replace
 from itertools import filterfalse
 from typing import TYPE_CHECKING
 
+from ckptaudit.containers.archive import Member, open_members
 from ckptaudit.containers.container import (
     Container,
     Gap,
@@ -29,13 +29,14 @@ from ckptaudit.containers.persistent import StorageRef, references
 from ckptaudit.containers.trial import begins_like_a_pickle, may_act
 from ckptaudit.containers.zipcontent import Contents, Place, place_of
 from ckptaudit.containers.zipdirectory import SIGNATURE, Directory, Entry
-from ckptaudit.containers.zipend import DirectoryPlace, End, find_end
+from ckptaudit.containers.zipend import End, find_end
 from ckptaudit.errors import LimitExceeded, MalformedInput, Unsupported
+from ckptaudit.source import BufferSource
 from ckptaudit.vm import Trace, trace_pickle
 
 if TYPE_CHECKING:
+    from ckptaudit.containers.inside import Inside
     from ckptaudit.source import ByteSource
-    from ckptaudit.vm import Budget
 
 __all__ = ["SIGNATURE", "open_zip"]
 
@@ -52,54 +53,36 @@ _METADATA = {
 }
 
 
-def open_zip(source: ByteSource, budget: Budget) -> Container:
+def open_zip(source: ByteSource, inside: Inside) -> Container:
     """Read the zip archive that *source* begins with.
+
+    Args:
+        source: The file.
+        inside: Opens the files in it, and has the budget that pays for it.
 
     Raises:
         MalformedInput: Its directory cannot be read, or lists more than the budget allows.
-        Unsupported: Its pickle is encrypted, or it is a zip but no torch checkpoint.
+        Unsupported: Its pickle is encrypted, or there is nothing in it.
     """
-    ledger = Ledger(source, budget)
+    ledger = Ledger(source, inside.budget)
     end = find_end(source, ledger)
-    container = _open_directory(source, end.place, ledger, budget, end)
-    if end.other_place is None:
-        return container
-    other = _open_other(source, end.other_place, budget)
-    return container if other is None else replace(container, nested=(other,))
-
-
-def _open_directory(
-    source: ByteSource, place: DirectoryPlace, ledger: Ledger, budget: Budget, end: End
-) -> Container:
-    directory = Directory(source, place, ledger, budget)
+    directory = Directory(source, end.place, ledger, inside.budget)
     if not directory.entries:
         raise Unsupported(f"{source.name}: is an empty zip archive, not a checkpoint")
-    return _Reading(source, directory.entries, ledger, budget).container(end)
-
-
-def _open_other(source: ByteSource, place: DirectoryPlace, budget: Budget) -> Nested | None:
-    """What another reader sees, which finds the directory at *place*; None if that is nothing.
-
-    What the other directory leaves unread is not told: that is what this one is about.
-    """
-    ledger = Ledger(source, budget)
-    end = End(place, source.size, (), None)
-    try:
-        container = _open_directory(source, place, ledger, budget, end)
-    except (MalformedInput, Unsupported):
-        # The bytes it would be in are a gap of this reading in any case.
-        return None
-    return Nested("another directory", 0, replace(container, mishaps=(), gaps=()))
+    reading = _Reading(source, directory.entries, ledger, inside)
+    main = reading.find("data.pkl")
+    return reading.archive(end) if main is None else reading.container(main, end)
 
 
 class _Reading:
     """One archive on its way to a `Container`."""
 
     def __init__(
-        self, source: ByteSource, entries: tuple[Entry, ...], ledger: Ledger, budget: Budget
+        self, source: ByteSource, entries: tuple[Entry, ...], ledger: Ledger, inside: Inside
     ) -> None:
         self.source = source
-        self.budget = budget
+        self.inside = inside
+        self.budget = inside.budget
         self.entries = entries
         self.ledger = ledger
         self.mishaps = ledger.mishaps
@@ -107,9 +90,12 @@ class _Reading:
         self.traces: list[Trace] = []
         # By entry, not by name: of two entries of one name both are looked into.
         self.roles: dict[Entry, Role] = {}
-        self.contents = Contents(source, ledger, budget)
+        self.contents = Contents(source, ledger, inside.budget)
         # By where it lies, the pickle that it is, or None: entries may share their bytes.
         self.tried: dict[Place, Trace | None] = {}
+        # The same for files of other kinds.
+        self.looked: set[Place] = set()
+        self.nested: list[Nested] = []
         self.inflated: dict[str, ByteSource] = {}
         # torch takes the root from the first entry; every other entry must lie in it.
         self.root = self.entries[0].name.split("/", 1)[0]
@@ -117,13 +103,8 @@ class _Reading:
         folded = {name.casefold(): name for name in reversed(list(self.by_name))}
         self.by_folded_name = {name: self.by_name[real] for name, real in folded.items()}
 
-    def container(self, end: End) -> Container:
-        main = self.find("data.pkl")
-        if main is None:
-            raise Unsupported(
-                f"{self.source.name}: is a zip archive without {self.root}/data.pkl, "
-                "so not a torch checkpoint"
-            )
+    def container(self, main: Entry, end: End) -> Container:
+        """The checkpoint whose object is pickled in *main*."""
         for entry in self.entries:
             if entry.name.split("/", 1)[0] != self.root or "/" not in entry.name:
                 self.odd("zip-second-root", "lies outside the archive's root folder", entry)
@@ -138,7 +119,10 @@ class _Reading:
         for entry in filterfalse(_is_named_pickle, self.entries):
             self.assign(entry, scripted=scripted)
         byteorder = self.byteorder()
-        self.account(end)
+        if self.find("version") is None and self.find(".data/version") is None:
+            message = "has no record of its version, without which torch refuses it"
+            self.mishaps.append(Mishap("zip-version", message, "", None))
+        self.account(end, {Use.STORAGE})
         if main.encrypted and self.traces[0].error and not any(t.events for t in self.traces):
             raise Unsupported(
                 f"{self.source.name}: {main.name!r} is encrypted; decrypt the archive first"
@@ -146,7 +130,7 @@ class _Reading:
         return Container(
             source=self.source,
             kind=Kind.TORCHSCRIPT if scripted else Kind.ZIP,
-            records=(*map(self.record, sorted(self.entries, key=_header)), *self.ledger.records),
+            records=self.records(),
             traces=tuple(self.traces),
             main=0,
             storages=storages,
@@ -154,38 +138,104 @@ class _Reading:
             mishaps=tuple(self.mishaps),
             gaps=tuple(self.gaps),
             inflated=self.inflated,
+            nested=tuple(self.nested),
             regions=tuple(self.ledger.regions),
         )
+
+    def archive(self, end: End) -> Container:
+        """What torch would not load: every entry is opened as a file of its own."""
+        refusal = f"is a zip archive without {self.root}/data.pkl, so not a torch checkpoint"
+        members = open_members(map(self.member, self.entries), self.inside)
+        # An archive in the archive has been opened, end record and all.
+        self.account(end, {Use.RECORD})
+        if not members.are_arrays:
+            self.mishaps.append(Mishap("zip-no-checkpoint", refusal, "", None))
+        return Container(
+            source=self.source,
+            kind=Kind.NUMPY if members.are_arrays else Kind.ARCHIVE,
+            records=self.records(),
+            traces=tuple(self.traces),
+            mishaps=tuple(self.mishaps),
+            gaps=(*self.gaps, *members.gaps),
+            nested=members.nested,
+            regions=tuple(self.ledger.regions),
+            refusal=refusal,
+        )
+
+    def member(self, entry: Entry) -> Member | Gap:
+        """All of *entry* as a file of its own, or why it cannot be read."""
+        try:
+            source, start = self.contents.open(entry, self.budget)
+            if entry.method != 0:
+                # A file is not read from front to back.
+                whole = BufferSource(source.read_at(0, entry.size))
+                self.contents.finish(entry, source)
+                source = whole
+        except MalformedInput as err:
+            return Gap.left_by(err, entry.header)
+        size = min(entry.size, source.size - start)
+        offset = entry.data if entry.method == 0 else None
+        if entry.encrypted:
+            otherwise = "is encrypted; decrypt the archive first"
+            return Member(entry.name, source, start, size, offset, otherwise)
+        return Member(entry.name, source, start, size, offset)
+
+    def look_inside(self, entry: Entry) -> None:
+        """Open a record nobody refers to if it is a file; whether it is a pickle is known."""
+        place = place_of(entry)
+        if place in self.looked:
+            return
+        self.looked.add(place)
+        member = self.member(entry)
+        if isinstance(member, Gap):
+            broken = [trace.record for trace in self.traces[-1:] if trace.error is not None]
+            # Unless that has been told, because it could not be read as a pickle either.
+            if entry.name not in (*broken, *(gap.record for gap in self.gaps[-1:])):
+                self.gaps.append(member)
+            return
+        stop = member.start + member.size
+        found = self.inside.look_for_framing(
+            member.source, member.start, stop, member.name, member.offset
+        )
+        if isinstance(found, Gap):
+            self.gaps.append(found)
+        elif found is not None:
+            self.nested.append(found)
+
+    def records(self) -> tuple[Record, ...]:
+        return (*map(self.record, sorted(self.entries, key=_header)), *self.ledger.records)
 
     def record(self, entry: Entry) -> Record:
         method = METHODS.get(entry.method, f"method {entry.method}")
         role = self.roles.get(entry, Role.UNKNOWN)
         return Record(entry.name, entry.data, entry.packed, method, role)
 
-    def account(self, end: End) -> None:
-        """See that every byte of the file belongs to something."""
+    def account(self, end: End, harmless: set[Use]) -> None:
+        """See that every byte of the file belongs to something.
+
+        Args:
+            end: What the end records say.
+            harmless: Where what reads like another end record means nothing.
+        """
         for entry in self.entries:
             role = self.roles.get(entry, Role.UNKNOWN)
             trace = self.tried.get(place_of(entry)) if role is Role.PICKLE else None
             self.contents.account(entry, role, trace)
-        self.check_other_ends(end)
-        if self.find("version") is None and self.find(".data/version") is None:
-            message = "has no record of its version, without which torch refuses it"
-            self.mishaps.append(Mishap("zip-version", message, "", None))
+        self.check_other_ends(end, harmless)
         self.ledger.settle("zip-gap", "bytes that belong to no entry")
         self.traces += self.ledger.traces
 
-    def check_other_ends(self, end: End) -> None:
-        """Other end records are odd, unless they are just bytes of a tensor."""
+    def check_other_ends(self, end: End, harmless: set[Use]) -> None:
+        """Other end records are odd, unless they are just bytes of a tensor or a member."""
         if not end.others:
             return
-        storages = sorted(r for r in self.ledger.regions if r.use is Use.STORAGE)
-        starts = [region.start for region in storages]
+        regions = sorted(r for r in self.ledger.regions if r.use in harmless)
+        starts = [region.start for region in regions]
         loose = []
         for at in end.others:
             before = bisect_right(starts, at)
             # Readers take the last end record of all: behind the directory none is harmless.
-            if at >= end.limit or not before or at >= storages[before - 1].stop:
+            if at >= end.limit or not before or at >= regions[before - 1].stop:
                 loose.append(at)
         if loose:
             message = f"{len(loose) + 1} end records; readers disagree about which one counts"
@@ -298,7 +348,10 @@ class _Reading:
     def assign_unreferenced(self, entry: Entry, *, scripted: bool) -> None:
         inner = entry.name.removeprefix(f"{self.root}/")
         filled = bool(entry.size or entry.packed)
-        if filled and self.is_pickle(entry):
+        is_pickle = filled and self.is_pickle(entry)
+        if filled:
+            self.look_inside(entry)
+        if is_pickle:
             self.roles[entry] = Role.PICKLE
             # TorchScript has several: constants.pkl, code/__torch__.py.debug_pkl.
             if not (scripted and entry.name.lower().endswith("pkl")):

@@ -55,14 +55,11 @@ class End:
         place: Where torch finds the directory.
         limit: Where the records that follow it begin.
         others: Offsets of what reads like another 32-bit end record.
-        other_place: Where a reader finds a directory that takes the 64-bit record for granted
-            right before its locator, if that is another; else None.
     """
 
     place: DirectoryPlace
     limit: int
     others: tuple[int, ...]
-    other_place: DirectoryPlace | None
 
 
 def find_end(source: ByteSource, ledger: Ledger) -> End:
@@ -73,7 +70,7 @@ def find_end(source: ByteSource, ledger: Ledger) -> End:
     """
     at, others = _find_end_record(source, ledger)
     _, disk, first_disk, here, count, size, start, _ = _END.unpack(source.read_at(at, _END.size))
-    wide, limit, other_place = _read_end64(source, ledger, at)
+    wide, limit = _read_end64(source, ledger, at)
     place = DirectoryPlace(count, size, start)
     if wide is not None:
         for narrow, most, value in zip(place, (_MAX16, _MAX32, _MAX32), wide, strict=True):
@@ -93,7 +90,7 @@ def find_end(source: ByteSource, ledger: Ledger) -> End:
         )
     if place.start + place.size > limit:
         _odd(ledger, "zip-overlap", "the directory reaches into its end record", limit)
-    return End(place, limit, others, None if other_place == place else other_place)
+    return End(place, limit, others)
 
 
 def _odd(ledger: Ledger, code: str, message: str, offset: int) -> None:
@@ -137,20 +134,18 @@ def _comment_length(tail: bytes, at: int) -> int:
     return int.from_bytes(tail[at + _END.size - 2 : at + _END.size], "little")
 
 
-def _read_end64(
-    source: ByteSource, ledger: Ledger, end: int
-) -> tuple[DirectoryPlace | None, int, DirectoryPlace | None]:
+def _read_end64(source: ByteSource, ledger: Ledger, end: int) -> tuple[DirectoryPlace | None, int]:
     """The directory by the zip64 record of the end record at *end*; None if there is none.
 
     Torch does without it, too, if it is not where it should be.  Also where the first end
-    record begins, and the directory by the record right before the locator.
+    record begins.  What zipfile makes of the record right before the locator, `pythonzip` knows.
     """
     locator = end - _LOCATOR.size
     if locator < _END64.size:
-        return None, end, None
+        return None, end
     signature, disk, at, disks = _LOCATOR.unpack(source.read_at(locator, _LOCATOR.size))
     if signature != b"PK\6\7":
-        return None, end, None
+        return None, end
     if at + _END64.size > source.size:
         raise MalformedInput(
             "the zip64 end record is not where its locator says", where=source.name, offset=locator
@@ -160,8 +155,6 @@ def _read_end64(
     signature, length, _, _, here_disk, first_disk, here, *place = _END64.unpack(
         source.read_at(at, _END64.size)
     )
-    other = _END64.unpack(source.read_at(before, _END64.size))
-    other_place = DirectoryPlace(*other[7:]) if other[0] == b"PK\6\6" and before != at else None
     if signature != b"PK\6\6":
         _odd(
             ledger,
@@ -169,7 +162,7 @@ def _read_end64(
             "the zip64 end record is not where its locator says",
             locator,
         )
-        return None, locator, other_place
+        return None, locator
     ledger.claim(at, at + _END64.size, Use.STRUCTURE)
     if length != _LENGTH64 or before != at:
         _odd(
@@ -180,4 +173,4 @@ def _read_end64(
         )
     if disk or disks > 1 or here_disk or first_disk or here != place[0]:
         _odd(ledger, "zip-disks", "claims to be one of several disks", at)
-    return DirectoryPlace(*place), min(at, locator), other_place
+    return DirectoryPlace(*place), min(at, locator)

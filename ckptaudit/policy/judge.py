@@ -120,6 +120,12 @@ _MISHAP_RULES = {
     "tar-duplicate": "CKA201",
     "tar-gap": "CKA202",
     "tar-missing": "CKA206",
+    "zip-no-checkpoint": "CKA203",
+    "zip-other-reading": "CKA201",
+    "other-archive": "CKA203",
+    "several-streams": "CKA203",
+    "bytes-after-compressed": "CKA202",
+    "bytes-after-array": "CKA202",
     "safetensors-cover": "CKA202",
     "tensor-outside": "CKA207",
 }

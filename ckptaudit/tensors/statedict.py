@@ -64,8 +64,11 @@ def find_state_dict(container: Container, limits: Limits | None = None) -> State
     Raises:
         MalformedInput: The pickle cannot be read to its end.
         LimitExceeded: It nests too deep, or shares its parts too often.
-        Unsupported: The file is a TorchScript archive, whose tensors belong to its code.
+        Unsupported: The file is a TorchScript archive, whose tensors belong to its code; or no
+            checkpoint, though it may hold one.
     """
+    if container.refusal:
+        raise Unsupported(f"{container.source.name}: {container.refusal}")
     if container.kind is Kind.TORCHSCRIPT:
         raise Unsupported(
             f"{container.source.name}: is a TorchScript archive; it contains code and is not "

@@ -1,0 +1,192 @@
+"""7z archives, read by py7zr if it is installed: into memory, and no further than the budget.
+
+Knows:      py7zr's interface, and that its codecs fail each in a way of its own.
+Is told:    a source that begins with 7z's signature, and what may be opened inside it.
+Never asks: what is in a member.
+
+py7zr parses the archive's own header before anything can be counted, and its codecs take
+the memory the header asks for: whoever installs it trusts it with that.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Protocol
+
+from ckptaudit.containers.archive import Member, open_members
+from ckptaudit.containers.container import Container, Gap, Kind, Mishap
+from ckptaudit.errors import CkptauditError, LimitExceeded
+from ckptaudit.source import BufferSource
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from ckptaudit.containers.inside import Inside
+    from ckptaudit.source import ByteSource
+    from ckptaudit.vm import Budget
+
+__all__ = ["SIGNATURE", "open_seven_zip"]
+
+SIGNATURE = b"7z\xbc\xaf\x27\x1c"
+
+_REFUSAL = "is a 7z archive; unpack it first"
+_MOST_REASON = 200
+
+
+class _Listed(Protocol):
+    """What py7zr tells of a member."""
+
+    filename: str
+    is_file: bool
+    is_symlink: bool
+
+
+class _Archive(Protocol):
+    """An archive that py7zr has opened."""
+
+    def list(self) -> Sequence[_Listed]: ...
+    def extract(self, *, targets: Collection[str], factory: _Outputs) -> None: ...
+
+
+def open_seven_zip(source: ByteSource, inside: Inside) -> Container:
+    """What is in the archive *source*; what cannot be read of it is a gap."""
+    outputs = _Outputs(inside.budget)
+    gaps = []
+    try:
+        inside.budget.pay_inflated(source.size, 0, source.name)
+        links = _extract(source, outputs)
+    except ImportError:
+        why = "`pip install ckptaudit[archives]` lets a scan look inside"
+        gaps.append(Gap(f"{_REFUSAL}; {why}", "", 0))
+    except LimitExceeded as err:
+        gaps.append(Gap(f"{_REFUSAL}: it {err.args[0]}", "", None))
+    except CkptauditError:
+        raise
+    except Exception as err:  # noqa: BLE001 - of whatever kind: none of its codecs has errors in common
+        reason = f"{type(err).__name__}: {err}"[:_MOST_REASON]
+        gaps.append(Gap(f"{_REFUSAL}: it cannot be read ({reason})", "", None))
+    else:
+        gaps += [Gap("is a link, which is not followed", name, None) for name in links]
+        if not links and outputs.are_none:
+            gaps.append(Gap(f"{_REFUSAL}: no file was found in it", "", 0))
+    # What came out before an error is looked at as well.
+    members = open_members(outputs.members(), inside)
+    return Container(
+        source=source,
+        kind=Kind.ARCHIVE,
+        records=(),
+        traces=(),
+        mishaps=(Mishap("other-archive", _REFUSAL, "", 0),),
+        gaps=(*gaps, *members.gaps),
+        nested=members.nested,
+        refusal=_REFUSAL,
+    )
+
+
+def _extract(source: ByteSource, outputs: _Outputs) -> list[str]:
+    """Write all files of the archive to *outputs*; returns the names of those that are links.
+
+    Raises:
+        ImportError: py7zr is not installed.
+        LimitExceeded: There is more than the budget allows.
+    """
+    # An extra: most files are no 7z archives, and most people have none.
+    import py7zr  # noqa: PLC0415
+
+    with py7zr.SevenZipFile(io.BufferedReader(_File(source)), "r") as opened:
+        archive: _Archive = opened
+        listed = archive.list()
+        outputs.budget.pay_records(len(listed), source.name)
+        # Links it would make on the disk, so it is asked for plain files only.
+        names = {info.filename for info in listed if info.is_file and not info.is_symlink}
+        if names:
+            archive.extract(targets=names, factory=outputs)
+        return [info.filename for info in listed if info.is_symlink]
+
+
+class _Outputs:
+    """Where py7zr puts what it uncompresses: it asks `create` for a file, and writes to it."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        # In order, and not by name: two members may have one.
+        self._outputs: list[tuple[str, _Output]] = []
+
+    @property
+    def are_none(self) -> bool:
+        return not self._outputs
+
+    def create(self, filename: str) -> _Output:
+        output = _Output(filename, self.budget)
+        self._outputs.append((filename, output))
+        return output
+
+    def members(self) -> list[Member]:
+        """What was written, member by member."""
+        return [
+            Member(name, BufferSource(output.data, name), 0, len(output.data), None)
+            for name, output in self._outputs
+        ]
+
+
+class _Output:
+    """One member: what py7zr calls a ``Py7zIO``."""
+
+    def __init__(self, name: str, budget: Budget) -> None:
+        self.data = bytearray()
+        self._name = name
+        self._budget = budget
+        self._at = 0
+
+    def write(self, piece: bytes | bytearray) -> int:
+        self._budget.pay_inflated(0, len(piece), self._name)
+        self.data += piece
+        return len(piece)
+
+    def read(self, size: int | None = None) -> bytes:
+        stop = len(self.data) if size is None or size < 0 else self._at + size
+        piece = bytes(self.data[self._at : stop])
+        self._at += len(piece)
+        return piece
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self.data)}[whence]
+        self._at = max(base + offset, 0)
+        return self._at
+
+    def flush(self) -> None:
+        """Do nothing: it is written."""
+
+    def size(self) -> int:
+        return len(self.data)
+
+
+class _File(io.RawIOBase):
+    """A source as the file that py7zr wants."""
+
+    def __init__(self, source: ByteSource) -> None:
+        super().__init__()
+        self._source = source
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._source.size}[whence]
+        if base + offset < 0:
+            raise ValueError("seeks before the beginning of the archive")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # BufferedReader gives one
+        length = max(0, min(len(buffer), self._source.size - self._at))
+        self._source.read_into(self._at, memoryview(buffer)[:length])
+        self._at += length
+        return length
