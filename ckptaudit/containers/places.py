@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from ckptaudit.containers.container import Container
+    from ckptaudit.containers.container import Container, Nested
     from ckptaudit.vm import Trace
 
 __all__ = ["Place", "places"]
@@ -45,6 +45,13 @@ class Place:
         """Where a pickle of the container begins in the outermost file; None if compressed."""
         return self.offset(trace.start) if trace.source is self.container.source else None
 
+    def within(self, files: Iterable[Nested]) -> list[Place]:
+        """Where *files*, which the container holds, are in the outermost file."""
+        return [
+            Place((*self.around, file.name), self.offset(file.offset), file.container)
+            for file in files
+        ]
+
 
 def places(container: Container) -> Iterator[Place]:
     """*container* itself, then all that is inside it, in file order."""
@@ -52,7 +59,4 @@ def places(container: Container) -> Iterator[Place]:
     while pending:
         place = pending.pop()
         yield place
-        pending += [
-            Place((*place.around, nested.name), place.offset(nested.offset), nested.container)
-            for nested in reversed(place.container.nested)
-        ]
+        pending += reversed(place.within(place.container.nested))

@@ -8,7 +8,11 @@ Never asks: whether the name is allowed.  What is missing here is no less distru
 
 from __future__ import annotations
 
-__all__ = ["dangerous"]
+__all__ = ["LOADS_CHECKPOINT", "dangerous"]
+
+# What torch's storages pickle themselves by without torch.save: torch.load of the bytes it
+# is given.  It is as harmless as they are, so it is dangerous where they were not read.
+LOADS_CHECKPOINT = ("torch.storage", "_load_from_bytes")
 
 # Whatever these offer, no checkpoint needs it.
 _DANGEROUS_MODULES = frozenset(
@@ -65,7 +69,7 @@ _DANGEROUS_NAMES = frozenset(
         ("torch.hub", "load"),
         ("torch.jit", "load"),
         ("torch.serialization", "load"),
-        ("torch.storage", "_load_from_bytes"),
+        LOADS_CHECKPOINT,
         ("codecs", "open"),
         ("numpy", "load"),
         ("uuid", "_get_command_stdout"),

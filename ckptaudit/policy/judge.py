@@ -18,10 +18,11 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers import Gap, Kind, key_of, module_of, places, storage_of
+from ckptaudit.containers import Gap, Kind, Place, key_of, module_of, storage_of
 from ckptaudit.policy.allowlist import MAPPINGS, SEQUENCES, UNCHECKED, allowed, reviewed
 from ckptaudit.policy.arguments import attribute_dicts, hidden_names, inner_call, octets_in
-from ckptaudit.policy.dangerous import dangerous
+from ckptaudit.policy.carried import CarriedFiles, is_constant
+from ckptaudit.policy.dangerous import LOADS_CHECKPOINT, dangerous
 from ckptaudit.policy.findings import Findings, shown
 from ckptaudit.policy.modules import (
     class_behind,
@@ -47,7 +48,7 @@ from ckptaudit.vm import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from ckptaudit.containers import Container, Mishap, Place
+    from ckptaudit.containers import Container, Mishap, Nested
     from ckptaudit.policy.allowlist import Allowed
     from ckptaudit.vm import Node, Trace
 
@@ -71,6 +72,8 @@ _SIZE_PER_OPCODE = 64
 _SIZE_FLOOR = 1_000_000
 # CPython's pickler gives up at about 1000 levels, and so do repr, copy and comparison.
 _MOST_DEPTH = 2000
+# What a torch that pickles a storage without torch.save has written for its bytes.
+_LOADABLE = {Kind.LEGACY, Kind.ZIP}
 _MOST_NAME = 60
 _MOST_NAMES = 4
 # Modules with functions that call another, or make an object of a class they are given.
@@ -179,9 +182,12 @@ def judge(
     findings = Findings()
     gaps = _Gaps()
     uses: Counter[tuple[str, str]] = Counter()
-    for place in places(container):
-        _judge_one(place, examine(place.container), findings, gaps)
+    pending = [Place((), 0, container)]
+    while pending:
+        place = pending.pop()
+        carried_in = _judge_one(place, examine(place.container), findings, gaps)
         uses.update(_names_in(place.container))
+        pending += reversed(place.within((*place.container.nested, *carried_in)))
     if gaps.times:
         # Of a file that was read in part nobody can say that it is clean.
         others = f" and {gaps.times - 1} more" if gaps.times > 1 else ""
@@ -196,11 +202,17 @@ def judge(
 
 def _judge_one(
     place: Place, examined: Iterable[Mishap | Gap], findings: Findings, gaps: _Gaps
-) -> None:
+) -> list[Nested]:
+    """Judge the container at *place*; returns the files that its pickles hand to calls."""
     container = place.container
+    nested: list[Nested] = []
     for trace in container.traces:
         start = place.start_of(trace)
-        _TraceJudge(trace, place, start, findings).judge()
+        carried = CarriedFiles(trace.record, container.inside)
+        _TraceJudge(trace, place, start, findings, carried).judge()
+        nested += carried.files
+        for gap in carried.gaps:
+            gaps.add(gap.reason, place.record(gap.record), None, gap.stream_offset)
         if trace.error is not None:
             at = trace.error.offset
             offset = None if start is None or at is None else start + at
@@ -214,6 +226,7 @@ def _judge_one(
             findings.add(rule_id, partial(escape, mishap.message), record_name, offset)
     if container.kind is Kind.TORCHSCRIPT:
         findings.add("CKA205", lambda: RULES["CKA205"].title, place.record(""))
+    return nested
 
 
 class _Gaps:
@@ -254,7 +267,14 @@ def _global_uses(counts: Counter[tuple[str, str]]) -> tuple[GlobalUse, ...]:
 class _TraceJudge:
     """One pickle being judged."""
 
-    def __init__(self, trace: Trace, place: Place, start: int | None, findings: Findings) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        place: Place,
+        start: int | None,
+        findings: Findings,
+        carried: CarriedFiles,
+    ) -> None:
         self.trace = trace
         self.container = container = place.container
         self.record = place.record(trace.record)
@@ -265,6 +285,9 @@ class _TraceJudge:
         self.hidden: dict[int, list[str]] = {}
         # By module and name, which may be long and asked for many times.
         self.rules: dict[tuple[str, str], str | None] = {}
+        self.carried = carried
+        # By id, calls that load a file which has been read.
+        self.loads: set[int] = set()
         self.module_classes = module_classes(trace)
         # By id: values that are bytes and no text; asked for by few pickles only.
         self.octets: set[int] | None = None
@@ -376,26 +399,52 @@ class _TraceJudge:
     def judge_call(self, event: Call) -> None:
         func = function_of(event)
         if not isinstance(func, Global):
-            self.found(
+            self.refused(
                 "CKA103",
-                event.offset,
+                event,
                 lambda: f"would call the result of something else: {brief(event)}",
             )
             return
         rule_id = self.rule_of(func)
         entry = _entry(func)
         if entry is None:
-            if rule_id is not None and id(func) not in self.module_classes:
+            if (
+                rule_id is not None
+                and id(func) not in self.module_classes
+                and not self.loads_what_was_read(event, func)
+            ):
                 why = _WHY[rule_id]
-                self.found(rule_id, event.offset, lambda: f"would call {brief(event)}{why}")
+                self.refused(rule_id, event, lambda: f"would call {brief(event)}{why}")
         else:
             rule_id, said = _thought_of(event, func, entry) or (rule_id, "would call {}")
             if rule_id is not None:
-                self.found(rule_id, event.offset, lambda: said.format(brief(event)))
+                self.refused(rule_id, event, lambda: said.format(brief(event)))
         self.judge_contents(event, func)
         inner = inner_call(event)
         if inner is not None:
             self.judge_call(inner)
+
+    def refused(self, rule_id: str, event: Call, describe: Callable[[], str]) -> None:
+        """A call that is not allowed: the bytes it is given may be what it would load."""
+        self.found(rule_id, event.offset, describe)
+        self.carried.open(event)
+
+    def loads_what_was_read(self, event: Call, func: Global) -> bool:
+        """Whether *event* loads a checkpoint it brings along, and that is judged for itself.
+
+        Nothing has compared the tensors made from it with the storages in it.
+        """
+        args = event.args
+        if (func.module, func.name) != LOADS_CHECKPOINT or event.kwargs is not None:
+            return False
+        if not isinstance(args, tuple) or len(args) != 1 or not is_constant(args[0]):
+            return False
+        files = self.carried.open(event)
+        if not files or any(file.container.kind not in _LOADABLE for file in files):
+            return False
+        self.loads.add(id(event))
+        self.found("CKA113", event.offset, lambda: f"would unpickle what it brings: {brief(event)}")
+        return True
 
     def judge_contents(self, event: Call, func: Global) -> None:
         """Storing calls a method of what the call made, and any object may bring its own."""
@@ -444,6 +493,9 @@ class _TraceJudge:
             if names:
                 self.found("CKA107", event.offset, partial(_hidden_attributes, target, names))
                 return
+        if id(target) in self.loads:
+            self.found("CKA107", event.offset, lambda: f"would set the state of {brief(target)}")
+            return
         made = (class_made(target) or function_of(target)) if isinstance(target, Call) else None
         if made is None:
             self.found("CKA107", event.offset, lambda: f"would set the state of {brief(target)}")

@@ -281,6 +281,20 @@ _rule(
     cwe="CWE-400",
 )
 
+_rule(
+    "CKA113",
+    Severity.REVIEW,
+    "brings a checkpoint along, pickled, and unpickles it",
+    """
+    A tensor that is pickled without torch.save keeps its storage as the bytes of a checkpoint, and
+    a call of torch.load with no protection to read them. The bytes were read here and judged like
+    a file of their own, so that what they would run is told. But nothing holds the tensor against
+    the storage inside, and torch refuses such files by default. Load it where you trust its author,
+    and save it again with torch.save.
+    """,
+    cwe="CWE-502",
+)
+
 # The framing around it.
 
 _rule(

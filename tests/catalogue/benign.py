@@ -104,7 +104,7 @@ def _storage_of(data: bytes) -> bytes:
 _PROTOCOL_4 = short_binunicode("a") + MEMOIZE + binget(0) + TUPLE2 + STOP
 # Without torch.save a storage pickles itself, as a legacy stream inside the pickle.
 _OWN_STREAM = legacy_stream(pickled(storage_id("0", 2, view=(None,))), [("0", 2, floats(1, 2))])
-_OWN_TENSOR = tensor(call("torch.storage", "_load_from_bytes", _OWN_STREAM), (2,))
+_OWN_STORAGE = call("torch.storage", "_load_from_bytes", _OWN_STREAM)
 _TAR_OBJECT = pickled(value({"w": Raw(value(7) + BINPERSID)}))
 _TAR_PARTS = (
     [TarStorage(5, floats(1, 2, 3, 4))],
@@ -161,11 +161,12 @@ FRAMINGS: dict[str, bytes] = {
         )
         for protocol in (2, 3, 4, 5)
     },
-    "tensor-pickled-without-torch-save": pickled(_OWN_TENSOR),
     "bare-pickle-of-protocol-0": b"(dp0\nVa\np1\nI1\ns.",
 }
 
 REVIEWED_FRAMINGS: dict[str, tuple[str, bytes]] = {
+    "storage-pickled-without-torch-save": ("CKA113", pickled(_OWN_STORAGE)),
+    "tensor-pickled-without-torch-save": ("CKA113", pickled(tensor(_OWN_STORAGE, (2,)))),
     "torchscript": ("CKA205", torchscript_zip(pickled(inst("__torch__", "Net")))),
     "torchscript-with-constants": (
         "CKA205",

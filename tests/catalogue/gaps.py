@@ -14,7 +14,6 @@ from ckptaudit.errors import CkptauditError
 __all__ = ["KNOWN_GAPS", "marks_for"]
 
 _WINDOW = "clean: only three rebuild functions have their window checked against the storage"
-_NESTED = "malicious for the outer call: what it would unpickle is not looked into"
 
 KNOWN_GAPS: dict[str, str] = {
     # Hostile and clean
@@ -23,15 +22,9 @@ KNOWN_GAPS: dict[str, str] = {
     "tensor-outside-by-a-state-that-another-replaces": "clean: of several states only the last "
     "is held against the storage",
     "quantised-tensor-outside": _WINDOW,
-    # Hostile, and told less than it is
-    "pickle-inside-load-from-bytes": _NESTED,
-    "checkpoint-inside-load-from-bytes": _NESTED,
-    "pickle-inside-a-pickle-inside-a-pickle": _NESTED,
-    "pickle-inside-loads": _NESTED,
-    "pickle-inside-loads-as-python-2-writes-bytes": _NESTED,
-    "pickle-inside-a-bytearray": _NESTED,
     # Honest, and an alarm
-    "tensor-pickled-without-torch-save": "alarm: the stream inside is not read",
+    "tensor-pickled-without-torch-save": "alarm: a tensor on a storage that a call returns counts "
+    "as one that torch could not make",
 }
 
 
