@@ -103,6 +103,10 @@ def _route(place: Place, index: int) -> Route:
             return _UNREAD
         case Kind.TAR:
             return _tar_route(trace)
+        case Kind.NUMPY:
+            return _ARRAY
+        case Kind.ARCHIVE | Kind.COMPRESSED:
+            return _UNREAD
         case Kind.ZIP if index != container.main:
             return _UNREAD
         case Kind.ZIP | Kind.LEGACY:
@@ -135,6 +139,13 @@ _FOLLOWING = Route(
     "gives its magic number",
     "",
     by_torch=True,
+)
+# NumPy's documentation of numpy.load: allow_pickle is False by default since 1.16.3.
+_ARRAY = Route(
+    "when loaded with numpy.load(allow_pickle=True)",
+    "numpy.load(allow_pickle=True) unpickles it; without that, numpy >= 1.16.3 does not",
+    "",
+    by_torch=False,
 )
 _UNREAD = Route(
     "if it were unpickled, which torch.load does not do",

@@ -87,6 +87,7 @@ _MOST_WRAPPERS = 8
 _BEYOND_ANY_FILE = 1 << 62
 # torch knows two flags.
 _MOST_FLAGS = 8
+_LOADS_STORAGE = ("torch.storage", "_load_from_bytes")
 _BROKEN = Unreadable(
     "tensor", "its rebuild call has arguments torch would not take", is_broken=True
 )
@@ -141,6 +142,8 @@ def _args(call: Call) -> tuple[Node, ...]:
 
 
 def _dense(storage: Node, offset: Node, size: Node, stride: Node, dtype: DType | None) -> Rebuilt:
+    if isinstance(storage, Call) and _brings_storage(storage):
+        return Unreadable("tensor pickled with its storage", "its storage is no record of the file")
     ref = storage_of(storage) if isinstance(storage, PersistentId) else None
     shape, steps = _sizes(size), _sizes(stride)
     if ref is None or shape is None or steps is None or type(offset) is not int:
@@ -156,6 +159,12 @@ def _dense(storage: Node, offset: Node, size: Node, stride: Node, dtype: DType |
         return _BROKEN
     room = (ref.view_offset + ref.view_numel) // size
     return Tensor(ref.key, dtype, shape, steps, offset + ref.view_offset // size, room)
+
+
+def _brings_storage(call: Call) -> bool:
+    """Whether *call* is how a storage is pickled without torch.save (torch/storage.py)."""
+    func = call.func
+    return isinstance(func, Global) and (func.module, func.name) == _LOADS_STORAGE
 
 
 def _sizes(node: Node) -> tuple[int, ...] | None:

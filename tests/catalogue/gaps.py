@@ -23,8 +23,6 @@ KNOWN_GAPS: dict[str, str] = {
     "is held against the storage",
     "quantised-tensor-outside": _WINDOW,
     # Honest, and an alarm
-    "tensor-pickled-without-torch-save": "alarm: a tensor on a storage that a call returns counts "
-    "as one that torch could not make",
 }
 
 
