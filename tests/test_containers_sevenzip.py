@@ -19,6 +19,7 @@ from ckptaudit.vm import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+    from pathlib import Path
     from typing import Self
 
 EVIL = pickled(CALLS_SYSTEM)
@@ -178,6 +179,13 @@ def test_what_py7zr_writes_is_read() -> None:
 
     assert is_told(judgement)
     assert judgement.coverage.complete
+
+
+def test_py7zr_makes_nothing_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert is_told(judged(seven_zip({"folder/model.pt": torch_zip(EVIL)})))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_honest_archive_that_py7zr_writes_is_for_review() -> None:

@@ -157,6 +157,9 @@ class _Output:
     def flush(self) -> None:
         """Do nothing: it is written."""
 
+    def close(self) -> None:
+        """Do nothing: py7zr is done with the member, and we begin with it."""
+
     def size(self) -> int:
         return len(self.data)
 

@@ -22,7 +22,6 @@ KNOWN_GAPS: dict[str, str] = {
     "tensor-outside-by-a-state-that-another-replaces": "clean: of several states only the last "
     "is held against the storage",
     "quantised-tensor-outside": _WINDOW,
-    # Honest, and an alarm
 }
 
 
