@@ -190,7 +190,7 @@ def test_a_legacy_view_ends_where_it_says_though_its_root_goes_on() -> None:
     (left,) = legacy(("9", 2, 3), 4).leftovers
 
     assert left.is_tensor
-    assert "ends at 5" in left.reason
+    assert "of a storage of 5" in left.reason
 
 
 def test_a_negative_offset_does_not_reach_in_front_of_a_legacy_view() -> None:

@@ -131,6 +131,8 @@ _MISHAP_RULES = {
     "bytes-after-array": "CKA202",
     "safetensors-cover": "CKA202",
     "tensor-outside": "CKA207",
+    "tensor-expanded": "CKA210",
+    "storage-uncovered": "CKA209",
 }
 
 
@@ -283,6 +285,8 @@ class _TraceJudge:
         self.scripted = container.kind is Kind.TORCHSCRIPT
         # By id of a dict of attributes, which may be given to many objects.
         self.hidden: dict[int, list[str]] = {}
+        # By id of a name: its rule, and what the allowlist says of it.
+        self.known: dict[int, tuple[str | None, Allowed | None]] = {}
         # By module and name, which may be long and asked for many times.
         self.rules: dict[tuple[str, str], str | None] = {}
         self.carried = carried
@@ -297,7 +301,7 @@ class _TraceJudge:
         self.made: set[int] = set()
         for event in trace.events:
             if isinstance(event, Call):
-                func = function_of(event)
+                func = event.func if isinstance(event.func, Global) else function_of(event)
                 self.called.add(id(func))
                 if isinstance(func, Global) and func.module in _AT_SECOND_HAND:
                     inner = inner_call(event)
@@ -405,8 +409,9 @@ class _TraceJudge:
                 lambda: f"would call the result of something else: {brief(event)}",
             )
             return
-        rule_id = self.rule_of(func)
-        entry = _entry(func)
+        if id(func) not in self.known:
+            self.known[id(func)] = self.rule_of(func), _entry(func)
+        rule_id, entry = self.known[id(func)]
         if entry is None:
             if (
                 rule_id is not None
@@ -530,7 +535,8 @@ def _thought_of(event: Call, func: Global, entry: Allowed) -> tuple[str, str] | 
         return "CKA103", "would call {}, with arguments that no pickler writes"
     if (func.module, func.name) in UNCHECKED:
         return "CKA111", "would call {}"
-    if not _may_be_empty(class_made(event)):
+    may_make_empty = event.op != "REDUCE" or func.module in _AT_SECOND_HAND
+    if may_make_empty and not _may_be_empty(class_made(event)):
         return "CKA103", "would make an empty object: {}"
     return None
 

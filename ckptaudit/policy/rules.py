@@ -402,6 +402,31 @@ _rule(
     """,
     cwe="CWE-636",
 )
+_rule(
+    "CKA209",
+    Severity.REVIEW,
+    "has bytes in its storages that no tensor shows",
+    """
+    A storage is longer than what the tensors on it show of it. What lies in the rest is loaded with
+    the file, seen by nobody, and may be anything: a payload for another program, or weights that
+    were meant to be gone. The honest cause is a slice saved without clone(), which brings all it
+    was cut from. A converted file does not have those bytes; if you are the author, clone the
+    slices before you save them.
+    """,
+    cwe="CWE-1288",
+)
+_rule(
+    "CKA210",
+    Severity.REVIEW,
+    "has a tensor that is many times larger than what is stored",
+    """
+    A tensor with a stride of zero shows one element many times, and a few bytes can pass for a
+    terabyte. Loading it costs nothing, and the first copy all there is: whoever moves it to another
+    device, converts or adds to it runs out of memory. Expanded tensors are honest where they are
+    small. This one is not converted; ask the author for what it was made of.
+    """,
+    cwe="CWE-400",
+)
 
 # The weights.
 

@@ -7,22 +7,31 @@ Never asks: whether the call is allowed (`policy`), what the tensor is called.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from ckptaudit.containers import check_rank, key_of, storage_of
 from ckptaudit.dtypes import DType, by_name
 from ckptaudit.errors import MalformedInput
 from ckptaudit.tensors.view import TensorView
-from ckptaudit.vm import Call, Dict, Global, PersistentId
+from ckptaudit.vm import Build, Call, Dict, Global, PersistentId
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ckptaudit.containers import Container
-    from ckptaudit.vm import Node
+    from ckptaudit.vm import Event, Node
 
-__all__ = ["Tensor", "Unreadable", "made_by", "rebuild", "rebuilt_names"]
+__all__ = [
+    "Tensor",
+    "Unreadable",
+    "beside_storage",
+    "made_by",
+    "rebuild",
+    "rebuilt_names",
+    "window_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +66,11 @@ class Tensor:
                 f"storage {self.storage!r} is missing or contradicts itself", where=key
             )
         dtype = self.dtype or storage.dtype
-        view = TensorView(key, storage, dtype, self.shape, self.stride, self.offset)
-        if self.room is not None and view.numel and view.extent.stop > self.room:
-            raise MalformedInput(
-                f"reaches element {view.extent.stop} of a storage that ends at {self.room}",
-                where=key,
-            )
-        return view
+        if self.room is not None and self.room * dtype.itemsize < storage.nbytes:
+            # It must lie in the part that its persistent id shows, too.
+            part = replace(storage, numel=self.room, nbytes=self.room * dtype.itemsize)
+            TensorView(key, part, dtype, self.shape, self.stride, self.offset)
+        return TensorView(key, storage, dtype, self.shape, self.stride, self.offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +81,24 @@ class Unreadable:
         what: What it is.
         reason: Why we leave it.
         is_broken: Whether torch could not make it either.
+        storage: Key of the storage that it would look into, or "" if nothing says so.
     """
 
     what: str
     reason: str
     is_broken: bool = False
+    storage: str = ""
 
 
 Rebuilt: TypeAlias = "Tensor | Unreadable"
 
 _MOST_WRAPPERS = 8
 _BEYOND_ANY_FILE = 1 << 62
+# Elements in a byte.
+_PACKED = {"quint4x2": 2, "quint2x4": 4}
+# Sizes of so many dimensions are looked at first.
+_USUAL_RANK = 8
+_INT = {int}
 # torch knows two flags.
 _MOST_FLAGS = 8
 _LOADS_STORAGE = ("torch.storage", "_load_from_bytes")
@@ -122,7 +136,52 @@ def made_by(call: Call) -> bool:
     if not isinstance(call.func, Global):
         return False
     name = (call.func.module, call.func.name)
-    return name in _MAKERS or (call.state is not None and _stateful(call) is not None)
+    known = name in _WINDOWS or name in _FROM_TYPE
+    return known or (call.state is not None and _stateful(call) is not None)
+
+
+def window_of(event: Event) -> Rebuilt | None:
+    """The window on a storage that *event* opens; None if it opens none, or wraps one.
+
+    What is done with the values behind it, deferred changes or a scale, makes no difference.
+
+    Raises:
+        LimitExceeded: It has more dimensions than we follow.
+    """
+    for _ in range(_MOST_WRAPPERS):
+        if isinstance(event, Build):
+            return _windowed(event.state)
+        if not isinstance(event, Call) or not isinstance(event.func, Global):
+            return None
+        name = (event.func.module, event.func.name)
+        if name not in _FROM_TYPE:
+            opens = _WINDOWS.get(name)
+            return opens(event) if opens else None
+        wrapped = _from_type(event)
+        if not isinstance(wrapped, _Wrapped) or not isinstance(wrapped.inner, Call):
+            return _BROKEN
+        event = wrapped.inner
+    return _BROKEN
+
+
+def beside_storage(call: Call) -> list[Node]:
+    """What *call* holds, without the storages that it, or its state, opens windows on."""
+    args, state = call.args, call.state
+    name = (call.func.module, call.func.name) if isinstance(call.func, Global) else None
+    parts: list[Node] = [call.func, call.kwargs, *chain.from_iterable(call.pairs), *call.elements]
+    match args:
+        case (PersistentId(), *others) if name in _WINDOWS:
+            parts += others
+        case (func, cls, (PersistentId(), *others), attributes) if name in _FROM_TYPE:
+            parts += (func, cls, *others, attributes)
+        case _:
+            parts.append(args)
+    match state:
+        case (PersistentId(), offset, size, stride):
+            parts += (offset, size, stride)
+        case _:
+            parts.append(state)
+    return parts
 
 
 def rebuilt_names() -> frozenset[tuple[str, str]]:
@@ -146,19 +205,22 @@ def _dense(storage: Node, offset: Node, size: Node, stride: Node, dtype: DType |
         return Unreadable("tensor pickled with its storage", "its storage is no record of the file")
     ref = storage_of(storage) if isinstance(storage, PersistentId) else None
     shape, steps = _sizes(size), _sizes(stride)
-    if ref is None or shape is None or steps is None or type(offset) is not int:
-        return _BROKEN
-    # Before it is computed with: one integer of a megabyte may stand in every call.
-    if not 0 <= offset < _BEYOND_ANY_FILE:
-        return _BROKEN
-    if dtype is not None and ref.typed:
+    if ref is None:
         return _BROKEN
     # A legacy storage may be a view on a root storage, counted in the root's elements.
-    size = dtype.itemsize if dtype else 1
-    if ref.view_offset % size:
-        return _BROKEN
-    room = (ref.view_offset + ref.view_numel) // size
-    return Tensor(ref.key, dtype, shape, steps, offset + ref.view_offset // size, room)
+    itemsize = dtype.itemsize if dtype else 1
+    if (
+        shape is None
+        or steps is None
+        or type(offset) is not int
+        # Before it is computed with: one integer of a megabyte may stand in every call.
+        or not 0 <= offset < _BEYOND_ANY_FILE
+        or (dtype is not None and ref.typed)
+        or ref.view_offset % itemsize
+    ):
+        return replace(_BROKEN, storage=ref.key)
+    room = (ref.view_offset + ref.view_numel) // itemsize
+    return Tensor(ref.key, dtype, shape, steps, offset + ref.view_offset // itemsize, room)
 
 
 def _brings_storage(call: Call) -> bool:
@@ -169,6 +231,8 @@ def _brings_storage(call: Call) -> bool:
 
 def _sizes(node: Node) -> tuple[int, ...] | None:
     """A tuple of ints, or the ``torch.Size`` of one; raises like `rebuild`."""
+    if type(node) is tuple and len(node) <= _USUAL_RANK and _INT.issuperset(map(type, node)):
+        return cast("tuple[int, ...]", node)
     if isinstance(node, Call) and isinstance(node.func, Global):
         args = _args(node)
         if (node.func.module, node.func.name) != ("torch", "Size") or len(args) != 1:
@@ -189,11 +253,49 @@ def _tensor_v1(call: Call) -> Rebuilt:
             return _BROKEN
 
 
+def _quantised(call: Call) -> Rebuilt:
+    # storage, offset, size, stride, quantizer, requires_grad, backward_hooks
+    match _args(call):
+        case (PersistentId() as storage, offset, size, stride, _, _, _):
+            window = _dense(storage, offset, size, stride, None)
+            ref = storage_of(storage)
+            packed = _PACKED.get(ref.dtype.name) if ref else None
+            if packed is None or not isinstance(window, Tensor):
+                return window
+            return _unpacked(window, packed)
+        case _:
+            return _BROKEN
+
+
+def _unpacked(window: Tensor, packed: int) -> Tensor:
+    """The bytes that a tensor of *packed* elements in each of them touches.
+
+    torch counts the elements of the tensor one by one, but its storage in bytes.
+    """
+    numbers = (*window.shape, *window.stride, 0)
+    is_view = len(window.shape) == len(window.stride) and 0 not in window.shape
+    if not is_view or min(numbers) < 0 or max(numbers) >= _BEYOND_ANY_FILE:
+        return window
+    last = window.offset
+    for size, step in zip(window.shape, window.stride, strict=True):
+        last += (size - 1) * step
+    first = window.offset // packed
+    return replace(window, shape=(last // packed - first + 1,), stride=(1,), offset=first)
+
+
 def _tensor_v2(call: Call) -> Rebuilt:
     # storage, offset, size, stride, requires_grad, backward_hooks[, metadata]
     match _args(call):
+        case (_, _, _, _, _, _, *metadata):
+            return _altered(metadata) or _window_v2(call)
+        case _:
+            return _BROKEN
+
+
+def _window_v2(call: Call) -> Rebuilt:
+    match _args(call):
         case (storage, offset, size, stride, _, _, *metadata) if len(metadata) <= 1:
-            return _altered(metadata) or _dense(storage, offset, size, stride, None)
+            return _dense(storage, offset, size, stride, None)
         case _:
             return _BROKEN
 
@@ -201,11 +303,17 @@ def _tensor_v2(call: Call) -> Rebuilt:
 def _tensor_v3(call: Call) -> Rebuilt:
     # storage, offset, size, stride, requires_grad, backward_hooks, dtype[, metadata]
     match _args(call):
+        case (_, _, _, _, _, _, _, *metadata):
+            return _altered(metadata) or _window_v3(call)
+        case _:
+            return _BROKEN
+
+
+def _window_v3(call: Call) -> Rebuilt:
+    match _args(call):
         case (storage, offset, size, stride, _, _, Global() as dtype, *rest) if len(rest) <= 1:
             known = by_name(dtype.name) if dtype.module == "torch" else None
-            if known is None:
-                return _BROKEN
-            return _altered(rest) or _dense(storage, offset, size, stride, known)
+            return _dense(storage, offset, size, stride, known) if known else _BROKEN
         case _:
             return _BROKEN
 
@@ -217,7 +325,7 @@ def _altered(metadata: list[Node]) -> Rebuilt | None:
     storage are still to be conjugated or negated.
     """
     match metadata:
-        case [] | [None]:
+        case [] | [None] | [_, _, *_]:
             return None
         case [Dict(pairs)] if len(pairs) <= _MOST_FLAGS and not any(is_set for _, is_set in pairs):
             return None
@@ -257,7 +365,11 @@ def _unreadable(what: str, reason: str) -> Callable[[Call], Rebuilt]:
 
 def _stateful(call: Call) -> Rebuilt | None:
     """Torch 0.1 made an empty tensor and gave it (storage, offset, size, stride) by BUILD."""
-    match call.state:
+    return _windowed(call.state)
+
+
+def _windowed(state: Node) -> Rebuilt | None:
+    match state:
         case (PersistentId() as storage, offset, size, stride):
             return _dense(storage, offset, size, stride, None)
         case _:
@@ -289,8 +401,6 @@ _REBUILDERS: dict[tuple[str, str], Callable[[Call], Rebuilt | _Wrapped | None]] 
     ("torch.nn.parameter", "Parameter"): _parameter,
     ("torch.nn.parameter", "Buffer"): _parameter,
     ("torch.nn", "Parameter"): _parameter,
-    ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
-    ("torch._tensor", "_rebuild_from_type"): _from_type,
     ("torch._utils", "_rebuild_sparse_tensor"): _unreadable(
         "sparse tensor", "safetensors holds dense tensors only"
     ),
@@ -309,10 +419,15 @@ _REBUILDERS: dict[tuple[str, str], Callable[[Call], Rebuilt | _Wrapped | None]] 
     ("torch._utils", "_rebuild_meta_tensor_no_storage"): _unreadable("meta tensor", _NO_DATA),
     ("torch._utils", "_rebuild_wrapper_subclass"): _unreadable("tensor subclass", _NO_DATA),
 }
-_MAKERS = {
-    ("torch._utils", "_rebuild_tensor"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_tensor_v3"),
-    ("torch._tensor", "_rebuild_from_type_v2"),
-    ("torch._tensor", "_rebuild_from_type"),
+_FROM_TYPE = {
+    (module, name)
+    for module in ("torch._tensor", "torch.tensor")
+    for name in ("_rebuild_from_type_v2", "_rebuild_from_type")
+}
+_REBUILDERS |= dict.fromkeys(_FROM_TYPE, _from_type)
+_WINDOWS: dict[tuple[str, str], Callable[[Call], Rebuilt]] = {
+    ("torch._utils", "_rebuild_tensor"): _tensor_v1,
+    ("torch._utils", "_rebuild_tensor_v2"): _window_v2,
+    ("torch._utils", "_rebuild_tensor_v3"): _window_v3,
+    ("torch._utils", "_rebuild_qtensor"): _quantised,
 }

@@ -24,7 +24,17 @@ if TYPE_CHECKING:
     from ckptaudit.containers import Container
     from ckptaudit.vm import Node
 
-__all__ = ["Child", "Key", "Steps", "Tree", "attributes_of", "is_module", "pairs_of", "path_of"]
+__all__ = [
+    "Child",
+    "Key",
+    "Steps",
+    "Tree",
+    "attributes_of",
+    "held_in",
+    "is_module",
+    "pairs_of",
+    "path_of",
+]
 
 # A pickle spends an opcode on each value and a byte on each character, unless it shares
 # them: a tree may be walked through, and written out, so many times larger than its pickle.
@@ -207,7 +217,7 @@ class Tree:
             node, done = stack.pop()
             if done:
                 on_path.discard(id(node))
-                total = sum(self._tensors.get(id(child), 0) for child in _held(node))
+                total = sum(self._tensors.get(id(child), 0) for child in held_in(node))
                 self._tensors[id(node)] = min(total, self._most_visits + 1)
             elif id(node) in self._tensors or id(node) in on_path:
                 continue
@@ -220,7 +230,7 @@ class Tree:
                         f"nests over {_MOST_NESTING} levels deep", where=self._container.source.name
                     )
                 stack.append((node, True))
-                stack.extend((child, False) for child in _held(node))
+                stack.extend((child, False) for child in held_in(node))
         return self._tensors.get(id(root), 0)
 
     def pay(self, visits: int) -> None:
@@ -354,7 +364,7 @@ def _attribute(node: Call, name: str) -> Node:
 _HOLDERS = (Call, Dict, Set, list, tuple, PersistentId, Opaque)
 
 
-def _held(node: Node) -> Iterator[Node]:
+def held_in(node: Node) -> Iterator[Node]:
     """The nodes directly inside *node* that may themselves hold something, as they are shared."""
     inner: Iterable[Node] = ()
     match node:

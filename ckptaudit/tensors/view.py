@@ -59,23 +59,26 @@ class TensorView:
             raise MalformedInput(
                 f"rank {len(self.shape)} shape with rank {len(self.stride)} stride", where=self.key
             )
-        if min((self.offset, *self.shape, *self.stride)) < 0:
+        numbers = (self.offset, *self.shape, *self.stride)
+        if min(numbers) < 0:
             raise MalformedInput("negative shape, stride or offset", where=self.key)
-        if max((self.offset, *self.shape, *self.stride)) >= _BEYOND_ANY_FILE:
+        if max(numbers) >= _BEYOND_ANY_FILE:
             raise MalformedInput("shape, stride or offset beyond 2^62", where=self.key)
         if self.storage.typed and self.dtype is not self.storage.dtype:
             raise MalformedInput(
                 f"is {self.dtype.name} on a storage of {self.storage.dtype.name}", where=self.key
             )
+        numel = self.numel
+        if not numel:
+            return
         stored = self.storage.nbytes // self.dtype.itemsize
-        if self.extent.stop > stored and self.numel:
-            raise MalformedInput(
-                f"reaches element {self.extent.stop} of a storage of {stored}", where=self.key
-            )
-        most = max(self.storage.nbytes * _MOST_EXPANSION, _EXPANSION_FLOOR_BYTES)
-        if self.nbytes > most:
+        stop = self.extent.stop
+        if stop > stored:
+            raise MalformedInput(f"reaches element {stop} of a storage of {stored}", where=self.key)
+        nbytes = numel * self.dtype.itemsize
+        if nbytes > max(self.storage.nbytes * _MOST_EXPANSION, _EXPANSION_FLOOR_BYTES):
             raise LimitExceeded(
-                f"expands {self.storage.nbytes} stored bytes to {self.nbytes}", where=self.key
+                f"expands {self.storage.nbytes} stored bytes to {nbytes}", where=self.key
             )
 
     @property
@@ -93,9 +96,31 @@ class TensorView:
         """Storage elements the view can touch, as a half-open range; empty if numel is 0."""
         if 0 in self.shape:
             return range(self.offset, self.offset)
-        steps = zip(self.shape, self.stride, strict=True)
-        last = self.offset + sum((size - 1) * step for size, step in steps)
+        last = self.offset
+        for size, step in zip(self.shape, self.stride, strict=True):
+            last += (size - 1) * step
         return range(self.offset, last + 1)
+
+    @property
+    def runs(self) -> tuple[int, tuple[tuple[int, int], ...]]:
+        """The storage elements that a view which is not empty touches, each of them once or more.
+
+        They are a run of elements without a gap, of so many, from the view's offset on; and
+        for each (count, step), all that so far as often, each time so many elements further.
+        """
+        run = 1
+        outer: list[tuple[int, int]] = []
+        for step, size in sorted(zip(self.stride, self.shape, strict=True)):
+            if step <= run:
+                run += (size - 1) * step
+            elif size > 1:
+                outer.append((size, step))
+        return run, tuple(outer)
+
+    @property
+    def pieces(self) -> int:
+        """How many runs there are, some of which may be the same or touch."""
+        return prod(count for count, _ in self.runs[1])
 
     @property
     def is_contiguous(self) -> bool:

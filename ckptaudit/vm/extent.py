@@ -59,7 +59,7 @@ def extent_of(nodes: Iterable[Node], *, enough: int, deep: int) -> Extent:
         depth += 1
         following: list[Node] = []
         for node in level:
-            parts = _parts(node)
+            parts = node if type(node) is tuple else _parts(node)
             size += len(parts)
             if size > enough:
                 return _of_shared(roots)

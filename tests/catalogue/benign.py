@@ -111,7 +111,6 @@ _TAR_PARTS = (
     [TarTensor(7, 5, (2, 2), (2, 1))],
     [(9, 5, 1, 2)],
 )
-_LEGACY_VIEW = tensor(storage_id("0", 4, view=(("140", 1, 2),)), (2,))
 _MODULE_ID = (named("torch.nn.modules.linear", "Linear"), "linear.py", "class Linear: ...")
 
 FRAMINGS: dict[str, bytes] = {
@@ -145,8 +144,18 @@ FRAMINGS: dict[str, bytes] = {
         pickled(value({"w": Raw(tensor(storage_id("0", 2, view=(None,)), (2,)))})),
         [("0", 2, floats(1, 2))],
     ),
-    "legacy-stream-with-a-view": legacy_stream(
-        pickled(value({"w": Raw(_LEGACY_VIEW)})), [("0", 4, floats(1, 2, 3, 4))]
+    "legacy-stream-with-views": legacy_stream(
+        pickled(
+            value(
+                {
+                    str(start): Raw(
+                        tensor(storage_id("0", 4, view=((str(start), start, 2),)), (2,))
+                    )
+                    for start in (0, 1, 2)
+                }
+            )
+        ),
+        [("0", 4, floats(1, 2, 3, 4))],
     ),
     "legacy-stream-with-numbers-for-keys": legacy_stream(
         pickled(value({"w": Raw(tensor(storage_id(140, 2, view=(None,)), (2,)))})),
@@ -171,6 +180,20 @@ REVIEWED_FRAMINGS: dict[str, tuple[str, bytes]] = {
     "torchscript-with-constants": (
         "CKA205",
         torchscript_zip(pickled(made("__torch__", "Net", {})), constants=pickled(value((1, 2.5)))),
+    ),
+    "legacy-stream-with-a-slice": (
+        "CKA209",
+        legacy_stream(
+            pickled(value({"w": Raw(tensor(storage_id("0", 4, view=(("140", 1, 2),)), (2,)))})),
+            [("0", 4, floats(1, 2, 3, 4))],
+        ),
+    ),
+    "zip-with-a-slice": (
+        "CKA209",
+        torch_zip(
+            pickled(value({"w": Raw(tensor(storage_id("0", 4), (2,), offset=1))})),
+            {"0": floats(1, 2, 3, 4)},
+        ),
     ),
     "whole-module-in-a-legacy-stream": (
         "CKA108",

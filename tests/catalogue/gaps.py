@@ -13,16 +13,7 @@ from ckptaudit.errors import CkptauditError
 
 __all__ = ["KNOWN_GAPS", "marks_for"]
 
-_WINDOW = "clean: only three rebuild functions have their window checked against the storage"
-
-KNOWN_GAPS: dict[str, str] = {
-    # Hostile and clean
-    "pickle-in-a-part-of-a-storage-that-no-tensor-covers": "clean: views are not compared with "
-    "the whole of their storage",
-    "tensor-outside-by-a-state-that-another-replaces": "clean: of several states only the last "
-    "is held against the storage",
-    "quantised-tensor-outside": _WINDOW,
-}
+KNOWN_GAPS: dict[str, str] = {}
 
 
 def marks_for(case: str) -> list[pytest.MarkDecorator]:
