@@ -322,6 +322,7 @@ HOSTILE: dict[str, tuple[str, bytes]] = {
         "CKA102",
         global_("torch.nn.modules.module", "register_module_forward_hook"),
     ),
+    "activation-that-is-called": ("CKA103", call("torch.nn.functional", "relu", 1 << 40)),
     # Functions for later
     "partial-of-a-command": ("CKA101", call("functools", "partial", named("posix", "system"))),
     "partial-of-an-unknown-function": ("CKA102", call("functools", "partial", named("a", "b"))),

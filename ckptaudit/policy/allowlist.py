@@ -56,6 +56,15 @@ _REVIEWED = {
     ("torch.nn.backends.thnn", "_get_thnn_function_backend"): Allowed(
         "a module's handle on its C code, torch < 1.2", given.nothing, None, keywords=False
     ),
+    # TransformerEncoderLayer and its like keep theirs as an attribute.
+    **{
+        (module, name): Allowed("a module's activation function", None, None, keywords=False)
+        for module in ("torch.nn.functional", "torch._C._nn")
+        for name in (
+            "celu elu gelu glu hardsigmoid hardswish hardtanh leaky_relu log_softmax logsigmoid"
+            " mish relu relu6 selu sigmoid silu softmax softplus softsign tanh tanhshrink"
+        ).split()
+    },
 }
 
 

@@ -421,6 +421,10 @@ REVIEWED: dict[str, tuple[str, Make]] = {
         "CKA109",
         plain(MARK + short_binstring(b"w\xe9") + value(1) + b"d"),
     ),
+    "activation-functions": (
+        "CKA108",
+        plain(value([named("torch.nn.functional", "relu"), named("torch._C._nn", "gelu")])),
+    ),
     "class-of-layers-in-a-configuration": (
         "CKA108",
         plain(value({"norm": named("torch.nn.modules.normalization", "LayerNorm")})),
