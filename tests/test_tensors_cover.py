@@ -13,6 +13,7 @@ from forge import (
     MARK,
     NONE,
     POP,
+    REDUCE,
     TUPLE,
     TUPLE2,
     Raw,
@@ -246,6 +247,20 @@ def test_a_storage_with_a_worse_fault_has_no_second_one() -> None:
     assert codes(found_in(tensor(PID, (5,)))) == ["tensor-outside"]
     assert codes(found_in(tensor(PID, (2,), offset=-1))) == ["tensor-outside"]
     assert codes(found_in(tensor(PID, (1 << 40,), (0,)))) == ["tensor-expanded", "gap"]
+
+
+@pytest.mark.parametrize("depth", [1, 7, 50_000])
+def test_a_window_inside_many_rebuilds_is_found_outside(depth: int) -> None:
+    """Torch never writes more than one; so deep that we do not follow, that is a fault itself."""
+    rebuild = global_("torch._tensor", "_rebuild_from_type_v2")
+    cls = global_("torch", "Tensor")
+    window = global_("torch._utils", "_rebuild_tensor_v2")
+    inner = value((Raw(PID), 0, (5,), (1,), 0, NO_HOOKS))
+    arguments = (MARK + rebuild + cls) * (depth - 1) + MARK + window + cls + inner
+
+    faults = found_in(rebuild, arguments, (value({}) + TUPLE) * depth, REDUCE)
+
+    assert codes(faults) == ["tensor-outside"]
 
 
 def test_where_not_all_tensors_were_looked_at_nothing_is_called_left_over() -> None:

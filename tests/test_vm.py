@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _pickle
 import pickletools
+import struct
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -62,7 +63,7 @@ from ckptaudit.vm import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Hashable, Iterable
 
 OPCODES = [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]
 
@@ -169,6 +170,72 @@ def test_the_trace_of_a_pickle_rebuilds_its_value(data: object, protocol: int) -
     assert rebuilt == data
     assert type(rebuilt) is type(data)
     assert not any(isinstance(event, Oddity) for event in trace.events)
+
+
+@st.composite
+def shared_data(draw: st.DrawFn) -> list[object]:
+    """Plain data some of which is there more than once, or inside itself."""
+    pool: list[object] = draw(st.lists(plain_data, min_size=1, max_size=3))
+    for _ in range(draw(st.integers(0, 6))):
+        picked = [
+            pool[index] for index in draw(st.lists(st.integers(0, len(pool) - 1), max_size=4))
+        ]
+        made: list[object] = []
+        pool.append(draw(st.sampled_from([made, tuple(picked), dict(enumerate(picked)), [picked]])))
+        if draw(st.booleans()):
+            # Whatever holds this list may be in it, itself included.
+            made.extend(pool[draw(st.integers(0, len(pool) - 1)) :])
+            pool.append((made, picked))
+    return pool
+
+
+class Picture:
+    """What of plain data a program can tell apart, as something that can be compared.
+
+    Types, every bit of a float, the order of a dict, and which lists are one and the same.
+    """
+
+    def __init__(self) -> None:
+        self.seen: dict[int, int] = {}
+
+    def __call__(self, data: object) -> Hashable:
+        """The picture of *data*."""
+        kind = type(data).__name__
+        if isinstance(data, float):
+            return kind, struct.pack(">d", data)
+        if isinstance(data, tuple):
+            return kind, tuple(map(self, data))
+        if isinstance(data, frozenset):
+            return kind, frozenset(map(self, data))
+        if not isinstance(data, (list, dict, set, bytearray)):
+            return kind, repr(data)
+        if id(data) in self.seen:
+            return kind, self.seen[id(data)]
+        self.seen[id(data)] = len(self.seen)
+        if isinstance(data, dict):
+            return kind, tuple((self(key), self(value)) for key, value in data.items())
+        if isinstance(data, set):
+            return kind, frozenset(map(self, data))
+        return kind, tuple(map(self, data))
+
+
+@settings(max_examples=300)
+@given(
+    shared_data() | st.lists(st.floats()),
+    st.integers(0, 5),
+    st.sampled_from([bytes, pickletools.optimize]),
+)
+def test_the_tree_rebuilds_what_cpython_loads(
+    data: list[object], protocol: int, rewritten: Callable[[bytes], bytes]
+) -> None:
+    """Down to which of its lists are one and the same, and as `pickletools` rewrites it."""
+    pickle = rewritten(_pickle.dumps(data, protocol=protocol))
+
+    trace = run(pickle)
+
+    assert trace.error is None
+    assert Picture()(Rebuild()(trace.root)) == Picture()(_pickle.loads(pickle))
+    assert trace.end == len(pickle)
 
 
 @pytest.mark.parametrize("protocol", range(6))

@@ -121,6 +121,17 @@ _WINDOWS: dict[str, bytes] = {
     + BUILD
     + value((Raw(storage_id("0", 2)), 0, (2,), (1,)))
     + BUILD,
+    "one-with-deferred-changes": call(
+        "torch._utils",
+        "_rebuild_tensor_v2",
+        Raw(storage_id("0", 2)),
+        0,
+        (3,),
+        (1,),
+        0,
+        NO_HOOKS,
+        {"neg": True},
+    ),
     "one-inside-a-parameter": call(
         "torch._utils", "_rebuild_parameter", Raw(tensor(storage_id("0", 2), (3,))), 1, NO_HOOKS
     ),
