@@ -235,8 +235,9 @@ _rule(
     The pickle was not written by pickle: it has values left over at its end, a protocol in its
     middle, a frame of the wrong length or a place for a memo that does not exist. Loaders accept
     much of that, and hand-made pickles use it to confuse whoever reads before them. Alone it is
-    odd; beside another finding it is a sign of intent. Look at the other findings, and save the
-    weights again with a current torch if the file is your own.
+    odd; beside another finding it is a sign of intent. Only text of Python 2 in an old encoding is
+    mostly honest. Look at the other findings, and save the weights again with a current torch if
+    the file is your own.
     """,
     cwe="CWE-1286",
 )
