@@ -1,4 +1,4 @@
-"""What the package gets wrong today: each case with what happens instead of what should.
+"""What the package gets wrong: each case with what happens instead of what should; none today.
 
 Each is an xfail that fails once the package gets it right, so that whoever mends it takes
 its line away.  A text that begins with "clean" is about a hostile file that looks clean,
