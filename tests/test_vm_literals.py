@@ -30,6 +30,10 @@ escaped = st.text("\\uU00dDfa1\xe9'", max_size=12).map(lambda text: text.encode(
 
 
 def read_by_cpython(pickle: bytes) -> str:
+    # One opcode whose argument is a line of text, and STOP: there is no room for a name or a call.
+    assert pickle[:1] in {b"I", b"L", b"F", b"S", b"V"}
+    assert pickle.index(b"\n") == len(pickle) - 2
+    assert pickle[-1:] == STOP
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -39,7 +43,7 @@ def read_by_cpython(pickle: bytes) -> str:
                 value = _pickle.loads(pickle, encoding="utf-8")
             except UnicodeDecodeError:
                 value = _pickle.loads(pickle, encoding="bytes")
-        except Exception:  # noqa: BLE001 - whichever way it refuses
+        except (ValueError, OverflowError, _pickle.UnpicklingError):
             return REFUSED
     return f"{type(value).__name__} {value!r}"
 

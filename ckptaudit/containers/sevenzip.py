@@ -21,6 +21,8 @@ from ckptaudit.source import BufferSource
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from _typeshed import WriteableBuffer
+
     from ckptaudit.containers.inside import Inside
     from ckptaudit.source import ByteSource
     from ckptaudit.vm import Budget
@@ -188,8 +190,9 @@ class _File(io.RawIOBase):
         self._at = base + offset
         return self._at
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # BufferedReader gives one
-        length = max(0, min(len(buffer), self._source.size - self._at))
-        self._source.read_into(self._at, memoryview(buffer)[:length])
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        room = memoryview(buffer).cast("B")
+        length = max(0, min(len(room), self._source.size - self._at))
+        self._source.read_into(self._at, room[:length])
         self._at += length
         return length
