@@ -10,6 +10,8 @@ from forge import (
     BINPERSID,
     BUILD,
     CALLS_SYSTEM,
+    EMPTY_DICT,
+    EMPTY_LIST,
     EMPTY_TUPLE,
     MARK,
     NEWOBJ,
@@ -22,6 +24,8 @@ from forge import (
     SETITEM,
     SETITEMS,
     STACK_GLOBAL,
+    TUPLE,
+    TUPLE1,
     TUPLE2,
     Raw,
     binget,
@@ -45,6 +49,7 @@ from forge import (
 from ckptaudit.containers import open_container
 from ckptaudit.policy import Judgement, Severity, judge
 from ckptaudit.source import BufferSource
+from ckptaudit.tensors import misfits
 
 MODULE_STATE: dict[str, object] = {
     "training": True,
@@ -415,3 +420,31 @@ def test_a_finding_points_at_the_bytes_of_its_opcode(rule: str, opcodes: bytes) 
         assert finding.offset == start + at
         assert finding.record == "archive/data.pkl"
         assert data[start + at] in b"ciRo\x81\x92\x93\x82\x84\x98sauebQP\x90"
+
+
+# Ways to put values into values; each is opcodes before and behind what is inside.
+_FROM_TYPE = global_("torch._tensor", "_rebuild_from_type_v2") + global_("torch", "Tensor")
+_ORDERED = global_("collections", "OrderedDict")
+NESTINGS = {
+    "tuples": (b"", TUPLE1),
+    "lists": (EMPTY_LIST, APPEND),
+    "dicts": (EMPTY_DICT + NONE, SETITEM),
+    "arguments": (_ORDERED, TUPLE1 + REDUCE),
+    "functions": (b"", EMPTY_TUPLE + REDUCE),
+    "states": (_ORDERED + EMPTY_TUPLE + REDUCE, BUILD),
+    "persistent-ids": (b"", BINPERSID),
+    "rebuild-calls": (MARK + _FROM_TYPE, NONE + TUPLE),
+}
+
+
+@pytest.mark.parametrize("depth", [10, 3000, 60_000])
+@pytest.mark.parametrize(("before", "behind"), NESTINGS.values(), ids=NESTINGS)
+def test_no_depth_takes_a_finding_away(before: bytes, behind: bytes, depth: int) -> None:
+    """What is as deep as the file likes must be walked by loops, or not at all."""
+    nested = before * depth + EMPTY_TUPLE + behind * depth
+    if behind == NONE + TUPLE:
+        nested = global_("torch._tensor", "_rebuild_from_type_v2") + nested + REDUCE
+
+    container = open_container(BufferSource(torch_zip(pickled(CALLS_SYSTEM, POP, nested))))
+
+    assert judge(container, misfits).verdict is Severity.MALICIOUS

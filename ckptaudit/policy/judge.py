@@ -74,6 +74,8 @@ _SIZE_FLOOR = 1_000_000
 _MOST_DEPTH = 2000
 # What a torch that pickles a storage without torch.save has written for its bytes.
 _LOADABLE = {Kind.LEGACY, Kind.ZIP}
+# A tensor's subclass is rebuilt through one; `tensors` follows as many.
+_MOST_INNER_CALLS = 8
 _MOST_NAME = 60
 _MOST_NAMES = 4
 # Modules with functions that call another, or make an object of a class they are given.
@@ -401,6 +403,17 @@ class _TraceJudge:
             self.found(rule_id, event.offset, lambda: f"asks for {brief(event)}{why}")
 
     def judge_call(self, event: Call) -> None:
+        """Judge a call, and those that it would make of what it is given."""
+        for _ in range(_MOST_INNER_CALLS):
+            self.judge_one_call(event)
+            inner = inner_call(event)
+            if inner is None:
+                return
+            event = inner
+        # Names further in are judged for themselves, as names that nothing calls.
+        self.found("CKA103", event.offset, lambda: f"would call through many calls: {brief(event)}")
+
+    def judge_one_call(self, event: Call) -> None:
         func = function_of(event)
         if not isinstance(func, Global):
             self.refused(
@@ -425,9 +438,6 @@ class _TraceJudge:
             if rule_id is not None:
                 self.refused(rule_id, event, lambda: said.format(brief(event)))
         self.judge_contents(event, func)
-        inner = inner_call(event)
-        if inner is not None:
-            self.judge_call(inner)
 
     def refused(self, rule_id: str, event: Call, describe: Callable[[], str]) -> None:
         """A call that is not allowed: the bytes it is given may be what it would load."""
