@@ -39,6 +39,8 @@ __all__ = [
 ]
 
 _ALIGNMENT = 8
+# What safetensors' own reader takes, and every other with it; safetensors/src/tensor.rs.
+_MOST_HEADER = 100_000_000
 # What O_DIRECT wants offsets, lengths and addresses to be multiples of, at the most.
 PAGE = 4096
 # Below this a write is not worth three system calls.
@@ -70,6 +72,9 @@ def header_of(slots: Iterable[Slot], metadata: Mapping[str, str]) -> bytes:
     Args:
         slots: In the order of their offsets, without gap or overlap.
         metadata: Goes under ``__metadata__``, sorted by key.
+
+    Raises:
+        OutputFailed: It is longer than any safetensors library reads.
     """
     entries: dict[str, object] = {}
     if metadata:
@@ -82,6 +87,11 @@ def header_of(slots: Iterable[Slot], metadata: Mapping[str, str]) -> bytes:
         }
     body = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     body += b" " * (-len(body) % _ALIGNMENT)
+    if len(body) > _MOST_HEADER:
+        raise OutputFailed(
+            f"the names and shapes of its {len(entries)} entries take {len(body)} bytes; no "
+            f"safetensors library opens a file where they take over {_MOST_HEADER}"
+        )
     return len(body).to_bytes(8, "little") + body
 
 

@@ -184,11 +184,12 @@ def convert(
         return result
 
     answers = Answers(status, conversion_as, _ADVICE)
+    _check_sources(paths)
     outputs.check()
     _check_side_files(outputs, paths, output)
     for path in paths:
         if if_exists == "skip" and _is_done(path, output, several=len(paths) > 1, taken=taken):
-            show(f"ckptaudit: {path}: skipped, its output exists")
+            _show_skipped(path, *_targets(path, output, several=len(paths) > 1))
         else:
             answers.ask(path, partial(work, path))
     ctx.exit(answers.deliver(outputs))
@@ -246,6 +247,20 @@ def _check_side_files(outputs: Outputs, paths: tuple[str, ...], output: str | No
                 f"{side_file}: is where {path_taking} goes, or the report beside it",
                 param_hint=f"--{format_}",
             )
+
+
+def _check_sources(paths: tuple[str, ...]) -> None:
+    """Refuse ``convert a.ckpt b.safetensors`` where b is to be written, before a is converted."""
+    for path in paths[1:]:
+        if path.endswith(".safetensors") and not os.path.lexists(path):
+            raise click.UsageError(
+                f"{path}: no such file; if it is what the other becomes, name it with -o"
+            )
+
+
+def _show_skipped(path: str, target: Path, report_target: Path) -> None:
+    without = "" if report_target.exists() else f" ({report_target.name} does not)"
+    show(f"ckptaudit: {path}: skipped, {target} exists{without}")
 
 
 def _is_done(path: str, output: str | None, *, several: bool, taken: dict[str, str]) -> bool:

@@ -96,6 +96,8 @@ class _Run:
         self.stats: dict[str, TensorStats] = {}
         # By source key, why a tensor is not cast.
         self.unfit: dict[str, str] = {}
+        # Bytes of weights that attempts which came to nothing have gone through.
+        self.in_vain = 0
         # One byte that lanes share: not 0 once the attempt under way has come to nothing.
         self.is_vain = mmap(-1, 1)
 
@@ -128,6 +130,7 @@ class _Run:
         with Draft(self.target, length + plan.nbytes) as draft:
             self.cast(plan, DraftSink(draft, length, self.is_vain))
             if len(self.unfit) > known:
+                self.in_vain += sum(job.view.nbytes for job in plan.jobs)
                 return None
             draft.write_at(0, self.header(plan, self.file.finish()))
             draft.check_opens()
@@ -142,7 +145,9 @@ class _Run:
         def advance(nbytes: int) -> None:
             nonlocal done
             done += nbytes
-            self.progress(done, total)
+            # Once it is known that all has to be done again, that is to be seen.
+            passes = 2 if self.is_vain[0] else 1
+            self.progress(self.in_vain + done, self.in_vain + passes * total)
 
         clamp = self.options.on_overflow is OnOverflow.CLAMP
         done_jobs = stream(
