@@ -1,7 +1,7 @@
 """A model family: which architectures a checkpoint of it holds, and under which names.
 
 Knows:      how the parts of a checkpoint are named and what each part is for.
-Is told:    a family's parts as data, by one file per family (`sd1`).
+Is told:    a family's parts as data, by one file per kind of model (`families`).
 Never asks: what a given file holds (`detect`).
 """
 
@@ -24,6 +24,7 @@ __all__ = [
     "Family",
     "Foreign",
     "Part",
+    "Region",
     "Sign",
     "Variant",
 ]
@@ -41,6 +42,9 @@ class Component(str, Enum):
     VAE = "vae"
     TEXT_ENCODER = "text_encoder"
     TEXT_ENCODER_2 = "text_encoder_2"
+    IMAGE_ENCODER = "image_encoder"
+    DEPTH_ESTIMATOR = "depth_estimator"
+    CONTROLNET = "controlnet"
     EMA = "ema"
     SCHEDULE = "schedule"
     OTHER = "other"
@@ -108,15 +112,28 @@ class Part:
     def entries(self) -> Iterator[Entry]:
         """Yield the part's tensors in the original implementation's order."""
         for tensor in self.architecture.tensors():
-            there = tensor.diffusers
+            there = (Destination(self.component, to.key, to.op, to.rows) for to in tensor.there)
             yield Entry(
                 self.prefix + tensor.key,
                 tensor.shape,
                 tensor.dtype,
                 self.component,
-                () if there is None else (Destination(self.component, there, tensor.op),),
+                tuple(there),
                 tensor.demanded,
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A prefix under which tensors lie whose names and shapes we do not know one by one.
+
+    Attributes:
+        prefix: The prefix.
+        component: What part of the model they are.
+    """
+
+    prefix: str
+    component: Component
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +142,8 @@ class Variant:
 
     Attributes:
         name: What the spelling is called.
-        canonical: Prefix of the keys concerned, as the family's loaders look for it.
+        canonical: Prefix of the keys concerned, as the family's loaders look for it; may be
+            empty, which concerns all.
         spelled: What the variant has in its place.
     """
 
@@ -145,11 +163,14 @@ class Sign:
     """A tensor that tells the family from its relatives by its shape.
 
     Attributes:
-        key: The tensor; its shape is the one in the inventory.
+        key: The tensor, by its canonical name.
+        shape: Elements per dimension, as in the inventory; it stands here as well so that a
+            file can be held against the signs of all families before any inventory is made.
         says: What that shape says, to follow "key is shape: ".
     """
 
     key: str
+    shape: tuple[int, ...]
     says: str
 
 
@@ -175,22 +196,26 @@ class Family:
         title: Name for people, such as "Stable Diffusion 1.x".
         parts: What a checkpoint consists of, in the order of the original files.
         signs: What tells it from its relatives.
+        core: The component without most of which a file is not of the family.
         foreign: What it never has.
         variants: Other spellings in use, the likeliest first.
+        regions: What it may have besides, under a prefix each.
     """
 
     name: str
     title: str
     parts: tuple[Part, ...]
     signs: tuple[Sign, ...]
+    core: Component = Component.UNET
     foreign: tuple[Foreign, ...] = ()
     variants: tuple[Variant, ...] = ()
+    regions: tuple[Region, ...] = ()
 
     def inventory(self, *, ema: bool = False, variant: str | None = None) -> tuple[Entry, ...]:
         """Every tensor of a complete checkpoint, in the order of the original files.
 
         Args:
-            ema: Whether to include the moving averages that training keeps of the UNet.
+            ema: Whether to include the moving averages that training keeps of the core.
             variant: Name of the spelling to use, or None for the canonical one.
 
         Raises:
@@ -200,12 +225,23 @@ class Family:
         for part in self.parts:
             own = tuple(part.entries())
             entries += own
-            if ema and part.component is Component.UNET:
+            if ema and part.component is self.core:
                 entries += _ema(own)
         if variant is None:
             return tuple(entries)
         spell = self._variant(variant).spell
         return tuple(replace(entry, key=spell(entry.key)) for entry in entries)
+
+    def further_copies(self) -> Iterator[Entry]:
+        """Yield moving averages that only some trainers keep: those of the text encoders.
+
+        Some average the encoder by itself, others with its place in the model before each name.
+        """
+        for part in self.parts:
+            if part.component in (Component.TEXT_ENCODER, Component.TEXT_ENCODER_2):
+                for entry in part.entries():
+                    yield _copy(entry, entry.key)
+                    yield _copy(entry, entry.key.removeprefix(part.prefix))
 
     def _variant(self, name: str) -> Variant:
         for variant in self.variants:
@@ -224,12 +260,15 @@ def _ema(weights: tuple[Entry, ...]) -> Iterator[Entry]:
     yield Entry(f"{EMA_PREFIX}decay", (), "float32", Component.EMA, demanded=False)
     yield Entry(f"{EMA_PREFIX}num_updates", (), "int32", Component.EMA, demanded=False)
     for weight in weights:
-        flat = weight.key.removeprefix("model.").replace(".", "")
-        yield replace(
-            weight,
-            key=EMA_PREFIX + flat,
-            component=Component.EMA,
-            diffusers=(),
-            demanded=False,
-            of=weight.key,
-        )
+        yield _copy(weight, weight.key.removeprefix("model."))
+
+
+def _copy(weight: Entry, name: str) -> Entry:
+    return replace(
+        weight,
+        key=EMA_PREFIX + name.replace(".", ""),
+        component=Component.EMA,
+        diffusers=(),
+        demanded=False,
+        of=weight.key,
+    )

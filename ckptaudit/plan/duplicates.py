@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptaudit.layouts import UNKNOWN
 from ckptaudit.plan.options import Dedupe
 from ckptaudit.plan.values import Alias
 
@@ -69,7 +68,7 @@ def deduplicate(
     """
     if options.dedupe is Dedupe.NONE:
         return []
-    if options.dedupe is Dedupe.SAFE and detection.family != UNKNOWN:
+    if options.dedupe is Dedupe.SAFE and detection.has_inventory:
         return _alias_undemanded(candidates, digests)
     return _alias_equals(candidates, digests)
 

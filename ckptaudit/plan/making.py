@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ckptaudit.dtypes import DType, named
-from ckptaudit.layouts import UNKNOWN, Component
+from ckptaudit.layouts import Component
 from ckptaudit.plan.duplicates import Candidate, bytes_of, copies, deduplicate
 from ckptaudit.plan.options import Action, Dedupe, Ema, Options, Precision
 from ckptaudit.plan.values import ConversionPlan, Drop, TensorJob
@@ -125,7 +125,7 @@ def comparable_groups(
             view = candidate.view
             if view.numel:
                 groups[view.dtype, view.shape, candidate.target].append(candidate)
-    elif options.dedupe is Dedupe.SAFE and detection.family != UNKNOWN:
+    elif options.dedupe is Dedupe.SAFE and detection.has_inventory:
         for candidate, kept in copies(draft.candidates):
             group = groups[kept.name,]
             group.append(candidate)
@@ -223,9 +223,9 @@ def _action(component: Component, options: Options) -> Action:
             return options.vae
         case Component.TEXT_ENCODER | Component.TEXT_ENCODER_2:
             return options.text_encoder
-        case Component.OTHER:
+        case Component.OTHER | Component.IMAGE_ENCODER | Component.DEPTH_ESTIMATOR:
             return options.other
-        case Component.EMA:
+        case Component.EMA | Component.CONTROLNET:
             return options.unet
         case Component.SCHEDULE:
             return Action.COPY
@@ -233,11 +233,8 @@ def _action(component: Component, options: Options) -> Action:
 
 def _target(view: TensorView, placement: Placement, options: Options) -> DType:
     """The type *view* is written in: only weights are cast, and only where asked."""
-    is_weight = (
-        placement.demanded
-        or placement.component is Component.OTHER
-        or (placement.component is Component.EMA and placement.of is not None)
-    )
+    is_bookkeeping = placement.component is Component.EMA and placement.of is None
+    is_weight = placement.component is not Component.SCHEDULE and not is_bookkeeping
     if (
         not is_weight
         or options.precision is Precision.KEEP
