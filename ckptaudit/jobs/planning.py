@@ -51,7 +51,7 @@ def planner(
     meaning: Meaning,
     options: Options,
     digest_of: Callable[[TensorView], bytes],
-) -> Callable[[Mapping[str, str]], ConversionPlan]:
+) -> Callable[[Mapping[tuple[str, str], str]], ConversionPlan]:
     """Everything `make_plan` wants but the tensors that do not fit, which it is given last.
 
     Args:
@@ -65,7 +65,7 @@ def planner(
     views = {view.key: view for group in groups for view in group}
     digests = {key: digest_of(view) for key, view in views.items()}
 
-    def plan(unfit: Mapping[str, str]) -> ConversionPlan:
+    def plan(unfit: Mapping[tuple[str, str], str]) -> ConversionPlan:
         return make_plan(
             state_dict,
             meaning.detection,

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Architecture", "Buffers", "Op", "Tensor", "There", "conv", "layer", "same", "under"]
 
-Op: TypeAlias = Literal["identity", "squeeze", "rows", "transpose"]
+# The last two are the ways back: ``unsqueeze`` of ``squeeze``, ``join`` of ``rows``.
+Op: TypeAlias = Literal["identity", "squeeze", "rows", "transpose", "unsqueeze", "join"]
 
 
 @dataclass(frozen=True, slots=True)

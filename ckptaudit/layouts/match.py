@@ -17,6 +17,7 @@ from ckptaudit.layouts.family import EMA_PREFIX, Component, Entry, Family, Varia
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
+    from ckptaudit.layouts.family import Destination
     from ckptaudit.layouts.grammar import Op
 
 __all__ = ["ComponentCount", "Match", "Placement", "Spec", "signs_met"]
@@ -46,20 +47,24 @@ class Placement:
         key: Its key in the source, verbatim.
         component: What part of the model it belongs to.
         name: What loaders of the family look for; the key itself where they look for nothing.
-        op: What turns the source tensor into the one called *name*.
+        op: What turns the source tensor into the one called *name*, or into rows of it.
+        rows: Which rows of it, where *op* is ``join``, and how many it has in all.
         of: The name this tensor may be a second copy of.  For an EMA copy, its
             weight, which need not be there.  For a key that spells a name a second
             time or repeats it inside a nested state dict, that name, if another key
             has taken it.  Whether the contents are equal is for others to find out.
         demanded: Whether loaders stop, or go wrong, without *name*.
+        diffusers: Where it goes in the diffusers layout; empty if it has no place there.
     """
 
     key: str
     component: Component
     name: str
     op: Op = "identity"
+    rows: tuple[int, int, int] | None = None
     of: str | None = None
     demanded: bool = False
+    diffusers: tuple[Destination, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +208,14 @@ class Match:
         name = self.inventory.names.get(key)
         if name is not None and self.holders[name] == key:
             entry = self.inventory.entries[name]
-            return Placement(key, entry.component, name, of=entry.of, demanded=entry.demanded)
+            return Placement(
+                key,
+                entry.component,
+                name,
+                of=entry.of,
+                demanded=entry.demanded,
+                diffusers=entry.diffusers,
+            )
         repeated = self.inventory.names.get(key.removeprefix(_NESTED))
         if repeated in self.holders:
             return Placement(key, Component.OTHER, key, of=repeated)
