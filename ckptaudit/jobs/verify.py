@@ -166,8 +166,8 @@ class _Proof:
 
     def plan(self) -> ConversionPlan:
         state_dict = find_state_dict(self.source.container)
-        meaning = meaning_of(state_dict)
         options = self.options or _FOREIGN
+        meaning = meaning_of(state_dict, options.family)
         digests = partial(digest_of, self.source.container)
         return planner(state_dict, meaning, options, digests)({})
 

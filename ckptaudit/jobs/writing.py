@@ -7,26 +7,28 @@ Never asks: whether it may be converted (`convert`), how the answer is shown.
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptaudit.errors import CastOverflow
+from ckptaudit.errors import CastOverflow, Unsupported
 from ckptaudit.jobs.account import Conversion, Source, TensorEntry
 from ckptaudit.jobs.hashing import hash_of
 from ckptaudit.jobs.opening import File, Opened, notes_on
-from ckptaudit.jobs.planning import meaning_of, planner
+from ckptaudit.jobs.planning import meaning_of, planner, prediction_of
 from ckptaudit.jobs.receipt import metadata_of
-from ckptaudit.jobs.stream import digest_of, stream
+from ckptaudit.jobs.stream import digest_of, std_of, stream
 from ckptaudit.layouts import Component
-from ckptaudit.plan import ConversionPlan, Ema, OnOverflow, Options, Output, TensorJob
+from ckptaudit.plan import ConversionPlan, Ema, Layout, OnOverflow, Options, Output, TensorJob
 from ckptaudit.policy import RULES, Finding, Judgement
 from ckptaudit.tensors import find_state_dict
 from ckptaudit.vm import escape
-from ckptaudit.writer import Draft, Slot, header_of, path_text
+from ckptaudit.writer import Draft, DraftFolder, Slot, header_of, path_text, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -89,7 +91,15 @@ class _Run:
         self.judgement = judgement
         self.progress = progress
         self.state_dict = find_state_dict(file.container)
-        self.meaning = meaning_of(self.state_dict)
+        self.meaning = meaning_of(self.state_dict, options.family)
+        if self.makes_folder and not self.meaning.detection.has_diffusers_layout:
+            raise Unsupported(
+                f"{file.container.source.name}: is of family {self.meaning.detection.family}, of "
+                "which no diffusers folder is made; --family names another"
+            )
+        self.prediction, self.hints = prediction_of(
+            self.meaning.detection, self.state_dict, partial(std_of, file.container)
+        )
         self.plan_with = planner(
             self.state_dict, self.meaning, options, partial(digest_of, file.container)
         )
@@ -105,11 +115,14 @@ class _Run:
         plan = self.plan_with({})
         starts = self.starts(plan, with_hash=with_hash)
         self.file.finish()
-        outputs = tuple(
+        weights = [
             File(self.path_of(output.file), starts[output.file] + output.nbytes, None)
             for output in plan.outputs
-        )
-        return self.result(plan, outputs, None, written=False)
+        ]
+        texts = [
+            File(self.path_of(file), len(text), None) for file, text in self.texts(plan).items()
+        ]
+        return self.result(plan, (*weights, *texts), None, written=False)
 
     def write(self, *, with_hash: bool, overwrite: bool) -> Conversion:
         outputs = None
@@ -133,12 +146,13 @@ class _Run:
         self.is_vain[0] = 0
         starts = self.starts(plan, with_hash=with_hash)
         with ExitStack() as stack:
-            drafts = {
-                output.file: stack.enter_context(
-                    Draft(self.target / output.file, starts[output.file] + output.nbytes)
-                )
-                for output in plan.outputs
-            }
+            folder = stack.enter_context(DraftFolder(self.target)) if self.makes_folder else None
+            drafts = {}
+            for output in plan.outputs:
+                final = self.target / output.file
+                place = final if folder is None else folder.place(output.file)
+                size = starts[output.file] + output.nbytes
+                drafts[output.file] = stack.enter_context(Draft(place, size, final))
             self.cast(plan, DraftSink(drafts, starts, self.is_vain))
             if len(self.unfit) > known:
                 self.in_vain += sum(job.view.nbytes for job in plan.jobs)
@@ -152,7 +166,28 @@ class _Run:
                 digest = hash_of(draft.read_into, draft.size) if with_hash else None
                 draft.publish(overwrite=overwrite)
                 written.append(File(self.path_of(output.file), draft.size, digest))
+            if folder is not None:
+                for file, text in self.texts(plan).items():
+                    write_text(folder.place(file), text, overwrite=False)
+                    digest = sha256(text).hexdigest() if with_hash else None
+                    written.append(File(self.path_of(file), len(text), digest))
+                folder.publish(overwrite=overwrite)
             return tuple(written)
+
+    @property
+    def makes_folder(self) -> bool:
+        return self.options.layout is Layout.DIFFUSERS
+
+    def texts(self, plan: ConversionPlan) -> dict[str, bytes]:
+        """The JSON files of a folder, by path in it."""
+        if not self.makes_folder:
+            return {}
+        weights = [output.file for output in plan.outputs]
+        files = self.meaning.detection.folder_files(weights, self.prediction or "epsilon")
+        return {
+            file: json.dumps(settings, indent=2).encode() + b"\n"
+            for file, settings in files.items()
+        }
 
     def starts(self, plan: ConversionPlan, *, with_hash: bool) -> dict[str, int]:
         """Where in each file its data begin, in bytes."""
@@ -223,7 +258,8 @@ class _Run:
             written=written,
             family=self.meaning.detection.family,
             variant=self.meaning.detection.variant,
-            evidence=self.meaning.detection.evidence,
+            evidence=(*self.meaning.detection.evidence, *self.hints),
+            prediction=self.prediction,
             options=self.options,
             components=self.meaning.components,
             outputs=outputs,

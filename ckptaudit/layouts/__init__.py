@@ -16,7 +16,6 @@ Never asks: for a tensor's values, a file, or what is to become of a tensor (`pl
 from __future__ import annotations
 
 from ckptaudit.layouts.detect import UNKNOWN, Detection, count, detect, place
-from ckptaudit.layouts.diffusers import weights_file
 from ckptaudit.layouts.families import FAMILIES
 from ckptaudit.layouts.family import Component, Destination, Entry, Family
 from ckptaudit.layouts.grammar import Op
@@ -37,5 +36,4 @@ __all__ = [
     "count",
     "detect",
     "place",
-    "weights_file",
 ]

@@ -17,18 +17,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptaudit.layouts.adapters import recognise
+from ckptaudit.layouts.diffusers import folder_files, weights_file
 from ckptaudit.layouts.families import FAMILIES
 from ckptaudit.layouts.family import Component
 from ckptaudit.layouts.match import ComponentCount, Match, Placement, Spec, signs_met
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from ckptaudit.layouts.family import Family
+    from ckptaudit.layouts.diffusers import Settings
+    from ckptaudit.layouts.family import Family, Undecided
 
 __all__ = ["UNKNOWN", "Detection", "count", "detect", "place"]
 
 UNKNOWN = "unknown"
+_MARKS_OF_V = ("v_pred", "edm_vpred.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +43,39 @@ class Detection:
         variant: Name of the spelling in which some keys stand, or None if all are canonical.
         evidence: Sentences for people, each naming what it rests on: why it is this
             family, or why it is none.
+        prediction: What the model predicts, ``epsilon`` or ``v_prediction``; None where it is
+            no denoiser, or where keys do not show it.
     """
 
     family: str
     variant: str | None
     evidence: tuple[str, ...]
+    prediction: str | None = None
 
     @property
     def has_inventory(self) -> bool:
         """Whether it is known which tensors such a file has, and which its loaders demand."""
         return self.family in FAMILIES
+
+    @property
+    def has_diffusers_layout(self) -> bool:
+        """Whether a folder that diffusers opens can be made of it."""
+        return self.has_inventory and FAMILIES[self.family].has_diffusers_layout
+
+    @property
+    def undecided(self) -> Undecided | None:
+        """The weight that hints at what the model predicts, where keys do not show it."""
+        if self.prediction is not None or not self.has_inventory:
+            return None
+        return FAMILIES[self.family].undecided
+
+    def weights_file(self, component: Component) -> str:
+        """Where in the folder that diffusers opens the weights of *component* lie."""
+        return weights_file(FAMILIES[self.family], component)
+
+    def folder_files(self, weights: Iterable[str], prediction: str) -> dict[str, Settings]:
+        """What stands beside the files of *weights* in that folder; see `diffusers`."""
+        return folder_files(FAMILIES[self.family], weights, prediction)
 
 
 def detect(tensors: Mapping[str, Spec], family: str | None = None) -> Detection:
@@ -63,10 +89,10 @@ def detect(tensors: Mapping[str, Spec], family: str | None = None) -> Detection:
         return _as_told(FAMILIES[family], tensors)
     met = {each.name: signs_met(each, tensors) for each in FAMILIES.values()}
     for each in FAMILIES.values():
-        if met[each.name] == len(each.signs):
+        if met[each.name] == len(each.signs) and not each.is_named_only:
             match = Match.between(each, tensors)
             if not any(match.objections()):
-                return Detection(each.name, match.variant(), tuple(match.evidence()))
+                return _detection(match, tuple(match.evidence()))
     known = recognise(tensors)
     if known is not None:
         return Detection(known[0], None, (known[1],))
@@ -102,7 +128,20 @@ def _as_told(family: Family, tensors: Mapping[str, Spec]) -> Detection:
     match = Match.between(family, tensors)
     against = (f"against it: {objection}" for objection in match.objections())
     told = f"it was to be taken for {family.title}"
-    return Detection(family.name, match.variant(), (told, *match.evidence(), *against))
+    return _detection(match, (told, *match.evidence(), *against))
+
+
+def _detection(match: Match, evidence: tuple[str, ...]) -> Detection:
+    family = match.family
+    marks = [key for key in match.tensors if key.startswith(_MARKS_OF_V)]
+    if family.core is not Component.UNET:
+        prediction = None
+    elif marks and family.regions:
+        prediction = "v_prediction"
+        evidence = (*evidence, f"{marks[0]} is there: a trainer's mark of v-prediction")
+    else:
+        prediction = None if family.undecided is not None else family.prediction
+    return Detection(family.name, match.variant(), evidence, prediction)
 
 
 def _objections(met: Mapping[str, int], tensors: Mapping[str, Spec]) -> tuple[str, ...]:

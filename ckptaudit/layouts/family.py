@@ -24,8 +24,10 @@ __all__ = [
     "Family",
     "Foreign",
     "Part",
+    "Pipeline",
     "Region",
     "Sign",
+    "Undecided",
     "Variant",
 ]
 
@@ -188,6 +190,43 @@ class Foreign:
 
 
 @dataclass(frozen=True, slots=True)
+class Pipeline:
+    """What diffusers makes of a family's components.
+
+    Attributes:
+        name: Class of the pipeline.
+        scheduler: Class of the scheduler.
+        tokenizers: Its tokenizers, of which a checkpoint has nothing.
+        left_out: Components that it can do without, which a checkpoint does not have or which
+            are not converted.
+        betas: First and last of the noise that a step adds.
+        flags: Further settings, by name.
+    """
+
+    name: str
+    scheduler: str = "DDIMScheduler"
+    tokenizers: tuple[str, ...] = ("tokenizer",)
+    left_out: tuple[str, ...] = ("safety_checker", "feature_extractor")
+    betas: tuple[float, float] = (0.00085, 0.012)
+    flags: tuple[tuple[str, bool], ...] = (("requires_safety_checker", False),)
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """A property that keys do not show, and the weight that hints at it.
+
+    Attributes:
+        key: A vector of weights.
+        threshold: If their standard deviation is above it, the model predicts v.
+        says: Who found that.
+    """
+
+    key: str
+    threshold: float
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """All that is known of one model family.
 
@@ -200,6 +239,14 @@ class Family:
         foreign: What it never has.
         variants: Other spellings in use, the likeliest first.
         regions: What it may have besides, under a prefix each.
+        pipeline: What diffusers makes of it; None where it has no folder of several components.
+        prediction: What the denoiser predicts, ``epsilon`` or ``v_prediction``.
+        undecided: How to guess what it predicts where files of the family differ.
+        size: Side of the images it was trained on, in pixels; where it predicts v, of a family
+            whose files differ, it is half as large again.
+        scaling: What latents are multiplied with.
+        is_named_only: Whether a file is taken for it only where the user says so: its keys are
+            those of another family.
     """
 
     name: str
@@ -210,6 +257,22 @@ class Family:
     foreign: tuple[Foreign, ...] = ()
     variants: tuple[Variant, ...] = ()
     regions: tuple[Region, ...] = ()
+    pipeline: Pipeline | None = None
+    prediction: str = "epsilon"
+    undecided: Undecided | None = None
+    size: int = 512
+    scaling: float = 0.18215
+    is_named_only: bool = False
+
+    @property
+    def has_diffusers_layout(self) -> bool:
+        """Whether a folder that diffusers opens can be made of it."""
+        return self.pipeline is not None or len(self.parts) == 1
+
+    def image_size(self, prediction: str) -> int:
+        """Side of the images that a model which predicts so was trained on, in pixels."""
+        larger = self.undecided is not None and prediction == "v_prediction"
+        return self.size * 3 // 2 if larger else self.size
 
     def inventory(self, *, ema: bool = False, variant: str | None = None) -> tuple[Entry, ...]:
         """Every tensor of a complete checkpoint, in the order of the original files.

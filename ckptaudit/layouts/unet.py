@@ -41,6 +41,7 @@ class UNet:
         vector: Width of the vector that is added to the time embedding; 0 is none.
         vector_name: What diffusers calls the layers that vector goes through.
         classes: Rows of a table whose row is added to the time embedding; 0 is none.
+        heads: Attention heads on every level; 0 is one for each 64 channels.
     """
 
     in_channels: int
@@ -57,6 +58,12 @@ class UNet:
     vector: int = 0
     vector_name: str = "add_embedding"
     classes: int = 0
+    heads: int = 0
+
+    @property
+    def depths_up(self) -> tuple[tuple[int, ...], ...]:
+        """Blocks in each transformer on the way up, per level and there per residual block."""
+        return self.up_depths or tuple((depth,) * (self.res_blocks + 1) for depth in self.depths)
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield every tensor once, in the original implementation's order."""
@@ -124,11 +131,10 @@ class UNet:
     def _way_up(self) -> Iterator[Tensor]:
         width, number = self._widths[-1], 0
         skips = list(self.skips())
-        depths = self.up_depths or tuple((depth,) * (self.res_blocks + 1) for depth in self.depths)
         for level in reversed(range(len(self._widths))):
             wide = self._widths[level]
             up = f"up_blocks.{len(self._widths) - 1 - level}"
-            for block, depth in enumerate(depths[level]):
+            for block, depth in enumerate(self.depths_up[level]):
                 at = f"output_blocks.{number}"
                 resnet = self._resnet(width + skips.pop(), wide)
                 yield from under(f"{at}.0", f"{up}.resnets.{block}", resnet)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ckptaudit.dtypes import named
-from ckptaudit.layouts import weights_file
 from ckptaudit.plan.options import Layout
 from ckptaudit.plan.values import Drop, Output, OutputTensor, TensorJob
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from ckptaudit.dtypes import DType
-    from ckptaudit.layouts import Op
+    from ckptaudit.layouts import Detection, Op
     from ckptaudit.plan.duplicates import Candidate
     from ckptaudit.plan.options import Options
     from ckptaudit.tensors import TensorView
@@ -54,6 +53,7 @@ class Arranged:
 
 def arrange(
     candidates: Sequence[Candidate],
+    detection: Detection,
     options: Options,
     unfit: Collection[tuple[str, str]],
 ) -> Arranged:
@@ -61,6 +61,7 @@ def arrange(
 
     Args:
         candidates: The tensors to be written.
+        detection: The family they belong to.
         options: What the user asked for.
         unfit: File and name of those in the output that stay in the type of the source.
     """
@@ -68,8 +69,9 @@ def arrange(
     parts: dict[tuple[str, str], list[TensorJob]] = defaultdict(list)
     heights: dict[tuple[str, str], int] = {}
     for candidate in candidates:
-        reason = None if _places(candidate, options) else "has no place in the diffusers layout"
-        for place in _places(candidate, options):
+        places = _places(candidate, detection, options)
+        reason = None if places else "has no place in the diffusers layout"
+        for place in places:
             view = _made(candidate.view, place)
             if view is None:
                 reason = f"is not of a shape from which {place.name} can be made"
@@ -118,10 +120,10 @@ class _Place:
     height: int = 0
 
 
-def _places(candidate: Candidate, options: Options) -> tuple[_Place, ...]:
+def _places(candidate: Candidate, detection: Detection, options: Options) -> tuple[_Place, ...]:
     if options.layout is Layout.DIFFUSERS:
         return tuple(
-            _Place(weights_file(there.component), there.key, there.op, there.rows)
+            _Place(detection.weights_file(there.component), there.key, there.op, there.rows)
             for there in candidate.diffusers
         )
     placement = candidate.placement

@@ -71,7 +71,7 @@ def make_plan(
     left_out = {alias.source for alias in aliases}
     written = [candidate for candidate in draft.candidates if candidate.view.key not in left_out]
     # Only now: the aliases of a tensor that does not fit are its equals and do not fit either.
-    arranged = arrange(written, options, unfit or {})
+    arranged = arrange(written, detection, options, unfit or {})
     outside = [
         Drop(leftover.path, leftover.what, leftover.reason)
         for leftover in state_dict.leftovers

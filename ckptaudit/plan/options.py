@@ -76,6 +76,7 @@ class Options:
         vae: What happens to the VAE.
         text_encoder: What happens to the text encoders.
         other: What happens to everything whose part in the model is not known.
+        family: Name of the family to take a file for; "" is whatever it is found to be.
 
     Raises:
         ValueError: A value is none of the choices.  The text of a choice is as good as the
@@ -92,11 +93,12 @@ class Options:
     vae: Action = Action.CONVERT
     text_encoder: Action = Action.CONVERT
     other: Action = Action.CONVERT
+    family: str = ""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value, default = getattr(self, field.name), field.default
-            if isinstance(value, type(default)):
+            if type(value) is type(default):
                 continue
             choices = (
                 {each.value: each for each in type(default)} if isinstance(default, Enum) else {}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.jobs.account import Conversion, TensorEntry
     from ckptaudit.jobs.inspect import InspectedTensor
+    from ckptaudit.jobs.opening import File
     from ckptaudit.layouts import ComponentCount
     from ckptaudit.plan import Drop
     from ckptaudit.policy import Finding
@@ -32,6 +33,7 @@ __all__ = [
     "size_text",
     "sizes_by_dtype",
     "stored_once",
+    "tensors_in",
     "worst_first",
     "wrong_with",
 ]
@@ -98,6 +100,12 @@ def sizes_by_dtype(tensors: Iterable[InspectedTensor]) -> list[tuple[str, str]]:
     for tensor in tensors:
         sizes[tensor.dtype] += tensor.nbytes
     return [(dtype, size_text(nbytes)) for dtype, nbytes in sorted(sizes.items())]
+
+
+def tensors_in(result: Conversion, output: File) -> str:
+    """How many tensors are in *output*; one that was put together from parts is one."""
+    names = {entry.name for entry in result.tensors if output.path.endswith(entry.file)}
+    return f"{len(names)} tensors" if output.path.endswith(".safetensors") else "settings"
 
 
 def stored_once(result: Conversion) -> list[str]:

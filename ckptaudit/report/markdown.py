@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.jobs.account import Conversion
     from ckptaudit.jobs.inspect import Inspection
+    from ckptaudit.jobs.opening import File
     from ckptaudit.jobs.scan import ScanResult
     from ckptaudit.layouts import ComponentCount
     from ckptaudit.policy import Coverage, Finding
@@ -140,10 +141,7 @@ def _converted(result: Conversion) -> list[str]:
         f"## {code(result.source.path)}",
         _list(
             [
-                *(
-                    f"{code(output.path)}: {len(result.tensors)} tensors, {_hash(output.sha256)}"
-                    for output in result.outputs
-                ),
+                *(_output(result, output) for output in result.outputs),
                 *result.notes,
                 *facts.losses(result.tensors),
                 *map(code, told),
@@ -153,6 +151,10 @@ def _converted(result: Conversion) -> list[str]:
         *_findings(result.findings),
         *_not_read(result.source.coverage),
     ]
+
+
+def _output(result: Conversion, output: File) -> str:
+    return f"{code(output.path)}: {facts.tensors_in(result, output)}, {_hash(output.sha256)}"
 
 
 def _findings(findings: Sequence[Finding]) -> list[str]:

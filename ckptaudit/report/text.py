@@ -70,7 +70,7 @@ def conversion_text(result: Conversion) -> str:
     return _lines(
         f"{printable(result.source.path)}: {result.family}, {before} {verb} {after}",
         *(
-            f"{printable(output.path)}: {len(result.tensors)} tensors{_hash(output.sha256)}"
+            f"{printable(output.path)}: {facts.tensors_in(result, output)}{_hash(output.sha256)}"
             for output in result.outputs
         ),
         *_notes(result.notes),

@@ -44,6 +44,8 @@ def _together(base: Family, unet: UNet) -> Family:
         foreign=tuple(each for each in base.foreign if each.prefix != _PREFIX),
         # A buffer of the training loss, in each step the same.
         regions=(Region("logvar", Component.SCHEDULE),),
+        # Which pipeline it goes with is nowhere in a checkpoint.
+        pipeline=None,
     )
 
 

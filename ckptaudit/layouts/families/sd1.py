@@ -16,7 +16,7 @@ from dataclasses import replace
 from ckptaudit.layouts.families.encoders import CLIP_L
 from ckptaudit.layouts.families.schedule import SCHEDULE
 from ckptaudit.layouts.families.vae import KL_F8
-from ckptaudit.layouts.family import Component, Family, Foreign, Part, Sign, Variant
+from ckptaudit.layouts.family import Component, Family, Foreign, Part, Pipeline, Sign, Variant
 from ckptaudit.layouts.unet import UNet
 
 __all__ = ["SD1", "SD1_EDIT", "SD1_INPAINTING", "SD1_UNET"]
@@ -31,10 +31,11 @@ SD1_UNET = UNet(
     depths=(1, 1, 1, 0),
     context=768,
     linear_projection=False,
+    heads=8,
 )
 
 
-def _sd1(name: str, title: str, in_channels: int, says: str) -> Family:
+def _sd1(name: str, title: str, in_channels: int, says: str, pipeline: Pipeline) -> Family:
     return Family(
         name=name,
         title=title,
@@ -71,6 +72,7 @@ def _sd1(name: str, title: str, in_channels: int, says: str) -> Family:
                 spelled="cond_stage_model.transformer.",
             ),
         ),
+        pipeline=pipeline,
     )
 
 
@@ -79,16 +81,19 @@ SD1 = _sd1(
     "Stable Diffusion 1.x",
     4,
     "320 channels wide, and nothing is concatenated to the 4-channel latent",
+    Pipeline("StableDiffusionPipeline"),
 )
 SD1_INPAINTING = _sd1(
     "sd1-inpainting",
     "Stable Diffusion 1.x inpainting",
     9,
     "a masked image and its mask are concatenated to the 4-channel latent",
+    Pipeline("StableDiffusionInpaintPipeline"),
 )
 SD1_EDIT = _sd1(
     "sd1-instruct-pix2pix",
     "instruct-pix2pix",
     8,
     "the latent of the image to edit is concatenated to the 4-channel latent",
+    Pipeline("StableDiffusionInstructPix2PixPipeline"),
 )

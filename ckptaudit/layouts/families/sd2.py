@@ -16,10 +16,29 @@ from dataclasses import replace
 from ckptaudit.layouts.families.encoders import OPENCLIP_H
 from ckptaudit.layouts.families.schedule import AUGMENTATION, SCHEDULE, SIGMAS
 from ckptaudit.layouts.families.vae import KL_F4, KL_F8
-from ckptaudit.layouts.family import Component, Family, Foreign, Part, Region, Sign
+from ckptaudit.layouts.family import (
+    Component,
+    Family,
+    Foreign,
+    Part,
+    Pipeline,
+    Region,
+    Sign,
+    Undecided,
+)
 from ckptaudit.layouts.unet import UNet
 
-__all__ = ["SD2", "SD2_DEPTH", "SD2_INPAINTING", "SD2_SGM", "SD2_UNET", "SD2_UPSCALER", "TEXT"]
+__all__ = [
+    "SD2",
+    "SD2_BASE",
+    "SD2_DEPTH",
+    "SD2_INPAINTING",
+    "SD2_SGM",
+    "SD2_UNET",
+    "SD2_UPSCALER",
+    "SD2_V",
+    "TEXT",
+]
 
 _U = "model.diffusion_model."
 SD2_UNET = UNet(
@@ -37,6 +56,13 @@ _CONTROL = Foreign("control_model.", "a ControlNet together with the model it wa
 _CONDITIONER = Foreign("conditioner.", "text encoders laid out as in SDXL")
 _LABEL = Foreign(f"{_U}label_emb.", "a UNet that also takes a label or an image")
 _DEPTH = Foreign("depth_model.", "a network that estimates depth")
+
+
+_V_OR_NOT = Undecided(
+    f"{_U}output_blocks.11.1.transformer_blocks.0.norm1.bias",
+    0.09,
+    "ComfyUI tells v-prediction by it",
+)
 
 
 def _signs(in_channels: int, says: str) -> tuple[Sign, ...]:
@@ -61,8 +87,10 @@ def _sd2(
     in_channels: int,
     says: str,
     *,
+    pipeline: Pipeline,
     foreign: tuple[Foreign, ...] = (_DEPTH,),
     regions: tuple[Region, ...] = (),
+    undecided: Undecided | None = None,
 ) -> Family:
     return Family(
         name=name,
@@ -76,6 +104,8 @@ def _sd2(
         signs=_signs(in_channels, says),
         foreign=(_CONTROL, _CONDITIONER, _LABEL, *foreign),
         regions=regions,
+        pipeline=pipeline,
+        undecided=undecided,
     )
 
 
@@ -84,18 +114,43 @@ SD2 = _sd2(
     "Stable Diffusion 2.x",
     4,
     "320 channels wide, and nothing is concatenated to the 4-channel latent",
+    pipeline=Pipeline("StableDiffusionPipeline"),
+    undecided=_V_OR_NOT,
+)
+# One of the two, where somebody knows which.
+SD2_BASE = replace(
+    SD2,
+    name="sd2-base",
+    title="Stable Diffusion 2.x base",
+    undecided=None,
+    is_named_only=True,
+)
+SD2_V = replace(
+    SD2,
+    name="sd2-v",
+    title="Stable Diffusion 2.x that predicts v",
+    undecided=None,
+    prediction="v_prediction",
+    size=768,
+    is_named_only=True,
 )
 SD2_INPAINTING = _sd2(
     "sd2-inpainting",
     "Stable Diffusion 2.x inpainting",
     9,
     "a masked image and its mask are concatenated to the 4-channel latent",
+    pipeline=Pipeline("StableDiffusionInpaintPipeline"),
 )
 SD2_DEPTH = _sd2(
     "sd2-depth",
     "Stable Diffusion 2.x depth-to-image",
     5,
     "a depth map is concatenated to the 4-channel latent",
+    pipeline=Pipeline(
+        "StableDiffusionDepth2ImgPipeline",
+        left_out=("depth_estimator", "feature_extractor"),
+        flags=(),
+    ),
     foreign=(),
     regions=(Region("depth_model.", Component.DEPTH_ESTIMATOR),),
 )
@@ -115,6 +170,7 @@ SD2_UPSCALER = Family(
                 depths=(0, 1, 1, 1),
                 cross_only=frozenset({0, 1, 2}),
                 classes=1000,
+                heads=8,
             ),
         ),
         Part(Component.VAE, "first_stage_model.", KL_F4),
@@ -134,6 +190,10 @@ SD2_UPSCALER = Family(
         ),
     ),
     foreign=(_CONTROL, _CONDITIONER),
+    # Its second scheduler is nowhere in a checkpoint.
+    pipeline=None,
+    prediction="v_prediction",
+    scaling=0.08333,
 )
 SD2_SGM = Family(
     name="sd2-sgm",
@@ -157,4 +217,6 @@ SD2_SGM = Family(
         _LABEL,
         Foreign("cond_stage_model.", "a text encoder laid out as in Stable Diffusion 1 and 2"),
     ),
+    pipeline=Pipeline("StableDiffusionPipeline"),
+    undecided=_V_OR_NOT,
 )

@@ -15,7 +15,7 @@ from dataclasses import replace
 from ckptaudit.layouts.families.encoders import CLIP_L, OPENCLIP_BIG_G
 from ckptaudit.layouts.families.schedule import SIGMAS
 from ckptaudit.layouts.families.vae import KL_F8
-from ckptaudit.layouts.family import Component, Family, Foreign, Part, Region, Sign
+from ckptaudit.layouts.family import Component, Family, Foreign, Part, Pipeline, Region, Sign
 from ckptaudit.layouts.unet import UNet
 
 __all__ = ["SDXL", "SDXL_EDIT", "SDXL_INPAINTING", "SDXL_REFINER", "SDXL_UNET", "SSD_1B"]
@@ -58,7 +58,30 @@ _POOLED = Sign(
 )
 
 
-def _sdxl(name: str, title: str, unet: UNet, *signs: Sign, foreign: tuple[Foreign, ...]) -> Family:
+_SCALING = 0.13025
+
+
+def _pipeline(name: str) -> Pipeline:
+    return Pipeline(
+        name,
+        scheduler="EulerDiscreteScheduler",
+        tokenizers=("tokenizer", "tokenizer_2"),
+        left_out=("image_encoder", "feature_extractor"),
+        flags=(("force_zeros_for_empty_prompt", True),),
+    )
+
+
+_TEXT_TO_IMAGE = _pipeline("StableDiffusionXLPipeline")
+
+
+def _sdxl(
+    name: str,
+    title: str,
+    unet: UNet,
+    *signs: Sign,
+    foreign: tuple[Foreign, ...],
+    pipeline: Pipeline,
+) -> Family:
     return Family(
         name=name,
         title=title,
@@ -72,10 +95,13 @@ def _sdxl(name: str, title: str, unet: UNet, *signs: Sign, foreign: tuple[Foreig
         signs=(*signs, _CONTEXT, _POOLED),
         foreign=(*_FOREIGN, *foreign),
         regions=_MARKS,
+        pipeline=pipeline,
+        size=1024,
+        scaling=_SCALING,
     )
 
 
-def _whole(name: str, title: str, in_channels: int, says: str) -> Family:
+def _whole(name: str, title: str, in_channels: int, says: str, pipeline: Pipeline) -> Family:
     return _sdxl(
         name,
         title,
@@ -87,6 +113,7 @@ def _whole(name: str, title: str, in_channels: int, says: str) -> Family:
             "there is a transformer in the middle",
         ),
         foreign=(),
+        pipeline=pipeline,
     )
 
 
@@ -95,18 +122,21 @@ SDXL = _whole(
     "Stable Diffusion XL",
     4,
     "320 channels wide, and nothing is concatenated to the 4-channel latent",
+    _TEXT_TO_IMAGE,
 )
 SDXL_INPAINTING = _whole(
     "sdxl-inpainting",
     "Stable Diffusion XL inpainting",
     9,
     "a masked image and its mask are concatenated to the 4-channel latent",
+    _pipeline("StableDiffusionXLInpaintPipeline"),
 )
 SDXL_EDIT = _whole(
     "sdxl-edit",
     "Stable Diffusion XL edit (instruct-pix2pix)",
     8,
     "the latent of the image to edit is concatenated to the 4-channel latent",
+    _pipeline("StableDiffusionXLInstructPix2PixPipeline"),
 )
 SSD_1B = _sdxl(
     "ssd-1b",
@@ -123,6 +153,7 @@ SSD_1B = _sdxl(
         "320 channels wide, and nothing is concatenated to the 4-channel latent",
     ),
     foreign=(Foreign(f"{_U}middle_block.1.", "a transformer in the middle"),),
+    pipeline=_TEXT_TO_IMAGE,
 )
 SDXL_REFINER = Family(
     name="sdxl-refiner",
@@ -165,4 +196,12 @@ SDXL_REFINER = Family(
     ),
     foreign=_FOREIGN,
     regions=_MARKS,
+    pipeline=replace(
+        _pipeline("StableDiffusionXLImg2ImgPipeline"),
+        tokenizers=("tokenizer_2",),
+        left_out=("tokenizer", "text_encoder", "image_encoder", "feature_extractor"),
+        flags=(("force_zeros_for_empty_prompt", False), ("requires_aesthetics_score", True)),
+    ),
+    size=1024,
+    scaling=_SCALING,
 )

@@ -55,6 +55,10 @@ def _unclip(name: str, title: str, image: ClipImage) -> Family:
             ),
         ),
         foreign=(Foreign("conditioner.", "text encoders laid out as in SDXL"),),
+        # Half of its pipeline's components are nowhere in a checkpoint.
+        pipeline=None,
+        prediction="v_prediction",
+        size=768,
     )
 
 
