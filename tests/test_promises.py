@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,6 +219,21 @@ def test_a_file_is_what_its_bytes_say_whatever_it_is_called(tmp_path: Path) -> N
             result = ckptaudit.scan(tmp_path / name)
             answers.add((result.container, result.verdict, result.coverage, result.findings))
         assert len(answers) == 1
+
+
+@pytest.mark.parametrize(
+    "data", [CLEAN, CLEAN[:-30], torch_zip(pickled(call("posix", "system", "true")))],
+    ids=["clean", "cut", "evil"],
+)  # fmt: skip
+def test_leaving_the_hash_out_changes_nothing_else(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(data)
+
+    hashed, bare = (audit("scan", tmp_path / "model.pt", "-f", "json", *options)
+                    for options in ([], ["--no-hash"]))  # fmt: skip
+
+    assert (hashed.status, hashed.err) == (bare.status, bare.err)
+    assert [{**file, "sha256": None} for file in hashed.files] == bare.files
+    assert all(file["sha256"] == sha256(data).hexdigest() for file in hashed.files)
 
 
 def test_an_archive_with_code_is_never_converted(tmp_path: Path) -> None:
