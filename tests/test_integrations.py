@@ -360,12 +360,35 @@ def test_no_name_of_a_file_gets_around_the_action(
     (checkout / "below" / name).write_bytes(EVIL)
     (checkout / name).write_bytes(EVIL)
 
-    for paths, count in (("*.pt", 2), ("**/*.pt", 3), ("below/*", 1)):
-        done = scan(tmp_path / "runner", installed, paths=paths)
-        assert (done.status, done.outputs["verdict"]) == (1, "malicious")
-        assert len(artifacts(done.outputs["sarif"])) == count
-        assert_only_text(done.log)
+    done = scan(tmp_path / "runner", installed, paths="**/*.pt")
+
+    assert (done.status, done.outputs["verdict"]) == (1, "malicious")
+    assert len(artifacts(done.outputs["sarif"])) == 3
+    assert_only_text(done.log)
     assert {path.name for path in checkout.iterdir()} == {name, "clean.pt", "below"}
+
+
+@pytest.mark.parametrize(
+    ("paths", "found"),
+    [
+        ("*.pt", ["clean.pt"]),
+        ("b*/*", ["below/.hidden", "below/x.ckpt"]),
+        ("below/[xy].????", ["below/x.ckpt"]),
+        ("**/*", ["below/.hidden", "below/x.ckpt", "clean.pt"]),
+        ("clean.pt\n*.pt\n", ["clean.pt", "clean.pt"]),
+    ],
+)
+def test_a_pattern_is_for_files_hidden_ones_too_and_not_for_folders(
+    paths: str, found: list[str], tmp_path: Path, checkout: Path, installed: Path
+) -> None:
+    (checkout / "below" / "folder.pt").mkdir(parents=True)
+    for name in ("below/x.ckpt", "below/.hidden"):
+        (checkout / name).write_bytes(CLEAN)
+
+    done = scan(tmp_path / "runner", installed, paths=paths)
+
+    assert done.status == 0
+    assert sorted(artifacts(done.outputs["sarif"])) == found
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES.values() if "\n" not in name])
@@ -452,6 +475,35 @@ def test_an_earlier_report_is_not_taken_for_this_one(
     done = scan(runner, installed, paths="clean.pt", sarif="out.sarif", fail_on="no-such")
 
     assert (done.status, done.outputs["sarif"]) == (2, "")
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [{"RUNNER_TEMP": "/no/such/folder"}, {"GITHUB_OUTPUT": "/no/such/file"}, {"BIN": "/no/such"}],
+    ids=["no-work-folder", "no-outputs", "nothing-installed"],
+)
+@pytest.mark.parametrize("name", ["clean.pt", "evil.pt"])
+def test_trouble_of_the_runner_is_no_answer(
+    name: str, trouble: dict[str, str], tmp_path: Path, checkout: Path, installed: Path
+) -> None:
+    """Neither 0 nor 1, which would say something of the checkpoint."""
+    (checkout / "evil.pt").write_bytes(EVIL)
+
+    done = step(SCAN, tmp_path / "runner", {"paths": name}, programs=installed, more=trouble)
+
+    assert done.status not in {0, 1}
+    assert done.outputs.get("verdict", "none") == "none"
+
+
+def test_a_runner_without_summaries_is_none_the_worse(
+    tmp_path: Path, checkout: Path, installed: Path
+) -> None:
+    assert checkout.exists()
+    without = {"GITHUB_STEP_SUMMARY": ""}
+
+    done = step(SCAN, tmp_path / "runner", {"paths": "clean.pt"}, programs=installed, more=without)
+
+    assert (done.status, done.outputs["verdict"]) == (0, "clean")
 
 
 # Where it is installed
