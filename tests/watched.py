@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptaudit import convert, explain, inspect, scan, scan_file_path
+from ckptaudit import convert, explain, inspect, scan, scan_file_path, verify
 from ckptaudit.errors import CkptauditError
 
 if TYPE_CHECKING:
@@ -65,14 +65,18 @@ class Watch:
         writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         if path == self.job[1] and not writes:
             self.opened[" ".join(self.job)] += 1
-        elif not self._may_write(path):
+        elif not (self._may_write(path) if writes else self._may_read(path)):
             self._note("open", path, flags)
+
+    def _may_read(self, path: str) -> bool:
+        """Whether it is a job that was given an output's path, and that lies there."""
+        real = os.path.realpath(path)
+        below = os.path.commonpath([real, self._out]) == str(self._out)
+        return self.job is not None and self.job[0] in {"convert", "verify"} and below
 
     def _may_write(self, path: str) -> bool:
         """Whether it is a conversion that does it, in the folder it was given."""
-        real = os.path.realpath(path)
-        below = os.path.commonpath([real, self._out]) == str(self._out)
-        return self.job is not None and self.job[0] == "convert" and below
+        return self.job is not None and self.job[0] == "convert" and self._may_read(path)
 
     def _note(self, event: str, *what: object) -> None:
         assert self.job is not None
@@ -88,6 +92,8 @@ def main(folder: Path, out: Path) -> None:
         "explain": explain,
         "inspect": inspect,
         "convert": lambda path: convert(path, output, allow_unsafe=True, overwrite=True),
+        # Where nothing could be made of a source, with what was made of another.
+        "verify": lambda path: verify(path, output),
     }
     watch = Watch(out)
     sys.addaudithook(watch)
