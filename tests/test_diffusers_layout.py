@@ -6,96 +6,23 @@ Models here are narrow ones of the real families: every layer is there, and is t
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from narrow import checkpoint, moved, read
 from oracle import converted, torch
-from safetensors.torch import load_file
 
 from ckptaudit import Options, convert
 from ckptaudit.errors import OutputExists, OutputFailed, Unsupported
-from ckptaudit.layouts import FAMILIES, Component
-from ckptaudit.layouts.autoencoder import Vae
-from ckptaudit.layouts.clip import ClipText, OpenClipText
-from ckptaudit.layouts.unet import UNet
+from ckptaudit.layouts import Component
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ckptaudit.layouts import Family
-    from ckptaudit.layouts.grammar import Architecture
 
 KEEP = Options(layout="diffusers", precision="keep")  # type: ignore[arg-type] # as a user writes it
-
-
-def narrow(family: Family) -> Family:
-    """*family* with thin layers, recognised by its signs in their new shapes."""
-    parts = tuple(replace(part, architecture=thin(part.architecture)) for part in family.parts)
-    made = replace(family, parts=parts)
-    shapes = {entry.key: entry.shape for entry in made.inventory()}
-    return replace(made, signs=tuple(replace(s, shape=shapes[s.key]) for s in family.signs))
-
-
-def thin(architecture: Architecture) -> Architecture:
-    match architecture:
-        case UNet(depths=depths):
-            few = tuple(min(depth, 1) for depth in depths)
-            return replace(architecture, channels=32, depths=few, middle_depth=1, context=64)
-        case Vae():
-            return replace(architecture, channels=32)
-        case ClipText():
-            return replace(architecture, width=64, layers=2, vocabulary=99)
-        case OpenClipText(projects=projects):
-            used = 2 if projects else 1
-            return replace(architecture, width=64, layers=2, used_layers=used, vocabulary=99)
-        case _:
-            return architecture
-
-
-@pytest.fixture
-def thin_family(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Family:
-    """The family named, narrow; it takes the place of the real one."""
-    made = narrow(FAMILIES[request.param])
-    # The package has a function of the module's name.
-    module = sys.modules["ckptaudit.layouts.detect"]
-    monkeypatch.setattr(module, "FAMILIES", {**FAMILIES, made.name: made})
-    return made
-
-
-def checkpoint(family: Family, path: Path) -> dict[str, torch.Tensor]:
-    """A complete file of *family*, of random weights."""
-    torch.manual_seed(0)
-    tensors = {
-        entry.key: torch.arange(entry.shape[-1])[None]
-        if entry.dtype == "int64"
-        else torch.randn(entry.shape)
-        for entry in family.inventory()
-    }
-    torch.save({"state_dict": tensors}, path)
-    return tensors
-
-
-def moved(family: Family, tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    """By component and name, what the inventory says becomes of *tensors*, done by torch."""
-    made: dict[str, dict[str, torch.Tensor]] = {}
-    for entry in family.inventory():
-        for there in entry.diffusers:
-            tensor = tensors[entry.key]
-            if there.op == "squeeze":
-                tensor = tensor[:, :, 0, 0]
-            elif there.op == "transpose":
-                tensor = tensor.T
-            elif there.rows is not None:
-                tensor = tensor[slice(*there.rows)]
-            made.setdefault(there.component.value, {})[there.key] = tensor
-    return made
-
-
-def read(folder: Path, component: str) -> dict[str, torch.Tensor]:
-    name = "model" if component.startswith("text_") else "diffusion_pytorch_model"
-    return load_file(folder / component / f"{name}.safetensors")
 
 
 SINGLE_FILES = ["sd1", "sd1-inpainting", "sd2", "sdxl", "sdxl-refiner", "sd2-sgm"]

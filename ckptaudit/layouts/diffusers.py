@@ -79,12 +79,12 @@ def _config(part: Part, family: Family, prediction: str) -> Settings:
         case Vae() as vae:
             return _vae(vae, size, family.scaling)
         case ClipText() as clip:
-            return _text("CLIPTextModel", clip.width, clip.layers, clip.width, "quick_gelu")
+            return _text(clip, "CLIPTextModel", clip.layers, clip.width, "quick_gelu")
         case OpenClipText() as clip:
             name = "CLIPTextModelWithProjection" if clip.projects else "CLIPTextModel"
             # SD 2's folders say 512, though nothing is projected.
             projection = clip.width if clip.projects else 512
-            return _text(name, clip.width, clip.used_layers, projection, "gelu")
+            return _text(clip, name, clip.used_layers, projection, "gelu")
         case _:
             raise KeyError(part.component)
 
@@ -166,7 +166,7 @@ def _middle(unet: UNet) -> Settings:
 
 def _way_down(unet: UNet) -> Settings:
     widths = [unet.channels * multiplier for multiplier in unet.multipliers]
-    heads: object = unet.heads or [width // _HEAD_WIDTH for width in widths]
+    heads: object = unet.heads or [max(1, width // _HEAD_WIDTH) for width in widths]
     depths = [max(1, depth) for depth in unet.depths]
     settings: Settings = {
         "attention_head_dim": heads,
@@ -238,23 +238,25 @@ def _vae(vae: Vae, sample_size: int, scaling: float) -> Settings:
     return settings | ({"num_vq_embeddings": vae.codebook} if vae.codebook else {})
 
 
-def _text(name: str, width: int, layers: int, projection: int, activation: str) -> Settings:
+def _text(
+    clip: ClipText | OpenClipText, name: str, layers: int, projection: int, activation: str
+) -> Settings:
     return {
         "architectures": [name],
         "attention_dropout": 0.0,
         "bos_token_id": 0,
         "eos_token_id": 2,
         "hidden_act": activation,
-        "hidden_size": width,
+        "hidden_size": clip.width,
         "initializer_factor": 1.0,
         "initializer_range": 0.02,
-        "intermediate_size": 4 * width,
+        "intermediate_size": 4 * clip.width,
         "layer_norm_eps": 1e-05,
-        "max_position_embeddings": 77,
+        "max_position_embeddings": clip.positions,
         "model_type": "clip_text_model",
-        "num_attention_heads": width // _HEAD_WIDTH,
+        "num_attention_heads": clip.width // _HEAD_WIDTH,
         "num_hidden_layers": layers,
         "pad_token_id": 1,
         "projection_dim": projection,
-        "vocab_size": 49408,
+        "vocab_size": clip.vocabulary,
     }
