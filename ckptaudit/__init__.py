@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         NoSuchRecord,
         OutputExists,
         OutputFailed,
+        PolicyInvalid,
         Refused,
         SourceChanged,
         SourceUnreadable,
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.convert import convert
     from ckptaudit.jobs.explain import Explanation, explain
     from ckptaudit.jobs.inspect import Inspection, inspect
+    from ckptaudit.jobs.policyfile import read_policy
     from ckptaudit.jobs.scan import ScanResult, scan
     from ckptaudit.jobs.verify import Verification, verify
     from ckptaudit.plan import Action, Dedupe, Ema, OnOverflow, Options, Precision
-    from ckptaudit.policy import Coverage, Finding, Severity
+    from ckptaudit.policy import Coverage, Finding, Permitted, Policy, Severity
 
 __version__ = "0.1.0"
 
@@ -60,6 +62,9 @@ __all__ = [
     "Options",
     "OutputExists",
     "OutputFailed",
+    "Permitted",
+    "Policy",
+    "PolicyInvalid",
     "Precision",
     "Refused",
     "ScanResult",
@@ -72,6 +77,7 @@ __all__ = [
     "convert",
     "explain",
     "inspect",
+    "read_policy",
     "scan",
     "verify",
 ]
@@ -79,9 +85,10 @@ __all__ = [
 
 _ERRORS = (
     *("CastOverflow", "CkptauditError", "Incomplete", "JobDied", "LimitExceeded"),
-    *("MalformedInput", "NoSuchRecord", "OutputExists", "OutputFailed", "Refused"),
-    *("SourceChanged", "SourceUnreadable", "Unsupported"),
+    *("MalformedInput", "NoSuchRecord", "OutputExists", "OutputFailed", "PolicyInvalid"),
+    *("Refused", "SourceChanged", "SourceUnreadable", "Unsupported"),
 )
+_JUDGED = ("Coverage", "Finding", "Permitted", "Policy", "Severity")
 
 
 def __dir__() -> list[str]:
@@ -96,10 +103,14 @@ def __getattr__(name: str) -> object:
         from ckptaudit import errors  # noqa: PLC0415 - as all of these, only when it is asked for
 
         found = {error: getattr(errors, error) for error in _ERRORS}
-    elif name in {"Coverage", "Finding", "Severity"}:
+    elif name in _JUDGED:
         from ckptaudit import policy  # noqa: PLC0415
 
-        found = {each: getattr(policy, each) for each in ("Coverage", "Finding", "Severity")}
+        found = {each: getattr(policy, each) for each in _JUDGED}
+    elif name == "read_policy":
+        from ckptaudit.jobs.policyfile import read_policy  # noqa: PLC0415
+
+        found = {"read_policy": read_policy}
     elif name in {"ScanResult", "scan"}:
         from ckptaudit.jobs.scan import ScanResult, scan  # noqa: PLC0415
 

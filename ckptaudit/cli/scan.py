@@ -10,6 +10,7 @@ import click
 from ckptaudit.cli.answers import BAD, GOOD, NONE, Answers, paths_argument
 from ckptaudit.cli.formats import scan_as
 from ckptaudit.cli.outputs import report_options
+from ckptaudit.cli.policy import chosen_policy, note_unused, policy_option
 
 if TYPE_CHECKING:
     from ckptaudit.cli.outputs import Outputs
@@ -28,6 +29,7 @@ _SEVERITIES = ("review", "suspicious", "malicious")
     show_default=True,
     help="Lowest severity that makes the exit status 1.",
 )
+@policy_option
 @click.pass_context
 def scan(
     ctx: click.Context,
@@ -35,6 +37,7 @@ def scan(
     outputs: Outputs,
     no_hash: bool,
     fail_on: str,
+    policy_path: str | None,
 ) -> None:
     """Say whether PATHS can be trusted: verdict, findings, coverage.
 
@@ -53,6 +56,8 @@ def scan(
 
     answers = Answers(status, scan_as)
     outputs.check()
+    policy = chosen_policy(ctx, policy_path, no_hash=no_hash)
     for path in paths:
-        answers.ask(path, partial(job, path, with_hash=not no_hash))
+        answers.ask(path, partial(job, path, with_hash=not no_hash, policy=policy))
+    note_unused(policy_path, policy, answers.results, no_hash=no_hash)
     ctx.exit(answers.deliver(outputs))

@@ -40,6 +40,7 @@ __all__ = [
     "function",
     "hidden_names",
     "inner_call",
+    "is_plain",
     "latin1",
     "made_array",
     "nothing",
@@ -88,6 +89,7 @@ _DTYPE_FLAGS = 7
 _NEEDS_INIT = 8
 _MOST_ARGUMENTS = 16
 _MOST_ATTRIBUTES = 100
+_MOST_PLAIN = 100
 
 
 # Arguments
@@ -350,6 +352,24 @@ def partial_state(state: Node) -> bool:
             return _set_later(others)
         case _:
             return False
+
+
+def is_plain(node: Node) -> bool:
+    """Whether *node* is numbers and text, or few of them in lists, tuples and dicts."""
+    pending = [node]
+    for _ in range(_MOST_PLAIN):
+        if not pending:
+            return True
+        match pending.pop():
+            case None | str() | int() | float():
+                pass
+            case Dict(pairs=pairs) if len(pairs) <= _MOST_PLAIN:
+                pending += [part for pair in pairs for part in pair]
+            case list() | tuple() as items if len(items) <= _MOST_PLAIN:
+                pending += items
+            case _:
+                return False
+    return not pending
 
 
 def octets_in(trace: Trace) -> set[int]:

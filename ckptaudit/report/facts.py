@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from ckptaudit.report.escaping import printable
 from ckptaudit.vm import escape
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.inspect import InspectedTensor
     from ckptaudit.layouts import ComponentCount
     from ckptaudit.plan import Drop
-    from ckptaudit.policy import Finding
+    from ckptaudit.policy import Finding, Permitted
     from ckptaudit.tensors import Leftover
 
 __all__ = [
@@ -28,7 +29,9 @@ __all__ = [
     "first_of",
     "leftovers",
     "losses",
+    "permitted",
     "place_of",
+    "said_of",
     "size_text",
     "sizes_by_dtype",
     "stored_once",
@@ -76,6 +79,22 @@ def place_of(finding: Finding) -> list[str]:
     if finding.offset is not None:
         place.append(f"file offset {finding.offset}")
     return place
+
+
+def said_of(finding: Finding) -> str:
+    """What was found, and where, as far as that is known."""
+    where = ", ".join(place_of(finding))
+    return f"{where}: {finding.message}" if where else finding.message
+
+
+def permitted(found: Iterable[Permitted]) -> list[str]:
+    """What a policy permits, a sentence for each finding, the worst first."""
+    worst_first = sorted(found, key=lambda each: -each.finding.severity.rank)
+    return first_of(
+        f"{each.finding.severity.value} {each.finding.rule}: {said_of(each.finding)} "
+        f"(until {each.expires}: {printable(each.justification)})"
+        for each in worst_first
+    )
 
 
 def wrong_with(part: ComponentCount) -> list[str]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.inspect import Inspection
     from ckptaudit.jobs.scan import ScanResult
     from ckptaudit.layouts import ComponentCount
-    from ckptaudit.policy import Coverage, Finding
+    from ckptaudit.policy import Coverage, Finding, Permitted
     from ckptaudit.report.document import Run
 
 __all__ = ["conversion_markdown", "inspection_markdown", "scan_markdown"]
@@ -103,12 +103,13 @@ def conversion_markdown(run: Run[Conversion]) -> str:
 
 
 def _scanned(result: ScanResult) -> list[str]:
-    if not (result.findings or result.notes or result.coverage.gaps):
+    if not (result.findings or result.permitted or result.notes or result.coverage.gaps):
         return []
     return [
         f"## {code(result.path)}",
         _list(result.notes),
         *_findings(result.findings),
+        *_permitted(result.permitted),
         *_not_read(result.coverage),
     ]
 
@@ -151,6 +152,7 @@ def _converted(result: Conversion) -> list[str]:
         ),
         *_components(result.components),
         *_findings(result.findings),
+        *_permitted(result.permitted),
         *_not_read(result.source.coverage),
     ]
 
@@ -165,6 +167,10 @@ def _findings(findings: Sequence[Finding]) -> list[str]:
         where = f"{rule}, {code(place)}" if place else rule
         items.append(f"{_verdict(finding.severity)} {where}: {code(finding.message)}")
     return ["Findings:", _list(facts.first_of(items))]
+
+
+def _permitted(found: Sequence[Permitted]) -> list[str]:
+    return ["Permitted:", _list(map(code, facts.permitted(found)))] if found else []
 
 
 def _not_read(coverage: Coverage) -> list[str]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.scan import ScanResult
     from ckptaudit.jobs.verify import Verification
     from ckptaudit.layouts import ComponentCount
-    from ckptaudit.policy import Coverage, Finding
+    from ckptaudit.policy import Coverage, Finding, Permitted
 
 __all__ = ["conversion_text", "inspection_text", "scan_text", "verification_text"]
 
@@ -39,6 +39,7 @@ def scan_text(result: ScanResult) -> str:
         f"{result.container.value}, {size_text(result.size)}{_hash(result.sha256)}",
         *_notes(result.notes),
         *_findings(result.findings),
+        *_permitted(result.permitted),
         *_not_read(result.coverage),
     )
 
@@ -79,6 +80,7 @@ def conversion_text(result: Conversion) -> str:
         *facts.stored_once(result),
         *facts.drops(result.dropped),
         *_findings(result.findings),
+        *_permitted(result.permitted),
         *_not_read(result.source.coverage),
     )
 
@@ -119,12 +121,14 @@ def _not_read(coverage: Coverage) -> list[str]:
 
 
 def _findings(findings: Iterable[Finding]) -> list[str]:
-    lines = []
-    for finding in facts.worst_first(findings):
-        where = ", ".join(facts.place_of(finding))
-        said = f"{where}: {finding.message}" if where else finding.message
-        lines.append(f"{finding.severity.value} {finding.rule}: {said}")
-    return facts.first_of(lines)
+    return facts.first_of(
+        f"{finding.severity.value} {finding.rule}: {facts.said_of(finding)}"
+        for finding in facts.worst_first(findings)
+    )
+
+
+def _permitted(found: Iterable[Permitted]) -> list[str]:
+    return [f"permitted {told}" for told in facts.permitted(found)]
 
 
 def _components(components: Iterable[ComponentCount]) -> list[str]:

@@ -1,0 +1,103 @@
+"""The policy that a command is told of, and what has to be said about it on stderr.
+
+Knows:      where people leave a policy, and which notes it deserves.
+Is told:    the path that was named, if one was; afterwards the answers.
+Never asks: what a permission means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from ckptaudit.cli.answers import NONE
+from ckptaudit.cli.outputs import show
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ckptaudit.jobs.account import Conversion
+    from ckptaudit.jobs.explain import Explanation
+    from ckptaudit.jobs.scan import ScanResult
+    from ckptaudit.policy import Permission, Policy
+
+__all__ = ["chosen_policy", "note_unused", "policy_option"]
+
+_OURS = "ckptaudit.toml"
+_PROJECT = "pyproject.toml"
+_TABLE = b"[tool.ckptaudit]"
+_MOST_BYTES = 1_000_000
+
+policy_option = click.option(
+    "--policy",
+    "policy_path",
+    metavar="FILE",
+    help="Permit what FILE does (docs/policy.md); none is ever looked for.",
+)
+
+
+def chosen_policy(ctx: click.Context, path: str | None, *, no_hash: bool) -> Policy | None:
+    """The policy at *path*; None if none was named, whatever lies about.
+
+    What does not hold in this run is said at once; of a policy that is none, too, and that is
+    the end of the command.
+    """
+    if path is None:
+        for here in _unnamed():
+            show(f"ckptaudit: note: {here} is here but was not applied; --policy {here} applies it")
+        return None
+    from ckptaudit.errors import CkptauditError
+    from ckptaudit.jobs.policyfile import read_policy
+
+    try:
+        policy = read_policy(path)
+    except CkptauditError as err:
+        show(f"ckptaudit: {err}")
+        ctx.exit(NONE)
+    for expired in policy.expired:
+        show(
+            f"ckptaudit: note: {path}: entry {expired.entry} ({expired.what}) expired on "
+            f"{expired.expires} and is not applied"
+        )
+    if no_hash and policy.files:
+        entries = _numbers(policy.files.values())
+        show(f"ckptaudit: note: {path}: {entries} needs the SHA-256 that --no-hash leaves out")
+    return policy
+
+
+def note_unused(
+    path: str | None,
+    policy: Policy | None,
+    results: Iterable[ScanResult | Explanation | Conversion] | None,
+    *,
+    no_hash: bool,
+) -> None:
+    """Say which entries have permitted nothing in the whole run: they had better go.
+
+    Of a file without an answer nobody can say what would have been permitted in it.
+    """
+    if policy is None or results is None:
+        return
+    used = {permitted.entry for result in results for permitted in result.permitted}
+    applied = [*policy.names.values(), *([] if no_hash else policy.files.values())]
+    unused = [each for each in applied if each.entry not in used]
+    if unused:
+        show(f"ckptaudit: note: {path}: {_numbers(unused)} permitted nothing in this run")
+
+
+def _numbers(permissions: Iterable[Permission]) -> str:
+    entries = sorted(each.entry for each in permissions)
+    return f"{'entry' if len(entries) == 1 else 'entries'} {', '.join(map(str, entries))}"
+
+
+def _unnamed() -> list[str]:
+    """The policies that lie in the working directory."""
+    found = [_OURS] if os.path.isfile(_OURS) else []  # noqa: PTH113 - pathlib is not loaded for it
+    with contextlib.suppress(OSError):
+        if os.path.isfile(_PROJECT):  # noqa: PTH113 - as above
+            with open(_PROJECT, "rb") as file:  # noqa: PTH123 - as above
+                found += [_PROJECT] if _TABLE in file.read(_MOST_BYTES) else []
+    return found
