@@ -18,18 +18,21 @@ from ckptaudit.cli.outputs import show
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import date
 
     from ckptaudit.jobs.account import Conversion
     from ckptaudit.jobs.explain import Explanation
     from ckptaudit.jobs.scan import ScanResult
     from ckptaudit.policy import Permission, Policy
 
-__all__ = ["chosen_policy", "note_unused", "policy_option"]
+__all__ = ["chosen_policy", "day_to_propose", "note_unused", "policy_option"]
 
 _OURS = "ckptaudit.toml"
 _PROJECT = "pyproject.toml"
 _TABLE = b"[tool.ckptaudit]"
 _MOST_BYTES = 1_000_000
+# Long enough to find a replacement, short enough to be looked at again.
+_DAYS = 90
 
 policy_option = click.option(
     "--policy",
@@ -66,6 +69,13 @@ def chosen_policy(ctx: click.Context, path: str | None, *, no_hash: bool) -> Pol
         entries = _numbers(policy.files.values())
         show(f"ckptaudit: note: {path}: {entries} needs the SHA-256 that --no-hash leaves out")
     return policy
+
+
+def day_to_propose() -> date:
+    """When a permission should expire that is given now."""
+    from datetime import datetime, timedelta, timezone
+
+    return datetime.now(timezone.utc).date() + timedelta(days=_DAYS)
 
 
 def note_unused(

@@ -11,11 +11,13 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from ckptaudit.policy import dated
 from ckptaudit.report.escaping import printable
 from ckptaudit.vm import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import date
 
     from ckptaudit.jobs.account import Conversion, TensorEntry
     from ckptaudit.jobs.inspect import InspectedTensor
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from ckptaudit.tensors import Leftover
 
 __all__ = [
+    "HOW_TO_PERMIT",
     "drops",
     "first_of",
     "leftovers",
@@ -35,11 +38,14 @@ __all__ = [
     "size_text",
     "sizes_by_dtype",
     "stored_once",
+    "to_permit",
     "worst_first",
     "wrong_with",
 ]
 
 _MOST_SENTENCES = 20
+_MOST_LINES = 10
+HOW_TO_PERMIT = "to permit what you have looked at, say why in a line and put it into a --policy:"
 _FIRST_STEP = re.compile(r"\w+|\[(?:'(?:[^'\\]|\\.)*'|[^'\]]*)\]")
 
 
@@ -59,11 +65,12 @@ def size_text(nbytes: int) -> str:
 
 def first_of(sentences: Iterable[str]) -> list[str]:
     """The first of *sentences*, and how many more there are; JSON has them all."""
-    every = list(sentences)
-    if len(every) <= _MOST_SENTENCES:
-        return every
-    more = len(every) - _MOST_SENTENCES
-    return [*every[:_MOST_SENTENCES], f"... and {more} more; see --format json"]
+    return _cut(list(sentences), _MOST_SENTENCES)
+
+
+def _cut(sentences: list[str], most: int) -> list[str]:
+    more = len(sentences) - most
+    return [*sentences[:most], *([f"... and {more} more; see --format json"] if more > 0 else [])]
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
@@ -95,6 +102,11 @@ def permitted(found: Iterable[Permitted]) -> list[str]:
         f"(until {each.expires}: {printable(each.justification)})"
         for each in worst_first
     )
+
+
+def to_permit(lines: Iterable[str], expires: date) -> list[str]:
+    """Lines that a policy would need, up to a day; each a justification short of one."""
+    return _cut([dated(line, expires) for line in lines], _MOST_LINES)
 
 
 def wrong_with(part: ComponentCount) -> list[str]:

@@ -20,6 +20,7 @@ from ckptaudit.report.facts import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import date
 
     from ckptaudit.jobs.account import Conversion
     from ckptaudit.jobs.inspect import Inspection
@@ -33,8 +34,13 @@ __all__ = ["conversion_markdown", "inspection_markdown", "scan_markdown"]
 _NO_ANSWER = "**no answer**"
 
 
-def scan_markdown(run: Run[ScanResult]) -> str:
-    """Verdicts in a table; then for each file why, and what was not read; then the rules."""
+def scan_markdown(run: Run[ScanResult], expires: date) -> str:
+    """Verdicts in a table; then for each file why, and what was not read; then the rules.
+
+    Args:
+        run: What the scans came to.
+        expires: When a permission would expire that is given now.
+    """
     rows = [
         [code(answer.path), _NO_ANSWER, "", "", "", ""]
         if isinstance(answer, Failure)
@@ -51,7 +57,7 @@ def scan_markdown(run: Run[ScanResult]) -> str:
     return _document(
         "# ckptaudit scan",
         _table(["file", "verdict", "coverage", "format", "size", "sha256"], rows),
-        *(block for result in run.results for block in _scanned(result)),
+        *(block for result in run.results for block in _scanned(result, expires)),
         *_failures(run.failures),
         *_rules(finding for result in run.results for finding in result.findings),
     )
@@ -102,7 +108,7 @@ def conversion_markdown(run: Run[Conversion]) -> str:
     )
 
 
-def _scanned(result: ScanResult) -> list[str]:
+def _scanned(result: ScanResult, expires: date) -> list[str]:
     if not (result.findings or result.permitted or result.notes or result.coverage.gaps):
         return []
     return [
@@ -111,6 +117,7 @@ def _scanned(result: ScanResult) -> list[str]:
         *_findings(result.findings),
         *_permitted(result.permitted),
         *_not_read(result.coverage),
+        *_to_permit(result.to_permit, expires),
     ]
 
 
@@ -171,6 +178,12 @@ def _findings(findings: Sequence[Finding]) -> list[str]:
 
 def _permitted(found: Sequence[Permitted]) -> list[str]:
     return ["Permitted:", _list(map(code, facts.permitted(found)))] if found else []
+
+
+def _to_permit(lines: Sequence[str], expires: date) -> list[str]:
+    told = facts.to_permit(lines, expires)
+    how = f"{facts.HOW_TO_PERMIT[0].upper()}{facts.HOW_TO_PERMIT[1:]}"
+    return [how, _list(map(code, told))] if told else []
 
 
 def _not_read(coverage: Coverage) -> list[str]:

@@ -20,6 +20,7 @@ from ckptaudit.vm import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import date
 
     from ckptaudit.jobs.account import Conversion
     from ckptaudit.jobs.inspect import Inspection
@@ -31,8 +32,13 @@ if TYPE_CHECKING:
 __all__ = ["conversion_text", "inspection_text", "scan_text", "verification_text"]
 
 
-def scan_text(result: ScanResult) -> str:
-    """The verdict, why, and what was not read."""
+def scan_text(result: ScanResult, expires: date) -> str:
+    """The verdict, why, and what was not read.
+
+    Args:
+        result: The answer.
+        expires: When a permission would expire that is given now.
+    """
     coverage = "complete" if result.coverage.complete else "incomplete"
     return _lines(
         f"{printable(result.path)}: {result.verdict.value}, coverage {coverage}",
@@ -41,6 +47,7 @@ def scan_text(result: ScanResult) -> str:
         *_findings(result.findings),
         *_permitted(result.permitted),
         *_not_read(result.coverage),
+        *_to_permit(result.to_permit, expires),
     )
 
 
@@ -129,6 +136,11 @@ def _findings(findings: Iterable[Finding]) -> list[str]:
 
 def _permitted(found: Iterable[Permitted]) -> list[str]:
     return [f"permitted {told}" for told in facts.permitted(found)]
+
+
+def _to_permit(lines: Iterable[str], expires: date) -> list[str]:
+    told = facts.to_permit(lines, expires)
+    return [facts.HOW_TO_PERMIT, *(f"  {line}" for line in told)] if told else []
 
 
 def _components(components: Iterable[ComponentCount]) -> list[str]:
