@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from ckptaudit.jobs.account import Conversion
+    from ckptaudit.jobs.baseline import Baseline, read_baseline
     from ckptaudit.jobs.convert import convert
     from ckptaudit.jobs.explain import Explanation, explain
     from ckptaudit.jobs.inspect import Inspection, inspect
@@ -44,6 +45,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Action",
+    "Baseline",
     "CastOverflow",
     "CkptauditError",
     "Conversion",
@@ -77,6 +79,7 @@ __all__ = [
     "convert",
     "explain",
     "inspect",
+    "read_baseline",
     "read_policy",
     "scan",
     "verify",
@@ -107,10 +110,15 @@ def __getattr__(name: str) -> object:
         from ckptaudit import policy  # noqa: PLC0415
 
         found = {each: getattr(policy, each) for each in _JUDGED}
-    elif name == "read_policy":
+    elif name in {"Baseline", "read_baseline", "read_policy"}:
+        from ckptaudit.jobs.baseline import Baseline, read_baseline  # noqa: PLC0415
         from ckptaudit.jobs.policyfile import read_policy  # noqa: PLC0415
 
-        found = {"read_policy": read_policy}
+        found = {
+            "Baseline": Baseline,
+            "read_baseline": read_baseline,
+            "read_policy": read_policy,
+        }
     elif name in {"ScanResult", "scan"}:
         from ckptaudit.jobs.scan import ScanResult, scan  # noqa: PLC0415
 

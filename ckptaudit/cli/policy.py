@@ -1,7 +1,7 @@
-"""The policy that a command is told of, and what has to be said about it on stderr.
+"""The policy and the baseline that a command is told of, and the notes they deserve on stderr.
 
-Knows:      where people leave a policy, and which notes it deserves.
-Is told:    the path that was named, if one was; afterwards the answers.
+Knows:      where people leave a policy, and what may be the matter with it.
+Is told:    the paths that were named, if any were; afterwards the answers.
 Never asks: what a permission means.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -17,15 +17,25 @@ from ckptaudit.cli.answers import NONE
 from ckptaudit.cli.outputs import show
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from datetime import date
 
     from ckptaudit.jobs.account import Conversion
+    from ckptaudit.jobs.baseline import Baseline
     from ckptaudit.jobs.explain import Explanation
     from ckptaudit.jobs.scan import ScanResult
     from ckptaudit.policy import Permission, Policy
 
-__all__ = ["chosen_policy", "day_to_propose", "note_unused", "policy_option"]
+__all__ = [
+    "baseline_option",
+    "chosen_baseline",
+    "chosen_policy",
+    "day_to_propose",
+    "note_unused",
+    "policy_option",
+]
+
+Read = TypeVar("Read")
 
 _OURS = "ckptaudit.toml"
 _PROJECT = "pyproject.toml"
@@ -41,6 +51,13 @@ policy_option = click.option(
     help="Permit what FILE does (docs/policy.md); none is ever looked for.",
 )
 
+baseline_option = click.option(
+    "--baseline",
+    "baseline_path",
+    metavar="FILE",
+    help="Fail only for what FILE, an earlier JSON report, does not have of the same file.",
+)
+
 
 def chosen_policy(ctx: click.Context, path: str | None, *, no_hash: bool) -> Policy | None:
     """The policy at *path*; None if none was named, whatever lies about.
@@ -52,14 +69,9 @@ def chosen_policy(ctx: click.Context, path: str | None, *, no_hash: bool) -> Pol
         for here in _unnamed():
             show(f"ckptaudit: note: {here} is here but was not applied; --policy {here} applies it")
         return None
-    from ckptaudit.errors import CkptauditError
     from ckptaudit.jobs.policyfile import read_policy
 
-    try:
-        policy = read_policy(path)
-    except CkptauditError as err:
-        show(f"ckptaudit: {err}")
-        ctx.exit(NONE)
+    policy = _read(ctx, read_policy, path)
     for expired in policy.expired:
         show(
             f"ckptaudit: note: {path}: entry {expired.entry} ({expired.what}) expired on "
@@ -69,6 +81,40 @@ def chosen_policy(ctx: click.Context, path: str | None, *, no_hash: bool) -> Pol
         entries = _numbers(policy.files.values())
         show(f"ckptaudit: note: {path}: {entries} needs the SHA-256 that --no-hash leaves out")
     return policy
+
+
+def chosen_baseline(ctx: click.Context, path: str | None, *, no_hash: bool) -> Baseline | None:
+    """The baseline at *path*, or None if none was named; likewise.
+
+    Raises:
+        click.UsageError: No file is hashed, so that none could be recognised.
+    """
+    if path is None:
+        return None
+    if no_hash:
+        raise click.UsageError(
+            "--baseline recognises a file by the SHA-256 that --no-hash leaves out", ctx
+        )
+    from ckptaudit.jobs.baseline import read_baseline
+
+    baseline = _read(ctx, read_baseline, path)
+    if baseline.nameless:
+        show(
+            f"ckptaudit: note: {path}: {baseline.nameless} files in it have no SHA-256 and are not "
+            "recognised"
+        )
+    return baseline
+
+
+def _read(ctx: click.Context, read: Callable[[str], Read], path: str) -> Read:
+    """What *read* makes of *path*; if nothing, that is said and the end of the command."""
+    from ckptaudit.errors import CkptauditError
+
+    try:
+        return read(path)
+    except CkptauditError as err:
+        show(f"ckptaudit: {err}")
+        ctx.exit(NONE)
 
 
 def day_to_propose() -> date:

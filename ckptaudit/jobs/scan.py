@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from ckptaudit.containers import Kind
+    from ckptaudit.jobs.baseline import Baseline
     from ckptaudit.policy import Permitted, Policy
 
 __all__ = ["ScanResult", "scan"]
@@ -50,7 +51,11 @@ class ScanResult(File):
 
 
 def scan(
-    path: str | PathLike[str], *, with_hash: bool = True, policy: Policy | None = None
+    path: str | PathLike[str],
+    *,
+    with_hash: bool = True,
+    policy: Policy | None = None,
+    baseline: Baseline | None = None,
 ) -> ScanResult:
     """Read the file's directory and pickles and judge them; nothing is executed.
 
@@ -59,6 +64,7 @@ def scan(
         with_hash: Read the whole file once for its SHA-256.
         policy: What of the findings is permitted; what it permits in one file by its SHA-256
             needs *with_hash*.
+        baseline: Which findings are known, of which it takes none away; needs *with_hash*.
 
     Raises:
         CkptauditError: There is no answer: the file cannot be read, is no checkpoint, or
@@ -69,6 +75,8 @@ def scan(
         judgement = judge(container, misfits, policy)
         digest = file.finish()
         judgement = judgement.of_file(digest, policy)
+        if baseline is not None:
+            judgement = baseline.marked(judgement, digest)
         return ScanResult(
             path=container.source.name,
             size=container.source.size,

@@ -82,6 +82,7 @@ class Finding:
         record: The record it stands in, or "" for the file as a whole.
         offset: Byte offset in the file, or None where the record is compressed.
         stream_offset: Byte offset in the record's own, uncompressed bytes, or None.
+        known: Whether the baseline has it; None where there is no baseline.
     """
 
     rule: str
@@ -90,6 +91,7 @@ class Finding:
     record: str
     offset: int | None
     stream_offset: int | None = None
+    known: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ __all__ = [
     "HOW_TO_PERMIT",
     "drops",
     "first_of",
+    "known",
     "leftovers",
     "losses",
     "permitted",
@@ -88,6 +89,11 @@ def place_of(finding: Finding) -> list[str]:
     return place
 
 
+def known(finding: Finding) -> str:
+    """A word behind the rule if the baseline has it."""
+    return " (known)" if finding.known else ""
+
+
 def said_of(finding: Finding) -> str:
     """What was found, and where, as far as that is known."""
     where = ", ".join(place_of(finding))
@@ -98,7 +104,8 @@ def permitted(found: Iterable[Permitted]) -> list[str]:
     """What a policy permits, a sentence for each finding, the worst first."""
     worst_first = sorted(found, key=lambda each: -each.finding.severity.rank)
     return first_of(
-        f"{each.finding.severity.value} {each.finding.rule}: {said_of(each.finding)} "
+        f"{each.finding.severity.value} {each.finding.rule}{known(each.finding)}: "
+        f"{said_of(each.finding)} "
         f"(until {each.expires}: {printable(each.justification)})"
         for each in worst_first
     )

@@ -172,7 +172,8 @@ def _findings(findings: Sequence[Finding]) -> list[str]:
         place = ", ".join(facts.place_of(finding))
         rule = f"[{finding.rule}](#{finding.rule.lower()})"
         where = f"{rule}, {code(place)}" if place else rule
-        items.append(f"{_verdict(finding.severity)} {where}: {code(finding.message)}")
+        known = facts.known(finding)
+        items.append(f"{_verdict(finding.severity)} {where}{known}: {code(finding.message)}")
     return ["Findings:", _list(facts.first_of(items))]
 
 

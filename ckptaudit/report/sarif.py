@@ -47,6 +47,7 @@ _SECURITY_SEVERITY = {
     Severity.SUSPICIOUS: "7.5",
     Severity.MALICIOUS: "9.5",
 }
+_BASELINE_STATES = {None: None, True: "unchanged", False: "new"}
 # Rules about weights say nothing about security.
 _WEIGHTS = "CKA3"
 _RULE_INDEX = {rule_id: index for index, rule_id in enumerate(RULES)}
@@ -145,6 +146,7 @@ class _Result(_Object):
     partial_fingerprints: dict[str, str]
     related_locations: list[_Location] | None = None
     suppressions: list[_Suppression] | None = None
+    baseline_state: str | None = None
 
 
 class _Driver(_Object):
@@ -236,6 +238,7 @@ class _Writer:
                     locations=[file.location(finding)],
                     related_locations=file.related(finding),
                     suppressions=suppressions,
+                    baseline_state=_BASELINE_STATES[finding.known],
                     # The second is the only one that GitHub looks at, whatever it is made from.
                     partial_fingerprints={
                         "ckptaudit/v1": fingerprint,

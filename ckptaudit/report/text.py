@@ -129,7 +129,7 @@ def _not_read(coverage: Coverage) -> list[str]:
 
 def _findings(findings: Iterable[Finding]) -> list[str]:
     return facts.first_of(
-        f"{finding.severity.value} {finding.rule}: {facts.said_of(finding)}"
+        f"{finding.severity.value} {finding.rule}{facts.known(finding)}: {facts.said_of(finding)}"
         for finding in facts.worst_first(findings)
     )
 
