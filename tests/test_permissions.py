@@ -34,12 +34,13 @@ from forge import (
     value,
     values,
 )
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ckptaudit.containers import open_container
+from ckptaudit.errors import PolicyInvalid
 from ckptaudit.policy import Judgement, Policy, Severity, dated, judge, parse_policy
-from ckptaudit.policy.permissions import line_for_file, line_for_name
+from ckptaudit.policy.permissions import is_nameable, line_for_file, line_for_name
 from ckptaudit.source import BufferSource
 from ckptaudit.tensors import misfits
 
@@ -451,6 +452,23 @@ def test_a_line_names_exactly_the_pair_however_it_is_spelled(module: str, name: 
         assert (entry["module"], entry["name"]) == (module, name)
         assert entry["justification"] == ""
     assert entry["expires"] == LATER
+
+
+@given(st.text(max_size=210), st.text(max_size=210))
+@example("x" * 200, "y" * 201)
+@example("a", "*")
+@example("", "a")
+@example("a", "\ud800")
+def test_a_pair_is_proposed_if_and_only_if_a_policy_may_name_it(module: str, name: str) -> None:
+    line = line_for_name(module, name) if is_nameable(module, name) else None
+    entry = {"module": module, "name": name, "justification": "because", "expires": LATER}
+
+    if line is not None:
+        assert parse_policy({"allow": [entry]}, TODAY).names.keys() == {(module, name)}
+        assert toml.loads(f"allow = [{line}]")["allow"][0]["name"] == name
+    elif all(char not in module + name for char in map(chr, range(0xD800, 0xE000))):
+        with pytest.raises(PolicyInvalid):
+            parse_policy({"allow": [entry]}, TODAY)
 
 
 @given(texts)

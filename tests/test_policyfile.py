@@ -270,7 +270,7 @@ def test_without_a_hash_no_file_is_permitted_and_that_is_said(here: Path) -> Non
         done = audit(verb, here / "model.pt", "--policy", policy, "--no-hash")
 
         assert done.status == 1
-        assert "entry 1 needs the SHA-256 that --no-hash leaves out" in done.err
+        assert "policy.toml: --no-hash leaves out the SHA-256 for entry 1" in done.err
         assert "permitted nothing" not in done.err
 
 
@@ -322,6 +322,15 @@ def test_what_permitted_nothing_in_the_whole_run_is_said_once(here: Path) -> Non
     assert notes(done) == [
         "ckptaudit: note: policy.toml: entries 2, 3 permitted nothing in this run"
     ]
+
+
+def test_a_note_is_short_however_many_entries_it_is_about(here: Path) -> None:
+    policy = policy_of(*(pair(name=f"Other{number}") for number in range(500)))
+
+    (note,) = notes(audit("scan", here / "model.pt", "--policy", policy))
+
+    assert "entries 1, 2, 3, " in note
+    assert "20 and 480 more permitted nothing" in note
 
 
 def test_nobody_can_say_what_was_of_no_use_where_a_file_has_no_answer(here: Path) -> None:

@@ -43,6 +43,7 @@ _TABLE = b"[tool.ckptaudit]"
 _MOST_BYTES = 1_000_000
 # Long enough to find a replacement, short enough to be looked at again.
 _DAYS = 90
+_MOST_ENTRIES = 20
 
 policy_option = click.option(
     "--policy",
@@ -79,7 +80,9 @@ def chosen_policy(ctx: click.Context, path: str | None, *, no_hash: bool) -> Pol
         )
     if no_hash and policy.files:
         entries = _numbers(policy.files.values())
-        show(f"ckptaudit: note: {path}: {entries} needs the SHA-256 that --no-hash leaves out")
+        show(
+            f"ckptaudit: note: {path}: --no-hash leaves out the SHA-256 for {entries}: not applied"
+        )
     return policy
 
 
@@ -146,7 +149,9 @@ def note_unused(
 
 def _numbers(permissions: Iterable[Permission]) -> str:
     entries = sorted(each.entry for each in permissions)
-    return f"{'entry' if len(entries) == 1 else 'entries'} {', '.join(map(str, entries))}"
+    named = ", ".join(map(str, entries[:_MOST_ENTRIES]))
+    more = f" and {len(entries) - _MOST_ENTRIES} more" if len(entries) > _MOST_ENTRIES else ""
+    return f"{'entry' if len(entries) == 1 else 'entries'} {named}{more}"
 
 
 def _unnamed() -> list[str]:

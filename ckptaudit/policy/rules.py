@@ -147,8 +147,9 @@ _rule(
     run code have been found in more than a hundred ordinary library functions, so that no list of
     bad names is ever complete. Checkpoints of weights get by with the few names of the allowlist;
     training scripts sometimes add a class of their own. Find out what the name is and why it is
-    there; if you trust neither, ask the author for the weights alone, or convert with
-    --allow-unsafe, which executes nothing and keeps the tensors only.
+    there. If you can vouch for it, permit the pair in a policy; if not, ask the author for the
+    weights alone, or convert with --allow-unsafe, which executes nothing and keeps the tensors
+    only.
     """,
     cwe="CWE-502",
     advisories=("CVE-2025-10157",),

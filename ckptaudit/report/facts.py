@@ -102,12 +102,10 @@ def said_of(finding: Finding) -> str:
 
 def permitted(found: Iterable[Permitted]) -> list[str]:
     """What a policy permits, a sentence for each finding, the worst first."""
-    worst_first = sorted(found, key=lambda each: -each.finding.severity.rank)
     return first_of(
         f"{each.finding.severity.value} {each.finding.rule}{known(each.finding)}: "
-        f"{said_of(each.finding)} "
-        f"(until {each.expires}: {printable(each.justification)})"
-        for each in worst_first
+        f"{said_of(each.finding)} (until {each.expires}: {printable(each.justification)})"
+        for each in sorted(found, key=lambda each: -each.finding.severity.rank)
     )
 
 
