@@ -103,6 +103,10 @@ COVERED = {
         call("copyreg", "_reconstructor", Raw(global_(*THING)),
              Raw(global_("builtins", "object")), None) + value({"a": 1}) + BUILD,
     ),
+    "state-of-one-with-arguments": (
+        THING,
+        values(Raw(global_(*THING)), (1,)) + NEWOBJ + value({"a": 1}) + BUILD,
+    ),
     "items": (THING, global_(*THING) + EMPTY_TUPLE + NEWOBJ + MARK + values("k", 1) + SETITEMS),
     "elements": (THING, global_(*THING) + EMPTY_TUPLE + NEWOBJ + MARK + value(1) + APPENDS),
     "module": (THING, global_(*THING) + EMPTY_TUPLE + NEWOBJ + value(MODULE_STATE) + BUILD),
@@ -262,6 +266,16 @@ NOT_COVERED: dict[str, tuple[list[tuple[str, str]], str, bytes]] = {
         "CKA101",
         call("builtins", "eval", tuple(range(1000))),
     ),
+    "what-runs-code-with-more-in-small-parts": (
+        [("builtins", "eval")],
+        "CKA101",
+        call("builtins", "eval", ((1,) * 20,) * 20),
+    ),
+    "items-in-an-allowed-object": (
+        [("argparse", "Namespace")],
+        "CKA103",
+        global_("argparse", "Namespace") + EMPTY_TUPLE + NEWOBJ + MARK + values("k", 1) + SETITEMS,
+    ),
     "state-of-what-runs-code": (
         [("subprocess", "Popen")],
         "CKA107",
@@ -362,8 +376,16 @@ def test_a_flood_under_one_permission_does_not_hide_what_is_under_another() -> N
     assert {each.entry for each in judgement.permitted} == {1, 2}
 
 
-def test_one_huge_value_given_to_many_permitted_calls_is_not_looked_at_each_time() -> None:
-    shared = value((list(range(100_000)),)) + binput(0)
+@pytest.mark.parametrize(
+    "huge",
+    [list(range(100_000)), {str(number): number for number in range(50_000)}],
+    ids=["list", "dict"],
+)
+def test_one_huge_value_given_to_many_permitted_calls_is_not_looked_at_each_time(
+    huge: object,
+) -> None:
+    """100,000 values for each of 10,000 calls would take minutes."""
+    shared = value((huge,)) + binput(0)
     calls = (global_("builtins", "eval") + binget(0) + REDUCE + POP) * 10_000
 
     judgement = judged_with([("builtins", "eval")], shared, calls)
@@ -392,6 +414,8 @@ def test_a_permission_for_a_file_is_for_one_rule_in_that_file() -> None:
     assert rules_left(permitted) == {"CKA101"}
     assert [each.finding.rule for each in permitted.permitted] == ["CKA102"]
     assert permitted.verdict is Severity.MALICIOUS
+    assert not any("CKA102" in line for line in permitted.proposals(SHA256))
+    assert not any(THING[0] in line for line in permitted.proposals(SHA256))
     for other in (SHA256[::-1], None):
         assert judgement.of_file(other, policy) == judgement
 
@@ -421,6 +445,8 @@ def test_what_no_pair_can_permit_is_proposed_for_the_file(opcodes: bytes) -> Non
     policy = permitting_in(SHA256, *rules)
 
     assert rules
+    after = judgement.of_file(SHA256, policy).proposals(SHA256)
+    assert not any("sha256" in line for line in after)
     assert not rules_left(judgement.of_file(SHA256, policy)) & set(rules)
     assert not any("sha256" in line for line in judgement.proposals(None))
 

@@ -339,6 +339,16 @@ def test_nobody_can_say_what_was_of_no_use_where_a_file_has_no_answer(here: Path
     assert "permitted nothing" not in done.err
 
 
+def test_where_all_was_done_before_nothing_was_of_no_use(here: Path) -> None:
+    policy = policy_of(pair())
+    audit("convert", here / "model.pt", "--policy", policy)
+
+    done = audit("convert", here / "model.pt", "--policy", policy, "--if-exists", "skip")
+
+    assert "skipped" in done.err
+    assert "permitted nothing" not in done.err
+
+
 # Never found
 
 

@@ -136,9 +136,10 @@ def note_unused(
 ) -> None:
     """Say which entries have permitted nothing in the whole run: they had better go.
 
-    Of a file without an answer nobody can say what would have been permitted in it.
+    Of a file without an answer nobody can say what would have been permitted in it, and a run
+    in which all was done before says nothing about any.
     """
-    if policy is None or results is None:
+    if policy is None or not results:
         return
     used = {permitted.entry for result in results for permitted in result.permitted}
     applied = [*policy.names.values(), *([] if no_hash else policy.files.values())]
