@@ -43,9 +43,10 @@ _ALLOW = "allow"
 _OF_A_NAME = ("module", "name")
 _OF_A_FILE = ("sha256", "rule")
 _KEYS = {*_OF_A_NAME, *_OF_A_FILE, "justification", "expires"}
-_WILDCARD = re.compile(r"[*?\[\]]")
-_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
-_ISO_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_WILDCARDS = frozenset("*?[]")
+# Compiled when a policy is read, which most runs do not.
+_SHA256 = r"[0-9a-fA-F]{64}"
+_ISO_DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
 # Characters of a module or a name: longer ones are nobody's class.
 _MOST_NAME = 200
 _MOST_JUSTIFICATION = 1000
@@ -57,7 +58,7 @@ _NEVER_PERMITTED = {
     "CKA302": "is about weights, which need no permission",
 }
 # What stays itself in TOML, in Markdown and in the log of a build; the rest is spelled out.
-_SPELLED = re.compile(r"[^A-Za-z0-9_./ -]")
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_./ -")
 _OPEN = 'justification = "", expires = '
 _UNDATED = f'{_OPEN}"" }},'
 
@@ -186,7 +187,7 @@ def _name(fields: Mapping[str, object]) -> Pair:
     for key, value in zip(_OF_A_NAME, (module, name), strict=True):
         if not value:
             raise PolicyInvalid(f"has an empty {key}; write it as the report does")
-        if _WILDCARD.search(value):
+        if not _WILDCARDS.isdisjoint(value):
             raise PolicyInvalid(f"has a wildcard in {key}; name each pair by itself")
         if len(value) > _MOST_NAME:
             raise PolicyInvalid(f"has a {key} of {len(value)} characters; {_MOST_NAME} are read")
@@ -195,7 +196,7 @@ def _name(fields: Mapping[str, object]) -> Pair:
 
 def _file(fields: Mapping[str, object]) -> Pair:
     sha256, rule = (_text(fields, key) for key in _OF_A_FILE)
-    if not _SHA256.fullmatch(sha256):
+    if not re.fullmatch(_SHA256, sha256):
         raise PolicyInvalid("has a sha256 that is not 64 hexadecimal digits; copy it from a report")
     if rule not in RULES:
         raise PolicyInvalid(f"names a rule {_shown(rule)}; `ckptaudit rules` lists those there are")
@@ -222,7 +223,7 @@ def _until(fields: Mapping[str, object]) -> date:
     if "expires" not in fields:
         raise PolicyInvalid(f"does not expire; {example}")
     expires = fields["expires"]
-    if isinstance(expires, str) and _ISO_DATE.fullmatch(expires):
+    if isinstance(expires, str) and re.fullmatch(_ISO_DATE, expires):
         raise PolicyInvalid(f"has a text for a date; write expires = {expires}, without quotes")
     if isinstance(expires, datetime) or not isinstance(expires, date):
         raise PolicyInvalid(f"has no date in expires; {example}")
@@ -244,7 +245,7 @@ def is_nameable(module: str, name: str) -> bool:
     """Whether a permission can name this pair: one may be of a megabyte, or no text at all."""
     return all(
         0 < len(part) <= _MOST_NAME
-        and not _WILDCARD.search(part)
+        and _WILDCARDS.isdisjoint(part)
         and not any("\ud800" <= char <= "\udfff" for char in part)
         for part in (module, name)
     )
@@ -281,7 +282,7 @@ def _quoted(text: str) -> str:
 
 def _spelled(text: str) -> Iterator[str]:
     for char in text:
-        if not _SPELLED.fullmatch(char):
+        if char in _PLAIN:
             yield char
         else:
             yield f"\\u{ord(char):04x}" if char <= "\uffff" else f"\\U{ord(char):08x}"
