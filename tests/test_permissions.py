@@ -28,6 +28,7 @@ from forge import (
     global_,
     inst,
     legacy_stream,
+    made,
     pickled,
     stack_global,
     torch_zip,
@@ -280,6 +281,11 @@ NOT_COVERED: dict[str, tuple[list[tuple[str, str]], str, bytes]] = {
         [("subprocess", "Popen")],
         "CKA107",
         global_("subprocess", "Popen") + EMPTY_TUPLE + NEWOBJ + value({"a": 1}) + BUILD,
+    ),
+    "state-of-what-a-dotted-name-leads-to": (
+        [("thing", "Outer.Inner")],
+        "CKA107",
+        made("thing", "Outer.Inner", {"a": 1}),
     ),
     "items-in-what-runs-code": (
         [("types", "SimpleNamespace")],

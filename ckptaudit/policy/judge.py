@@ -88,6 +88,8 @@ _MOST_NAMES = 4
 # Modules with functions that call another, or make an object of a class they are given.
 _AT_SECOND_HAND = {"copyreg", "copy_reg", "torch._tensor", "torch.tensor"}
 _MODULE = re.compile(r"[A-Za-z0-9_.-]+")
+# The rules about names of which nothing is known but that they are not on the allowlist.
+_OF_UNKNOWN_NAMES = {"CKA102", "CKA108"}
 # How a sentence about a name ends.
 _WHY = {
     "CKA101": " when unpickled",
@@ -463,7 +465,7 @@ class _TraceJudge:
                 "CKA103",
                 event.offset,
                 lambda: f"would store items in the result of {brief(event)}",
-                about=made if _is_of_its_class(event, made) else None,
+                about=made if self.is_of_its_class(event, made) else None,
             )
 
     def judge_persistent_id(self, event: PersistentId) -> None:
@@ -524,12 +526,21 @@ class _TraceJudge:
 
         What a function returns may be anything that is there already, such as a class.
         """
-        if self.findings.permits((made.module, made.name)) and not _is_of_its_class(target, made):
+        pair = made.module, made.name
+        if self.findings.permits(pair) and not self.is_of_its_class(target, made):
             self.found(
                 "CKA107",
                 event.offset,
                 lambda: f"would set the state of what {brief(target)} returns",
             )
+
+    def is_of_its_class(self, call: Call, cls: Global) -> bool:
+        """Whether *call* makes an object of *cls*, a class of which nothing worse is known.
+
+        Modules/_pickle.c, load_newobj: it must be a class, whose own ``__new__`` makes the object.
+        """
+        is_made = class_made(call) is cls or (call.func is cls and call.op.startswith("NEWOBJ"))
+        return is_made and _entry(cls) is None and self.rule_of(cls) in _OF_UNKNOWN_NAMES
 
 
 def _hidden_attributes(target: Node, names: list[str]) -> str:
@@ -568,15 +579,6 @@ def _is_about_the_name(rule_id: str, event: Call, func: Global) -> bool:
     if (func.module, func.name) == LOADS_CHECKPOINT:
         return False
     return is_plain((event.args, event.kwargs))
-
-
-def _is_of_its_class(call: Call, cls: Global) -> bool:
-    """Whether *call* makes an object of *cls*, and that is a class that can do no harm by itself.
-
-    Modules/_pickle.c, load_newobj: it must be a class, whose own ``__new__`` makes the object.
-    """
-    is_made = class_made(call) is cls or (call.func is cls and call.op.startswith("NEWOBJ"))
-    return is_made and _entry(cls) is None and not dangerous(cls.module, cls.name)
 
 
 def _may_be_empty(cls: Global | None) -> bool:
