@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ckptaudit.vm import Trace
 
 __all__ = [
+    "FACTORIES",
     "Arguments",
     "State",
     "any_values",
@@ -38,6 +39,7 @@ __all__ = [
     "factory_and_pairs",
     "fraction",
     "function",
+    "functions_given",
     "hidden_names",
     "inner_call",
     "is_plain",
@@ -65,7 +67,7 @@ __all__ = [
 Arguments: TypeAlias = "Callable[[tuple[Node, ...]], bool]"
 State: TypeAlias = "Callable[[Node], bool]"
 
-_FACTORIES = {
+FACTORIES = {
     *(
         (module, name)
         for module in ("builtins", "__builtin__")
@@ -207,7 +209,7 @@ def factory_and_pairs(args: tuple[Node, ...]) -> bool:
         case (None, *rest):
             return pairs(tuple(rest))
         case (Global() as factory, *rest):
-            return (factory.module, factory.name) in _FACTORIES and pairs(tuple(rest))
+            return (factory.module, factory.name) in FACTORIES and pairs(tuple(rest))
         case _:
             return False
 
@@ -352,6 +354,18 @@ def partial_state(state: Node) -> bool:
             return _set_later(others)
         case _:
             return False
+
+
+def functions_given(call: Call) -> list[Global]:
+    """The names that *call* is handed, by themselves or in a partial."""
+    args = call.args if isinstance(call.args, tuple) else (call.args,)
+    kwargs = call.kwargs.pairs if isinstance(call.kwargs, Dict) else []
+    given: list[Node] = [*args, *(value for _, value in kwargs)]
+    for arg in tuple(given):
+        if isinstance(arg, Call) and _calls(arg, "functools", "partial"):
+            for part in (arg.args, arg.state):
+                given += part[:1] if isinstance(part, tuple) else []
+    return [arg for arg in given if isinstance(arg, Global)]
 
 
 def is_plain(node: Node) -> bool:

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 from ckptaudit.containers import Gap, Kind, Place, key_of, module_of, storage_of
 from ckptaudit.policy.allowlist import MAPPINGS, SEQUENCES, UNCHECKED, allowed, reviewed
 from ckptaudit.policy.arguments import (
+    FACTORIES,
     attribute_dicts,
+    functions_given,
     hidden_names,
     inner_call,
     is_plain,
@@ -272,6 +274,9 @@ class _TraceJudge:
         self.known: dict[int, tuple[str | None, Allowed | None]] = {}
         # By module and name, which may be long and asked for many times.
         self.rules: dict[tuple[str, str], str | None] = {}
+        # By ids of arguments, which may be long and given to many calls: whether there is a
+        # function among them that must not be called with others.
+        self.functions: dict[tuple[int, int], bool] = {}
         self.carried = carried
         # By id, calls that load a file which has been read.
         self.loads: set[int] = set()
@@ -418,7 +423,7 @@ class _TraceJudge:
                 and not self.loads_what_was_read(event, func)
             ):
                 why = _WHY[rule_id]
-                about = func if _is_about_the_name(rule_id, event, func) else None
+                about = func if self.is_about_the_name(rule_id, event, func) else None
                 self.refused(rule_id, event, lambda: f"would call {brief(event)}{why}", about)
         elif (thought := _thought_of(event, func, entry)) is not None:
             thought_of, said = thought
@@ -426,6 +431,21 @@ class _TraceJudge:
         elif rule_id is not None:
             self.refused(rule_id, event, lambda: f"would call {brief(event)}", func)
         self.judge_contents(event, func)
+
+    def is_about_the_name(self, rule_id: str, event: Call, func: Global) -> bool:
+        """Whether to permit *func* is to permit this call of it.
+
+        What runs code is permitted with numbers and text only: nobody can tell what it would make
+        of a name, of a result, or of bytes that hold who knows what.  Any other may be handed no
+        function that the allowlist allows with some arguments only: it might call it with others.
+        """
+        if RULES[rule_id].severity is Severity.MALICIOUS:
+            is_loader = (func.module, func.name) == LOADS_CHECKPOINT
+            return not is_loader and is_plain((event.args, event.kwargs))
+        given = id(event.args), id(event.kwargs)
+        if given not in self.functions:
+            self.functions[given] = any(map(_is_allowed_for_some, functions_given(event)))
+        return not self.functions[given]
 
     def refused(
         self, rule_id: str, event: Call, describe: Callable[[], str], about: Global | None = None
@@ -568,17 +588,12 @@ def _thought_of(event: Call, func: Global, entry: Allowed) -> tuple[str, str] | 
     return None
 
 
-def _is_about_the_name(rule_id: str, event: Call, func: Global) -> bool:
-    """Whether to permit *func* is to permit this call of it.
-
-    What runs code is permitted with numbers and text only: nobody can tell what it would make
-    of a name, of a result, or of bytes that hold who knows what.
-    """
-    if RULES[rule_id].severity is not Severity.MALICIOUS:
-        return True
-    if (func.module, func.name) == LOADS_CHECKPOINT:
-        return False
-    return is_plain((event.args, event.kwargs))
+def _is_allowed_for_some(name: Global) -> bool:
+    """Whether *name* may be called, but not with whatever a function would call it with."""
+    entry = _entry(name)
+    return (
+        entry is not None and entry.takes is not None and (name.module, name.name) not in FACTORIES
+    )
 
 
 def _may_be_empty(cls: Global | None) -> bool:
