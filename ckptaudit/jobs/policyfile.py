@@ -78,11 +78,12 @@ def _table(data: bytes) -> dict[str, object]:
         if (dots := line.count(".")) > _MOST_DOTS:
             raise PolicyInvalid(f"line {number} has {dots} dots, which no policy needs")
     try:
-        return tomllib.loads(text)
+        table: dict[str, object] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as err:
         raise PolicyInvalid(f"is no TOML: {escape(str(err))}") from err
     except RecursionError as err:
         raise PolicyInvalid("nests too deep to be a policy") from err
+    return table
 
 
 def _part_of_project(table: dict[str, object]) -> dict[str, object]:
