@@ -13,6 +13,7 @@ import click
 from ckptaudit.cli.answers import GOOD, Answers, paths_argument
 from ckptaudit.cli.formats import conversion_as
 from ckptaudit.cli.outputs import check_kind, report_options, show
+from ckptaudit.cli.policy import chosen_policy, note_unused, policy_option
 from ckptaudit.cli.progress import progress_bar
 from ckptaudit.errors import (
     CastOverflow,
@@ -145,6 +146,7 @@ _ADVICE: dict[type[CkptauditError], str] = {
     help="Convert a file that `scan` distrusts or could not read completely; nothing of it is "
     "executed all the same.",
 )
+@policy_option
 @report_options("text", "json", "md", files=("json", "md"))
 @click.pass_context
 def convert(
@@ -157,6 +159,7 @@ def convert(
     dry_run: bool,
     if_exists: str,
     allow_unsafe: bool,
+    policy_path: str | None,
     **chosen: str | bool,
 ) -> None:
     """Convert PATHS to safetensors, with a report beside each.
@@ -196,6 +199,7 @@ def convert(
                 overwrite=overwrite,
                 allow_unsafe=allow_unsafe,
                 dry_run=dry_run,
+                policy=policy,
                 progress=progress,
             )
         if not dry_run:
@@ -206,11 +210,13 @@ def convert(
     _check_sources(paths)
     outputs.check()
     _check_side_files(outputs, paths, targets)
+    policy = chosen_policy(ctx, policy_path, no_hash=no_hash)
     for path in paths:
         if if_exists == "skip" and _is_done(path, targets, taken):
             _show_skipped(path, *targets(path))
         else:
             answers.ask(path, partial(work, path))
+    note_unused(policy_path, policy, answers.results, no_hash=no_hash)
     ctx.exit(answers.deliver(outputs))
 
 

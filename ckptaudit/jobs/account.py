@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ckptaudit.layouts import Component, ComponentCount
     from ckptaudit.numerics import TensorStats
     from ckptaudit.plan import Alias, Drop, Options
-    from ckptaudit.policy import Coverage, Finding, Severity
+    from ckptaudit.policy import Coverage, Finding, Permitted, Severity
     from ckptaudit.tensors import Leftover
 
 __all__ = ["Conversion", "Source", "TensorEntry"]
@@ -89,6 +89,7 @@ class Conversion:
         dropped: Tensors not written.
         leftovers: Values of the source that are no tensors.
         findings: What the scan found, and what became of weights that did not fit.
+        permitted: What the policy permits of what the scan found.
         notes: What is worth knowing besides.
     """
 
@@ -106,4 +107,5 @@ class Conversion:
     dropped: tuple[Drop, ...]
     leftovers: tuple[Leftover, ...]
     findings: tuple[Finding, ...]
+    permitted: tuple[Permitted, ...]
     notes: tuple[str, ...]

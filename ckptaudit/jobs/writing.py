@@ -268,6 +268,7 @@ class _Run:
             dropped=plan.drops,
             leftovers=plan.leftovers,
             findings=(*self.judgement.findings, *self.numeric_findings(plan)),
+            permitted=self.judgement.permitted,
             notes=(
                 *notes_on(container),
                 *self.empty_notes(),
