@@ -235,7 +235,9 @@ def test_leaving_the_hash_out_changes_nothing_else(data: bytes, tmp_path: Path) 
                     for options in ([], ["--no-hash"]))  # fmt: skip
 
     assert (hashed.status, hashed.err) == (bare.status, bare.err)
-    assert [{**file, "sha256": None} for file in hashed.files] == bare.files
+    # A permission for one file names it by its hash.
+    of_hash = {"sha256": None, "to_permit": []}
+    assert [{**file, **of_hash} for file in hashed.files] == bare.files
     assert all(file["sha256"] == sha256(data).hexdigest() for file in hashed.files)
 
 
