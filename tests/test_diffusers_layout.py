@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING
 import pytest
 from narrow import checkpoint, moved, read
 from oracle import converted, torch
+from safetensors.torch import load_file, save_file
 
-from ckptaudit import Options, convert
-from ckptaudit.errors import OutputExists, OutputFailed, Unsupported
+from ckptaudit import Options, convert, verify
+from ckptaudit.errors import OutputExists, OutputFailed, SourceUnreadable, Unsupported
 from ckptaudit.layouts import Component
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from ckptaudit.layouts import Family
+
+    Tensors = dict[str, torch.Tensor]
 
 KEEP = Options(layout="diffusers", precision="keep")  # type: ignore[arg-type] # as a user writes it
 
@@ -177,6 +181,143 @@ def test_an_autoencoder_alone_has_the_folder_for_itself(
     }
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["_class_name"] == "AutoencoderKL"
+
+
+ORIGINAL = Options(precision="keep")  # type: ignore[arg-type] # as a user writes it
+
+
+@pytest.mark.parametrize("thin_family", SINGLE_FILES, indirect=True)
+def test_there_and_back_loses_nothing_but_what_was_listed(
+    thin_family: Family, tmp_path: Path
+) -> None:
+    tensors = checkpoint(thin_family, tmp_path / "a.ckpt")
+    there = convert(tmp_path / "a.ckpt", tmp_path / "out", KEEP)
+
+    back = convert(tmp_path / "out", tmp_path / "b.safetensors", ORIGINAL)
+
+    assert (back.family, back.variant) == (there.family, "diffusers")
+    listed = {drop.source for drop in there.dropped}
+    expected = {key: tensor for key, tensor in tensors.items() if key not in listed}
+    found = load_file(tmp_path / "b.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert all(found[key].dtype == expected[key].dtype for key in expected)
+    assert not back.dropped
+    assert verify(tmp_path / "out", tmp_path / "b.safetensors").equal
+
+
+@pytest.mark.parametrize("thin_family", ["sd2"], indirect=True)
+def test_of_a_matrix_in_three_parts_none_is_written_where_one_is_missing(
+    thin_family: Family, tmp_path: Path
+) -> None:
+    checkpoint(thin_family, tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "out", KEEP)
+    at = "text_model.encoder.layers.0.self_attn"
+    change(tmp_path / "out/text_encoder/model.safetensors", lambda t: t.pop(f"{at}.k_proj.weight"))
+
+    back = convert(tmp_path / "out", tmp_path / "b.safetensors", ORIGINAL)
+
+    whole = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
+    assert whole not in load_file(tmp_path / "b.safetensors")
+    assert {drop.source: drop.reason for drop in back.dropped} == {
+        f"text_encoder/{at}.{part}_proj.weight": f"is a part of {whole}, whose other parts are "
+        "not there"
+        for part in "qv"
+    }
+
+
+@pytest.mark.parametrize("thin_family", ["sd2"], indirect=True)
+def test_parts_of_one_matrix_in_two_types_meet_in_the_wider(
+    thin_family: Family, tmp_path: Path
+) -> None:
+    checkpoint(thin_family, tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "out", KEEP)
+    name = "text_model.encoder.layers.0.self_attn.k_proj.weight"
+    file = tmp_path / "out/text_encoder/model.safetensors"
+    change(file, lambda tensors: tensors.update({name: tensors[name].half()}))
+
+    convert(tmp_path / "out", tmp_path / "b.safetensors", ORIGINAL)
+
+    whole = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
+    assert load_file(tmp_path / "b.safetensors")[whole].dtype == torch.float32
+
+
+@pytest.mark.parametrize("thin_family", ["sd1"], indirect=True)
+def test_names_of_old_and_of_new_libraries_are_known(thin_family: Family, tmp_path: Path) -> None:
+    tensors = checkpoint(thin_family, tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "out", KEEP)
+
+    def older(held: Tensors) -> None:
+        for name in list(held):
+            old = name.replace(".to_q.", ".query.").replace(".to_out.0.", ".proj_attn.")
+            held[old] = held.pop(name)
+
+    def newer(held: Tensors) -> None:
+        for name in list(held):
+            held[name.removeprefix("text_model.")] = held.pop(name)
+
+    change(tmp_path / "out/vae/diffusion_pytorch_model.safetensors", older)
+    change(tmp_path / "out/text_encoder/model.safetensors", newer)
+
+    back = convert(tmp_path / "out", tmp_path / "b.safetensors", ORIGINAL)
+
+    assert back.family == "sd1"
+    schedule = 12
+    assert len(load_file(tmp_path / "b.safetensors")) == len(tensors) - schedule
+
+
+@pytest.mark.parametrize("thin_family", ["sd1"], indirect=True)
+def test_what_else_is_in_a_folder_is_listed_and_not_written(
+    thin_family: Family, tmp_path: Path
+) -> None:
+    checkpoint(thin_family, tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "out", KEEP)
+    (tmp_path / "out/safety_checker").mkdir()
+    save_file({"w": torch.ones(2)}, tmp_path / "out/safety_checker/model.safetensors")
+
+    back = convert(tmp_path / "out", tmp_path / "b.safetensors", ORIGINAL)
+
+    assert [drop.source for drop in back.dropped] == ["safety_checker/w"]
+    assert "no place in the original layout" in back.dropped[0].reason
+
+
+def test_a_folder_of_something_else_is_named_for_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(SourceUnreadable, match="not of a diffusers model"):
+        convert(tmp_path / "out", tmp_path / "b.safetensors", ORIGINAL)
+
+    (tmp_path / "out/unet").mkdir()
+    torch.save({"w": torch.ones(2)}, tmp_path / "out/unet/diffusion_pytorch_model.bin")
+    with pytest.raises(Unsupported, match=r"unet/diffusion_pytorch_model.bin is pickled"):
+        convert(tmp_path / "out", tmp_path / "b.safetensors", ORIGINAL)
+
+
+@pytest.mark.parametrize("thin_family", ["sd1"], indirect=True)
+def test_of_several_precisions_one_is_read_and_of_pieces_all(
+    thin_family: Family, tmp_path: Path
+) -> None:
+    tensors = checkpoint(thin_family, tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "out", KEEP)
+    unet = tmp_path / "out/unet/diffusion_pytorch_model.safetensors"
+    whole = load_file(unet)
+    save_file({k: t.half() for k, t in whole.items()}, unet.with_suffix(".fp16.safetensors"))
+    names = sorted(whole)
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        piece = unet.with_name(f"diffusion_pytorch_model-0000{number}-of-00002.safetensors")
+        save_file({name: whole[name] for name in part}, piece)
+    unet.unlink()
+
+    convert(tmp_path / "out", tmp_path / "b.safetensors", ORIGINAL)
+
+    key = "model.diffusion_model.out.2.weight"
+    assert torch.equal(load_file(tmp_path / "b.safetensors")[key], tensors[key])
+
+
+def change(file: Path, how: Callable[[Tensors], object]) -> None:
+    """Write the tensors in *file* again, changed."""
+    tensors = load_file(file)
+    how(tensors)
+    save_file(tensors, file)
 
 
 def test_a_file_of_no_such_family_is_refused_and_leaves_nothing(tmp_path: Path) -> None:

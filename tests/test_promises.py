@@ -236,7 +236,7 @@ def test_leaving_the_hash_out_changes_nothing_else(data: bytes, tmp_path: Path) 
 
     assert (hashed.status, hashed.err) == (bare.status, bare.err)
     # A permission for one file names it by its hash.
-    of_hash = {"sha256": None, "to_permit": []}
+    of_hash: dict[str, object] = {"sha256": None, "to_permit": []}
     assert [{**file, **of_hash} for file in hashed.files] == bare.files
     assert all(file["sha256"] == sha256(data).hexdigest() for file in hashed.files)
 

@@ -339,7 +339,8 @@ def _check_report(path: str, report_target: Path, *, overwrite: bool) -> None:
     from ckptaudit.writer import check_destination
 
     # Of a source that is not there, that is what has to be said.
-    FileSource(path).close()
+    if not os.path.isdir(path):  # noqa: PTH112 - a name that is too long is none
+        FileSource(path).close()
     check_destination(report_target, overwrite=overwrite)
     check_kind(report_target, "json")
 

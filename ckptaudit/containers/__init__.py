@@ -18,6 +18,7 @@ from ckptaudit.containers.container import (
     check_rank,
 )
 from ckptaudit.containers.dispatch import open_container
+from ckptaudit.containers.folder import open_folder
 from ckptaudit.containers.inside import Inside
 from ckptaudit.containers.persistent import (
     StorageRef,
@@ -48,6 +49,7 @@ __all__ = [
     "key_of",
     "module_of",
     "open_container",
+    "open_folder",
     "places",
     "storage_of",
     "storage_type",

@@ -71,7 +71,8 @@ def convert(
     target = Path(output)
     # What is permitted in this file alone is known when its hash is.
     of_file = policy is not None and bool(policy.files)
-    with opened(path, with_hash=with_hash and (of_file or not dry_run)) as file:
+    with_digest = with_hash and (of_file or not dry_run)
+    with opened(path, with_hash=with_digest, takes_folders=True) as file:
         # A dry run, too, is refused what the conversion would be.
         if options.layout is Layout.DIFFUSERS:
             check_folder(target, overwrite=overwrite or dry_run)

@@ -89,7 +89,7 @@ def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
     Raises:
         CkptauditError: There is no answer.
     """
-    with opened(path, with_hash=with_hash) as file:
+    with opened(path, with_hash=with_hash, takes_folders=True) as file:
         container = file.container
         judgement = judge(container, misfits)
         state_dict = find_state_dict(container)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.containers import Container, StoredTensor
     from ckptaudit.dtypes import DType
-    from ckptaudit.plan import Alias, ConversionPlan, Drop, TensorJob
+    from ckptaudit.plan import Alias, ConversionPlan, Drop, OutputTensor, TensorJob
     from ckptaudit.policy import Coverage
 
 __all__ = ["TensorProof", "Verification", "verify"]
@@ -111,7 +111,10 @@ def verify(
     Raises:
         CkptauditError: There is no answer: one of the files cannot be read.
     """
-    with opened(source, with_hash=with_hash) as one, opened(converted, with_hash=with_hash) as two:
+    with (
+        opened(source, with_hash=with_hash, takes_folders=True) as one,
+        opened(converted, with_hash=with_hash) as two,
+    ):
         return _Proof(one, two).run(progress)
 
 
@@ -131,6 +134,7 @@ class _Proof:
         self.tensor_problems: dict[JobId, str] = {}
         self.receipt = receipt_in(self.file.metadata)
         self.options = self.receipt.options if self.receipt is not None else None
+        self.outputs: Mapping[str, OutputTensor] = {}
         # How many elements differ.
         self.differing: dict[JobId, int] = {}
         self.notes: list[str] = []
@@ -139,6 +143,7 @@ class _Proof:
 
     def run(self, progress: Callable[[int, int], None]) -> Verification:
         plan = self.plan()
+        self.outputs = {tensor.name: tensor for output in plan.outputs for tensor in output.tensors}
         pairs = [
             (job, stored)
             for job in plan.jobs
@@ -185,8 +190,9 @@ class _Proof:
 
     def job_for(self, job: TensorJob, stored: StoredTensor) -> TensorJob | None:
         """The job that would give what is stored, or None if nothing would."""
-        if stored.shape != job.view.shape:
-            shapes = f"{list(stored.shape)} where its source is {list(job.view.shape)}"
+        shape = self.outputs[job.name].shape
+        if stored.shape != shape:
+            shapes = f"{list(stored.shape)} where its source is {list(shape)}"
             self.tensor_problems[job.id] = f"has shape {shapes}"
             return None
         if not self.may_be(stored.dtype, job):
@@ -210,7 +216,8 @@ class _Proof:
             done += nbytes
             progress(done, total)
 
-        sink = _Comparison(self.file, {job.id: self.home(job) for job in jobs}, self.differing)
+        homes = {job.id: self.home(job) for job in jobs}
+        sink = _Comparison(self.file, homes, self.differing)
         clamp = self.options is not None and self.options.on_overflow is OnOverflow.CLAMP
         cast = stream(
             self.source.container,
@@ -241,8 +248,15 @@ class _Proof:
         return self.source.cores_taken + self.converted.cores_taken
 
     def home(self, job: TensorJob) -> int:
+        """Where in the converted file what *job* writes begins, in bytes."""
         stored = self.stored(job)
-        return self.file.storages[stored.storage].offset if stored is not None else 0
+        if stored is None:
+            return 0
+        # Of a tensor that was put together from parts, each has its own beginning.
+        output = self.outputs[job.name]
+        before = (job.offset - output.offset) // output.dtype.itemsize
+        start = self.file.storages[stored.storage].offset
+        return start + before * stored.dtype.itemsize
 
     def prove_unfit(self, pairs: list[tuple[TensorJob, StoredTensor | None]]) -> None:
         """A tensor that was not cast must have had a weight that does not fit."""

@@ -20,6 +20,7 @@ from ckptaudit.layouts.adapters import recognise
 from ckptaudit.layouts.diffusers import folder_files, weights_file
 from ckptaudit.layouts.families import FAMILIES
 from ckptaudit.layouts.family import Component
+from ckptaudit.layouts.folder import FolderMatch
 from ckptaudit.layouts.match import ComponentCount, Match, Placement, Spec, signs_met
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["UNKNOWN", "Detection", "count", "detect", "place"]
 
 UNKNOWN = "unknown"
+# What the tensors of a diffusers folder are called, where another layout has its spellings.
+IN_FOLDER = "diffusers"
 _MARKS_OF_V = ("v_pred", "edm_vpred.")
 
 
@@ -85,6 +88,9 @@ def detect(tensors: Mapping[str, Spec], family: str | None = None) -> Detection:
         tensors: The state dict.
         family: Take it for this one, in `FAMILIES`, whatever speaks against it.
     """
+    in_folder = _of_folder(tensors, family)
+    if in_folder is not None:
+        return in_folder
     if family is not None:
         return _as_told(FAMILIES[family], tensors)
     met = {each.name: signs_met(each, tensors) for each in FAMILIES.values()}
@@ -104,6 +110,8 @@ def place(detection: Detection, tensors: Mapping[str, Spec]) -> tuple[Placement,
     family = FAMILIES.get(detection.family)
     if family is None:
         return tuple(Placement(key, Component.OTHER, key) for key in tensors)
+    if detection.variant == IN_FOLDER:
+        return tuple(FolderMatch.between(family, tensors).placements())
     match = Match.between(family, tensors)
     return tuple(match.place(key) for key in tensors)
 
@@ -118,10 +126,34 @@ def count(detection: Detection, tensors: Mapping[str, Spec]) -> tuple[ComponentC
     family = FAMILIES.get(detection.family)
     if family is None:
         return (ComponentCount(Component.OTHER, len(tensors), 0),) if tensors else ()
-    match = Match.between(family, tensors)
-    placements = [match.place(key) for key in tensors]
+    placements = place(detection, tensors)
+    match: Match | FolderMatch = (
+        FolderMatch.between(family, tensors)
+        if detection.variant == IN_FOLDER
+        else Match.between(family, tensors)
+    )
     rows = (match.count(component, placements) for component in Component)
     return tuple(row for row in rows if row.present or row.expected or row.unexpected)
+
+
+def _of_folder(tensors: Mapping[str, Spec], told: str | None) -> Detection | None:
+    """The family whose diffusers folder *tensors* are of; None if they are of none."""
+    families = FAMILIES.values() if told is None else (FAMILIES[told],)
+    fitting = [
+        match
+        for family in families
+        if family.has_diffusers_layout and not (family.is_named_only and told is None)
+        for match in (FolderMatch.between(family, tensors),)
+        if match.holders and not any(match.objections())
+    ]
+    if not fitting:
+        return None
+    best = max(fitting, key=FolderMatch.agreement)
+    prediction = None if best.family.undecided is not None else best.family.prediction
+    is_denoiser = best.family.core is Component.UNET
+    return Detection(
+        best.family.name, IN_FOLDER, tuple(best.evidence()), prediction if is_denoiser else None
+    )
 
 
 def _as_told(family: Family, tensors: Mapping[str, Spec]) -> Detection:

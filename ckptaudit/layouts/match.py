@@ -55,6 +55,8 @@ class Placement:
             has taken it.  Whether the contents are equal is for others to find out.
         demanded: Whether loaders stop, or go wrong, without *name*.
         diffusers: Where it goes in the diffusers layout; empty if it has no place there.
+        has_place: Whether it may stand in a file of the original layout; what a folder has
+            besides the model may not.
     """
 
     key: str
@@ -65,6 +67,7 @@ class Placement:
     of: str | None = None
     demanded: bool = False
     diffusers: tuple[Destination, ...] = ()
+    has_place: bool = True
 
 
 @dataclass(frozen=True, slots=True)

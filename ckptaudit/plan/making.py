@@ -165,6 +165,8 @@ def _bar(view: TensorView, placement: Placement, options: Options) -> str | None
     """Why *view* cannot be written, or is not wanted, whatever else is in the file."""
     if view.dtype.safetensors is None:
         return f"safetensors has no type for {view.dtype.name}"
+    if not placement.has_place and options.layout is Layout.ORIGINAL and not options.keep_names:
+        return "is no part of the model, so it has no place in the original layout"
     if placement.name == _RESERVED_NAME:
         return "safetensors reserves this name for its metadata"
     if _action(placement.component, options) is Action.DROP:

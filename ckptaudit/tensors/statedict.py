@@ -74,7 +74,7 @@ def find_state_dict(container: Container, limits: Limits | None = None) -> State
             f"{container.source.name}: is a TorchScript archive; it contains code and is not "
             "converted: ask its author for the state dict"
         )
-    if container.kind is Kind.SAFETENSORS:
+    if container.kind in {Kind.SAFETENSORS, Kind.FOLDER}:
         views = tuple(
             Tensor(stored.storage, stored.dtype, stored.shape, stored.stride, stored.offset).view(
                 key, container
