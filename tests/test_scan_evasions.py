@@ -1,0 +1,86 @@
+"""Files that were made to look clean, or to leave the scan without an answer, and what they are.
+
+Each is a trick that once worked here: a second reading of the same bytes, an allowed name
+put to a use of its own, a number too long to be written out.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+from catalogue.case import EVIL
+from forge import MAGIC, NONE, POP, STOP, long1, pickled, value
+
+from ckptaudit.jobs.scan import ScanResult, scan
+from ckptaudit.policy import Severity
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Scanned = Callable[[bytes], ScanResult]
+
+
+@pytest.fixture
+def scanned(tmp_path: Path) -> Scanned:
+    """Write bytes to a file and scan it."""
+
+    def run(data: bytes) -> ScanResult:
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(data)
+        return scan(path)
+
+    return run
+
+
+def rules_of(result: ScanResult) -> set[str]:
+    return {finding.rule for finding in result.findings}
+
+
+# A second reading of the same bytes
+
+
+def safetensors_that_is_pickles(pickles: bytes) -> bytes:
+    """A safetensors file whose only tensor is *pickles*, and which an unpickler reads up to there.
+
+    The header is 86 bytes long, and ``V`` is 86: all up to the end of the line is a string, the
+    brace that ends the header a dict, and the tensor's bytes are the next opcodes.
+    """
+    size = len(pickles)
+    entry = {"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
+    text = json.dumps(entry, separators=(",", ":"))[:-1]
+    return struct.pack("<Q", ord("V")) + f"{text:<84}\n}}".encode() + pickles
+
+
+MAGIC_NUMBER = long1(MAGIC) + STOP
+FOLLOWING = {
+    "a-legacy-stream": MAGIC_NUMBER
+    + pickled(value(1001))
+    + pickled(value({}))
+    + EVIL
+    + pickled(value([])),
+    "a-second-pickle": NONE + STOP + EVIL,
+    "a-third-pickle": NONE + STOP + pickled(value(1)) + EVIL,
+}
+
+
+@pytest.mark.parametrize("pickles", FOLLOWING.values(), ids=FOLLOWING)
+def test_what_follows_a_harmless_first_pickle_is_judged_in_a_framed_file_as_well(
+    scanned: Scanned, pickles: bytes
+) -> None:
+    """torch.load goes on with the legacy schedule wherever the first pickle is its magic number."""
+    result = scanned(safetensors_that_is_pickles(POP + POP + pickles))
+
+    assert result.verdict is Severity.MALICIOUS
+    assert rules_of(result) >= {"CKA101", "CKA110"}
+
+
+def test_a_framed_file_that_is_a_harmless_pickle_as_well_is_what_its_framing_says(
+    scanned: Scanned,
+) -> None:
+    result = scanned(safetensors_that_is_pickles(POP + POP + NONE + STOP))
+
+    assert (result.verdict, result.coverage.complete) == (Severity.CLEAN, True)
