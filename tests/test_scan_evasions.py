@@ -13,7 +13,26 @@ from typing import TYPE_CHECKING
 
 import pytest
 from catalogue.case import EVIL
-from forge import MAGIC, NONE, POP, STOP, long1, pickled, value
+from commands import audit
+from forge import (
+    MAGIC,
+    NONE,
+    POP,
+    STOP,
+    Raw,
+    call,
+    floats,
+    long1,
+    pickled,
+    safetensors_entry,
+    safetensors_file,
+    storage_id,
+    tar_archive,
+    tar_members,
+    tensor,
+    torch_zip,
+    value,
+)
 
 from ckptaudit.jobs.scan import ScanResult, scan
 from ckptaudit.policy import Severity
@@ -84,3 +103,57 @@ def test_a_framed_file_that_is_a_harmless_pickle_as_well_is_what_its_framing_say
     result = scanned(safetensors_that_is_pickles(POP + POP + NONE + STOP))
 
     assert (result.verdict, result.coverage.complete) == (Severity.CLEAN, True)
+
+
+# Numbers too long to be written out in decimal, which Python refuses beyond 4300 digits
+
+HUGE = 1 << 16_000
+LARGE_SHAPE = (1 << 61,) * 256
+STORED = {"0": floats(1, 2)}
+ON_STORAGE = Raw(storage_id("0", 2))
+NO_HOOKS = Raw(call("collections", "OrderedDict"))
+
+HUGE_NUMBERS = {
+    "tensors-in-a-tar": tar_archive(
+        {**tar_members(pickled(value({}))), "tensors": pickled(value(HUGE))}
+    ),
+    "storages-in-a-tar": tar_archive(
+        {**tar_members(pickled(value({}))), "storages": pickled(value(HUGE))}
+    ),
+    "bytes-of-an-expanded-tensor": torch_zip(
+        pickled(value({"w": Raw(tensor(storage_id("0", 2), LARGE_SHAPE, (0,) * 256))})), STORED
+    ),
+    "elements-of-a-tensor-of-safetensors": safetensors_file(
+        {"w": safetensors_entry(LARGE_SHAPE, 0, 8)}, floats(1, 2)
+    ),
+    "a-size": torch_zip(
+        pickled(
+            value(
+                {
+                    "w": Raw(
+                        call(
+                            "torch._utils",
+                            "_rebuild_tensor_v2",
+                            *(ON_STORAGE, 0, (HUGE,), (1,), False, NO_HOOKS),
+                        )
+                    )
+                }
+            )
+        ),
+        STORED,
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["scan", "inspect", "explain"])
+@pytest.mark.parametrize("data", HUGE_NUMBERS.values(), ids=HUGE_NUMBERS)
+def test_a_number_too_long_to_be_written_out_is_no_error_of_ours(
+    tmp_path: Path, data: bytes, command: str
+) -> None:
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(data)
+
+    done = audit(command, path)
+
+    assert "internal error" not in done.err
+    assert done.status != 0 or command != "scan"
