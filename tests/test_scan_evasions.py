@@ -13,16 +13,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 from catalogue.case import EVIL
+from catalogue.objects import NO_GRADIENT
 from commands import audit
 from forge import (
+    BUILD,
     MAGIC,
     NONE,
     POP,
+    SETITEM,
     STOP,
     Raw,
     call,
     floats,
+    global_,
     long1,
+    made,
+    object_npy,
     pickled,
     safetensors_entry,
     safetensors_file,
@@ -134,7 +140,7 @@ HUGE_NUMBERS = {
                         call(
                             "torch._utils",
                             "_rebuild_tensor_v2",
-                            *(ON_STORAGE, 0, (HUGE,), (1,), False, NO_HOOKS),
+                            *(ON_STORAGE, 0, (HUGE,), (1,), NO_GRADIENT, NO_HOOKS),
                         )
                     )
                 }
@@ -157,3 +163,72 @@ def test_a_number_too_long_to_be_written_out_is_no_error_of_ours(
 
     assert "internal error" not in done.err
     assert done.status != 0 or command != "scan"
+
+
+# Allowed names, put to a use of their own
+
+ATTRIBUTE_DICT = "lightning_fabric.utilities.data"
+# It has an attribute that a rebuild function would call as a tensor's method.
+IN_DISGUISE = Raw(made("argparse", "Namespace", {"detach": Raw(global_("builtins", "bytearray"))}))
+MISUSED = {
+    # Its items are attributes, and BUILD calls the one of this name.
+    "an-attribute-dict-with-a-setstate-of-its-own": (
+        "CKA107",
+        made(ATTRIBUTE_DICT, "AttributeDict")
+        + value("__setstate__")
+        + global_("builtins", "bytearray")
+        + SETITEM
+        + value({"a": 1})
+        + BUILD,
+    ),
+    "a-parameter-of-what-is-no-tensor": (
+        "CKA103",
+        call("torch._utils", "_rebuild_parameter", IN_DISGUISE, NO_GRADIENT, NO_HOOKS),
+    ),
+    "a-parameter-with-state-of-what-is-no-tensor": (
+        "CKA103",
+        call(
+            "torch._utils",
+            "_rebuild_parameter_with_state",
+            *(IN_DISGUISE, NO_GRADIENT, NO_HOOKS, None),
+        ),
+    ),
+    "a-parameter-class-of-what-is-no-tensor": (
+        "CKA103",
+        call("torch.nn.parameter", "Parameter", IN_DISGUISE, NO_GRADIENT),
+    ),
+    "a-device-tensor-of-what-is-no-tensor": (
+        "CKA103",
+        call(
+            "torch._utils",
+            "_rebuild_device_tensor_from_cpu_tensor",
+            *(IN_DISGUISE, None, "cpu", NO_GRADIENT),
+        ),
+    ),
+    "a-tensor-on-what-is-no-storage": (
+        "CKA103",
+        call("torch._utils", "_rebuild_tensor", IN_DISGUISE, 0, (1,), (1,)),
+    ),
+    "a-partial-of-a-type-of-pointers": (
+        "CKA103",
+        call("functools", "partial", Raw(global_("numpy", "dtype")))
+        + value((Raw(global_("numpy", "dtype")), ("O8", 0, 1), None, None))
+        + BUILD,
+    ),
+}
+
+
+@pytest.mark.parametrize(("rule", "opcodes"), MISUSED.values(), ids=MISUSED)
+def test_an_allowed_name_is_not_allowed_for_everything(
+    scanned: Scanned, rule: str, opcodes: bytes
+) -> None:
+    result = scanned(torch_zip(pickled(opcodes)))
+
+    assert rule in rules_of(result)
+    assert result.verdict is Severity.SUSPICIOUS
+
+
+def test_an_array_has_no_storages_beside_it(scanned: Scanned) -> None:
+    result = scanned(object_npy(pickled(storage_id("0", 2))))
+
+    assert rules_of(result) == {"CKA204"}

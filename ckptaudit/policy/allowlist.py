@@ -23,7 +23,15 @@ from ckptaudit.policy import arguments as given
 if TYPE_CHECKING:
     from ckptaudit.policy.arguments import Arguments, State
 
-__all__ = ["MAPPINGS", "SEQUENCES", "UNCHECKED", "Allowed", "allowed", "reviewed"]
+__all__ = [
+    "ATTRIBUTE_DICTS",
+    "MAPPINGS",
+    "SEQUENCES",
+    "UNCHECKED",
+    "Allowed",
+    "allowed",
+    "reviewed",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,21 +134,21 @@ _allow(
 _allow(
     _TENSOR,
     "torch._utils",
-    "_rebuild_tensor",
     "_rebuild_sparse_tensor",
     "_rebuild_sparse_csr_tensor",
     "_rebuild_nested_tensor",
     "_rebuild_meta_tensor_no_storage",
     "_rebuild_wrapper_subclass",
     "_rebuild_device_tensor_from_numpy",
-    "_rebuild_device_tensor_from_cpu_tensor",
     takes=given.tensor,
 )
+_allow(_TENSOR, "torch._utils", "_rebuild_tensor", takes=given.on_storage)
+_allow(_TENSOR, "torch._utils", "_rebuild_device_tensor_from_cpu_tensor", takes=given.of_tensor)
 # torch/_utils.py: backward_hooks are functions that a training step would call.
 _allow(_TENSOR, "torch._utils", "_rebuild_tensor_v2", takes=given.with_hooks(5))
 _allow(_TENSOR, "torch._utils", "_rebuild_tensor_v3", takes=given.with_hooks(5))
 _allow(_TENSOR, "torch._utils", "_rebuild_qtensor", takes=given.with_hooks(6))
-_allow(_TENSOR, "torch._utils", "_rebuild_parameter", takes=given.with_hooks(2))
+_allow(_TENSOR, "torch._utils", "_rebuild_parameter", takes=given.of_parameter)
 _allow(_TENSOR, "torch._utils", "_rebuild_parameter_with_state", takes=given.with_state)
 # Before torch 1.9 torch._tensor was torch.tensor.
 for _module in ("torch._tensor", "torch.tensor"):
@@ -310,7 +318,9 @@ for _module, _name in sorted(_ATTRIBUTE_DICTS):
         state=given.attributes,
     )
 
-# In what these make, a pickle may store items, or append to it.
+# In what these make, a pickle may store items, or append to it.  Of some, items are attributes
+# as well, which Python looks up.
+ATTRIBUTE_DICTS = frozenset(_ATTRIBUTE_DICTS)
 MAPPINGS = frozenset(
     {
         ("collections", "OrderedDict"),

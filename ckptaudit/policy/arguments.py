@@ -46,6 +46,9 @@ __all__ = [
     "numbers",
     "octets",
     "octets_in",
+    "of_parameter",
+    "of_tensor",
+    "on_storage",
     "pairs",
     "parameter",
     "partial_state",
@@ -74,6 +77,11 @@ _FACTORIES = {
     ("collections", "Counter"),
 }
 _LATIN1 = {"latin1", "latin-1"}
+# Where the functions and classes are that make tensors.
+_TENSOR_MODULES = {
+    *("torch", "torch.cuda", "torch._utils", "torch._tensor", "torch.tensor"),
+    *("torch.nn", "torch.nn.parameter"),
+}
 # numpy/core/src/multiarray/descriptor.c, arraydescr_reduce: kind and bytes of a builtin
 # type.  Objects ("O") are pointers, and the fields of a record ("V") may lie anywhere.
 _DTYPE = re.compile(r"b1|[iu][1248]|f(?:2|4|8|12|16)|c(?:8|16|24|32)|[SU][0-9]{1,9}|[Mm]8")
@@ -104,18 +112,33 @@ def any_values(args: tuple[Node, ...]) -> bool:
 
 
 def tensor(args: tuple[Node, ...]) -> bool:
-    """A tensor's parts; `tensors` checks them against the storage."""
+    """A tensor's parts, other than a storage."""
     return len(args) > 1
 
 
+def on_storage(args: tuple[Node, ...]) -> bool:
+    """A storage and a tensor's parts; `tensors` checks them against each other."""
+    return len(args) > 1 and _is_storage(args[0])
+
+
 def with_hooks(at: int) -> Arguments:
-    """A tensor's parts, where number *at* is its backward hooks: functions to call, so none."""
-    return lambda args: len(args) > at and _is_empty(args[at])
+    """The same, where number *at* is its backward hooks: functions to call, so none."""
+    return lambda args: len(args) > at and _is_storage(args[0]) and _is_empty(args[at])
+
+
+def of_tensor(args: tuple[Node, ...]) -> bool:
+    """A tensor that has been rebuilt, and what it is to be."""
+    return len(args) > 1 and _is_tensor(args[0])
+
+
+def of_parameter(args: tuple[Node, ...]) -> bool:
+    """A tensor that has been rebuilt, whether it needs a gradient, no hooks."""
+    return len(args) == 3 and _is_tensor(args[0]) and _is_empty(args[2])  # noqa: PLR2004 - spelled out above
 
 
 def with_state(args: tuple[Node, ...]) -> bool:
-    """A parameter, whether it needs a gradient, no hooks, and attributes to set."""
-    return len(args) == 4 and _is_empty(args[2]) and _set_later(args[3])  # noqa: PLR2004 - spelled out above
+    """The same, and attributes to set."""
+    return len(args) == 4 and of_parameter(args[:3]) and _set_later(args[3])  # noqa: PLR2004 - as above
 
 
 def rebuild_by(args: tuple[Node, ...]) -> bool:
@@ -142,8 +165,10 @@ def inner_call(call: Call) -> Call | None:
 def parameter(args: tuple[Node, ...]) -> bool:
     """A tensor and whether it needs a gradient; or nothing, when BUILD brings them."""
     match args:
-        case () | (Call() | PersistentId(),) | (Call() | PersistentId(), bool()):
+        case ():
             return True
+        case (data,) | (data, bool()):
+            return _is_tensor(data)
         case _:
             return False
 
@@ -409,6 +434,30 @@ def _is_empty(hooks: Node) -> bool:
             return not hooks.pairs
         case _:
             return False
+
+
+def _is_storage(node: Node) -> bool:
+    # Or what brings one along: torch/storage.py, where it is pickled without torch.save.
+    return isinstance(node, PersistentId) or (
+        isinstance(node, Call) and _calls(node, "torch.storage", "_load_from_bytes")
+    )
+
+
+def _is_tensor(node: Node) -> bool:
+    """Whether *node* can be nothing but a tensor; of other objects a method of theirs is called.
+
+    torch/nn/parameter.py, Parameter.__new__, calls ``detach``, and torch/_utils.py ``to``; both
+    may be attributes that a pickle gave to a harmless object.
+    """
+    # In a tar a persistent id is a tensor.
+    if isinstance(node, PersistentId):
+        return True
+    if not isinstance(node, Call) or not isinstance(node.func, Global):
+        return False
+    module, name = node.func.module, node.func.name
+    return module in _TENSOR_MODULES and (
+        name.startswith("_rebuild_") or name.endswith(("Tensor", "Parameter", "Buffer"))
+    )
 
 
 def _is_dtype(node: Node) -> bool:

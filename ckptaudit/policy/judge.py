@@ -19,7 +19,14 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers import Gap, Kind, Place, key_of, module_of, storage_of
-from ckptaudit.policy.allowlist import MAPPINGS, SEQUENCES, UNCHECKED, allowed, reviewed
+from ckptaudit.policy.allowlist import (
+    ATTRIBUTE_DICTS,
+    MAPPINGS,
+    SEQUENCES,
+    UNCHECKED,
+    allowed,
+    reviewed,
+)
 from ckptaudit.policy.arguments import attribute_dicts, hidden_names, inner_call, octets_in
 from ckptaudit.policy.carried import CarriedFiles, is_constant
 from ckptaudit.policy.dangerous import LOADS_CHECKPOINT, dangerous
@@ -72,6 +79,8 @@ _SIZE_PER_OPCODE = 64
 _SIZE_FLOOR = 1_000_000
 # CPython's pickler gives up at about 1000 levels, and so do repr, copy and comparison.
 _MOST_DEPTH = 2000
+# Framings in which a pickle has storages beside it.
+_WITH_STORAGES = {Kind.ZIP, Kind.TORCHSCRIPT, Kind.LEGACY, Kind.TAR}
 # What a torch that pickles a storage without torch.save has written for its bytes.
 _LOADABLE = {Kind.LEGACY, Kind.ZIP}
 # A tensor's subclass is rebuilt through one; `tensors` follows as many.
@@ -473,11 +482,13 @@ class _TraceJudge:
                 event.offset,
                 lambda: f"would store items in the result of {brief(event)}",
             )
+        elif name in ATTRIBUTE_DICTS and (names := hidden_names(event)):
+            self.found("CKA107", event.offset, partial(_hidden_attributes, event, names))
 
     def judge_persistent_id(self, event: PersistentId) -> None:
         kind = self.container.kind
         if storage_of(event) is not None:
-            if kind is Kind.PICKLE:
+            if kind not in _WITH_STORAGES:
                 self.found(
                     "CKA204",
                     event.offset,
@@ -516,6 +527,8 @@ class _TraceJudge:
             self.found("CKA107", event.offset, lambda: f"would set the state of {brief(target)}")
             return
         entry = _entry(made) if isinstance(made, Global) else None
+        if isinstance(made, Global) and (made.module, made.name) == ("functools", "partial"):
+            self.judge_partial(event)
         if entry is not None and (entry.state is None or not entry.state(event.state)):
             self.found(
                 "CKA107",
@@ -524,6 +537,17 @@ class _TraceJudge:
                     f"would set the state of what {brief(target)} returns to {brief(event.state)}"
                 ),
             )
+
+    def judge_partial(self, event: Build) -> None:
+        """Judge the call that a partial function is to make, if it is one of an allowed name."""
+        match event.state:
+            case (Global() as func, (_, *_) as args, _, _) if isinstance(args, tuple):
+                entry = allowed(func.module, func.name)
+                if entry is not None and entry.takes is not None and not entry.takes(args):
+                    call = Call("REDUCE", func, args, None, event.offset)
+                    self.found("CKA103", event.offset, lambda: f"keeps {brief(call)} for later")
+            case _:
+                return
 
 
 def _hidden_attributes(target: Node, names: list[str]) -> str:
