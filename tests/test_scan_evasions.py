@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
-from catalogue.case import EVIL
+from catalogue.case import EVIL, PLAIN_EVIL
 from catalogue.objects import NO_GRADIENT
 from commands import audit
 from forge import (
@@ -232,3 +232,24 @@ def test_an_array_has_no_storages_beside_it(scanned: Scanned) -> None:
     result = scanned(object_npy(pickled(storage_id("0", 2))))
 
     assert rules_of(result) == {"CKA204"}
+
+
+@pytest.mark.parametrize("pickle", [EVIL, PLAIN_EVIL], ids=["with-proto", "without-proto"])
+@pytest.mark.parametrize("name", ["data.pkl", "evil.pkl", "x", "0.pkl", "\u0661"])
+def test_a_storage_of_a_name_that_torch_does_not_give_is_looked_into(
+    scanned: Scanned, name: str, pickle: bytes
+) -> None:
+    """A loader may go by how a name ends; torch's own storages are numbered, and never sniffed."""
+    size = len(pickle)
+    weights = Raw(tensor(storage_id(name, size, storage="ByteStorage"), (size,)))
+
+    result = scanned(torch_zip(pickled(value({"w": weights})), {name: pickle}))
+
+    assert result.verdict is Severity.MALICIOUS
+    assert rules_of(result) == {"CKA101", "CKA110", "CKA203"}
+
+
+def test_a_storage_of_a_strange_name_is_for_review(scanned: Scanned) -> None:
+    result = scanned(torch_zip(pickled(tensor(storage_id("x", 2), (2,))), {"x": floats(1, 2)}))
+
+    assert (result.verdict, rules_of(result)) == (Severity.REVIEW, {"CKA203"})

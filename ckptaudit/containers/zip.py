@@ -293,7 +293,26 @@ class _Reading:
             if storage is not None:
                 storages[key] = storage
                 self.roles[entry] = Role.STORAGE
+                if not (key.isascii() and key.isdecimal()):
+                    self.doubt(entry)
         return storages
+
+    def doubt(self, entry: Entry) -> None:
+        """See what else a storage is whose name torch would not have given it.
+
+        torch counts its storages.  One of another name may be what a loader looks for that goes
+        by the end of a name: ``data.pkl``.
+        """
+        self.odd("storage-name", "a storage whose name is no number, as torch's are", entry)
+        try:
+            source, start = self.contents.open(entry, self.budget)
+            trace = self.run(entry, source, start)
+        except MalformedInput as err:
+            self.gaps.append(Gap.left_by(err, entry.data))
+            return
+        if may_act(trace):
+            self.traces.append(trace)
+            self.odd("extra-pickle", "a pickle as well as a storage", entry)
 
     def locate_one(self, key: str, refs: list[StorageRef], entry: Entry) -> Storage | None:
         ref = refs[0]

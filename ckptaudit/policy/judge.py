@@ -121,6 +121,7 @@ _MISHAP_RULES = {
     "storage-size": "CKA204",
     "storage-contradiction": "CKA204",
     "storage-unreferenced": "CKA203",
+    "storage-name": "CKA203",
     "record-unknown": "CKA203",
     "extra-pickle": "CKA110",
     "several-pickles": "CKA110",
