@@ -6,8 +6,10 @@ put to a use of its own, a number too long to be written out.
 
 from __future__ import annotations
 
+import io
 import json
 import struct
+import zipfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -36,8 +38,10 @@ from forge import (
     tar_archive,
     tar_members,
     tensor,
+    torch_entries,
     torch_zip,
     value,
+    zip_archive,
 )
 
 from ckptaudit.jobs.scan import ScanResult, scan
@@ -253,3 +257,43 @@ def test_a_storage_of_a_strange_name_is_for_review(scanned: Scanned) -> None:
     result = scanned(torch_zip(pickled(tensor(storage_id("x", 2), (2,))), {"x": floats(1, 2)}))
 
     assert (result.verdict, rules_of(result)) == (Severity.REVIEW, {"CKA203"})
+
+
+# Zip archives that torch refuses and Python's zipfile reads
+
+
+def without_its_end64() -> bytes:
+    """An archive whose locator leads past the end of the file; zipfile does not ask it."""
+    data = bytearray(torch_zip(EVIL))
+    locator = data.rfind(b"PK\6\7")
+    struct.pack_into("<Q", data, locator + 8, 1 << 40)
+    return bytes(data)
+
+
+def packed_by_zipfile(method: int) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for entry in torch_entries(EVIL, {}):
+            archive.writestr(entry.name, entry.data)
+    return file.getvalue()
+
+
+PYTHONS = {
+    "locator-past-the-end": without_its_end64(),
+    "more-entries-than-there-are": zip_archive(torch_entries(EVIL, {}), zip64=False, count=99),
+    "bzip2": packed_by_zipfile(zipfile.ZIP_BZIP2),
+    "lzma": packed_by_zipfile(zipfile.ZIP_LZMA),
+}
+
+
+@pytest.mark.parametrize("data", PYTHONS.values(), ids=PYTHONS)
+def test_what_zipfile_would_read_is_judged_where_torch_gives_up(
+    scanned: Scanned, data: bytes
+) -> None:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert archive.read("archive/data.pkl") == EVIL
+
+    result = scanned(data)
+
+    assert result.verdict is Severity.MALICIOUS
+    assert "CKA101" in rules_of(result)

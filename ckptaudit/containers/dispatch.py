@@ -89,8 +89,11 @@ def _open(source: ByteSource, inside: Inside) -> Container:
     try:
         container = _open_as_torch(source, inside)
     except (MalformedInput, Unsupported) as err:
-        if archive is None or archive.is_torchs:
+        # zipfile counts the entries for itself, and may read what torch's reader gives up on.
+        is_damaged = isinstance(err, MalformedInput) and not isinstance(err, LimitExceeded)
+        if archive is None or (archive.is_torchs and not (is_damaged and archive.may_be_read)):
             raise
+        archive = replace(archive, is_torchs=False)
         container = _unread(source, str(err.args[0]).removeprefix(f"{source.name}: "))
     found = list(_around(container, archive, inside))
     nested = tuple(inner for inner in found if isinstance(inner, Nested))

@@ -71,6 +71,14 @@ class PythonArchive:
             (BufferSource(end), 0, len(end)),
         )
 
+    @property
+    def may_be_read(self) -> bool:
+        """Whether its directory is one from end to end."""
+        try:
+            return self._count("zip") > 0
+        except MalformedInput:
+            return False
+
     def _count(self, name: str) -> int:
         """Entries in the directory: zipfile reads all there are, whatever number is stated."""
         if self.size > _MOST_DIRECTORY_BYTES:
