@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import tarfile
 import zipfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -31,11 +32,13 @@ from forge import (
     long1,
     made,
     object_npy,
+    pax_header,
     pickled,
     safetensors_entry,
     safetensors_file,
     storage_id,
     tar_archive,
+    tar_member,
     tar_members,
     tensor,
     torch_entries,
@@ -44,8 +47,10 @@ from forge import (
     zip_archive,
 )
 
+from ckptaudit.containers import Kind, open_container
 from ckptaudit.jobs.scan import ScanResult, scan
 from ckptaudit.policy import Severity
+from ckptaudit.source import BufferSource
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -297,3 +302,64 @@ def test_what_zipfile_would_read_is_judged_where_torch_gives_up(
 
     assert result.verdict is Severity.MALICIOUS
     assert "CKA101" in rules_of(result)
+
+
+# Tar archives in which tarfile, by which torch reads them, would find other members
+
+PARTS = tar_members(pickled(value({"w": 1})))
+PLAIN_PARTS = b"".join(tar_member(name, data) for name, data in PARTS.items())
+END_OF_TAR = bytes(1024)
+# More beginnings of pickles than are tried in bytes that belong to nothing.
+DECOY = tar_member("decoy", b"\xff\x80\x02" * 1100)
+
+
+def checksummed(header: bytearray) -> bytes:
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    return bytes(header)
+
+
+def _in_an_old_directory() -> bytes:
+    hidden = DECOY + tar_member("pickle", EVIL)
+    return PLAIN_PARTS + tar_member("x/", hidden, typeflag=b"\0") + END_OF_TAR
+
+
+def _behind_a_path_that_ends_in_a_slash() -> bytes:
+    return PLAIN_PARTS + pax_header(path="pickle/") + tar_member("y", EVIL) + END_OF_TAR
+
+
+def _before_one_with_a_prefix_and_no_magic() -> bytes:
+    benign = bytearray(tar_member("pickle", PARTS["pickle"]))
+    benign[257:265] = bytes(8)
+    benign[345:346] = b"x"
+    others = [tar_member(name, data) for name, data in PARTS.items() if name != "pickle"]
+    return b"".join(others) + tar_member("pickle", EVIL) + checksummed(benign) + END_OF_TAR
+
+
+def _with_a_checksum_in_strange_white_space() -> bytes:
+    header = bytearray(tar_member("pickle", EVIL))
+    header[148:156] = b" " * 8
+    header[148:156] = b"\x1c%06o\0" % sum(header[:512])
+    others = [tar_member(name, data) for name, data in PARTS.items() if name != "pickle"]
+    return bytes(header) + b"".join(others) + END_OF_TAR
+
+
+OTHER_MEMBERS = {
+    "in-an-old-directory": _in_an_old_directory(),
+    "behind-a-path-that-ends-in-a-slash": _behind_a_path_that_ends_in_a_slash(),
+    "before-one-with-a-prefix-and-no-magic": _before_one_with_a_prefix_and_no_magic(),
+    "with-a-checksum-in-strange-white-space": _with_a_checksum_in_strange_white_space(),
+}
+
+
+@pytest.mark.parametrize("data", OTHER_MEMBERS.values(), ids=OTHER_MEMBERS)
+def test_the_member_that_tarfile_takes_is_the_object(data: bytes) -> None:
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+        pickle = archive.extractfile("pickle")
+        assert pickle is not None
+        assert pickle.read() == EVIL
+
+    container = open_container(BufferSource(data))
+
+    assert container.kind is Kind.TAR
+    assert str(container.object_trace.events[0]) == "posix.system"
