@@ -21,21 +21,29 @@ from commands import audit
 from forge import (
     BUILD,
     MAGIC,
+    MEMOIZE,
     NONE,
     POP,
+    REDUCE,
     SETITEM,
+    STACK_GLOBAL,
     STOP,
     Raw,
+    binget,
     call,
+    float_line,
     floats,
     global_,
+    int_line,
     long1,
+    long_line,
     made,
     object_npy,
     pax_header,
     pickled,
     safetensors_entry,
     safetensors_file,
+    short_binunicode,
     storage_id,
     tar_archive,
     tar_member,
@@ -363,3 +371,24 @@ def test_the_member_that_tarfile_takes_is_the_object(data: bytes) -> None:
 
     assert container.kind is Kind.TAR
     assert str(container.object_trace.events[0]) == "posix.system"
+
+
+# Literals that one unpickler stops at and another does not
+
+
+@pytest.mark.parametrize(
+    "literal",
+    [float_line(b"1_0.5"), float_line(b" 1"), long_line(b"9" * 5000), int_line(b"9" * 5000)],
+    ids=["float-with-underscore", "float-with-space", "long-of-5000-digits", "int-of-5000-digits"],
+)
+def test_a_literal_that_some_unpickler_reads_does_not_end_the_reading(
+    scanned: Scanned, literal: bytes
+) -> None:
+    """The rest is no pickle by itself: its names are in the memo of what came before."""
+    names = short_binunicode("posix") + MEMOIZE + short_binunicode("system") + MEMOIZE
+    payload = binget(0) + binget(1) + STACK_GLOBAL + value(("true",)) + REDUCE
+
+    result = scanned(pickled(names, literal, payload, protocol=4))
+
+    assert result.verdict is Severity.MALICIOUS
+    assert rules_of(result) >= {"CKA101", "CKA109"}

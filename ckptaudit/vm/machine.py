@@ -12,7 +12,8 @@ Never asks: what a name means.  ``os.system`` and ``torch.FloatStorage`` look th
             is `tensors`'.
 
 Semantics follow CPython's Modules/_pickle.c, which is what torch runs, and not
-Lib/pickletools.py, which refuses streams that the C code executes.
+Lib/pickletools.py, which refuses streams that the C code executes.  Where only Lib/pickle.py,
+which joblib runs, or a Python of another day would go on, we go on as well and say so.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.errors import MalformedInput
 from ckptaudit.vm.limits import Budget
-from ckptaudit.vm.literals import parse_float, parse_int, parse_long, parse_string
+from ckptaudit.vm.literals import (
+    parse_float,
+    parse_float_laxly,
+    parse_int,
+    parse_integer_laxly,
+    parse_long,
+    parse_string,
+)
 from ckptaudit.vm.nodes import (
     Build,
     Call,
@@ -419,10 +427,10 @@ class _Machine(Reader):
         self.persistent(self.text_line("ascii"))
 
     def op_int(self) -> None:
-        self.push_integer(self.parsed(parse_int))
+        self.push_integer(self.parsed(parse_int, parse_integer_laxly))
 
     def op_long(self) -> None:
-        self.push_integer(self.parsed(parse_long))
+        self.push_integer(self.parsed(parse_long, parse_integer_laxly))
 
     def push_integer(self, value: Node) -> None:
         # To write it out in decimal takes time by the square of its length.
@@ -493,10 +501,6 @@ def _push_python2_string(width: int) -> Callable[[_Machine], None]:
     return lambda machine: machine.python2_string(machine.literal(machine.unsigned(width)))
 
 
-def _push_parsed(parse: Callable[[bytes], Node]) -> Callable[[_Machine], None]:
-    return lambda machine: machine.stack.append(machine.parsed(parse))
-
-
 def _push_tuple(length: int) -> Callable[[_Machine], None]:
     def handle(machine: _Machine) -> None:
         stack = machine.stack
@@ -520,7 +524,7 @@ _BY_OPCODE: dict[bytes, Callable[[_Machine], None]] = {
     b".": _Machine.op_stop,
     b"0": _Machine.op_pop,
     b"2": _Machine.op_dup,
-    b"F": _push_parsed(parse_float),
+    b"F": lambda m: m.stack.append(m.parsed(parse_float, parse_float_laxly)),
     b"I": _Machine.op_int,
     b"L": _Machine.op_long,
     b"N": _push_constant(lambda: None),
