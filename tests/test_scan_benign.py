@@ -7,10 +7,14 @@ import datetime as dt
 import decimal
 import fractions
 import io
+import logging
 import pathlib
+import random
+import types
 import uuid
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +182,29 @@ BENIGN: dict[str, Callable[[], object]] = {
     ],
     "exact-numbers": lambda: [decimal.Decimal("1.5"), fractions.Fraction(1, 3)],
     "uuid": lambda: uuid.UUID(int=5),
+    "version-of-torch": lambda: {"torch": torch.__version__},
+    "simple-namespace": lambda: types.SimpleNamespace(lr=0.1, deep=types.SimpleNamespace(a=[1])),
+    "values-without-a-type-of-their-own": lambda: [..., NotImplemented],
+    "types-in-a-configuration": lambda: [int, str, np.float32, np.int64, torch.int4, torch.bits8],
+    "parameters-of-a-lazy-module": lambda: torch.nn.LazyLinear(3).state_dict(),
+    "random-states": lambda: [
+        torch.get_rng_state(),
+        np.random.get_state(),  # noqa: NPY002 - as training scripts do
+        np.random.default_rng(0).bit_generator.state,
+        random.getstate(),
+    ],
+}
+
+# Objects of classes that everybody has, which run code of their own when they are given a state.
+REVIEWED: dict[str, Callable[[], object]] = {
+    "random-of-python": lambda: random.Random(3),  # noqa: S311 - not for secrets
+    "random-of-torch": torch.Generator,
+    "random-state-of-numpy": lambda: np.random.RandomState(0),
+    **{
+        f"generator-of-numpy-by-{kind.__name__}": partial(np.random.Generator, kind(1))
+        for kind in (np.random.MT19937, np.random.PCG64, np.random.Philox, np.random.SFC64)
+    },
+    "log": lambda: logging.getLogger("train"),
 }
 
 
@@ -190,6 +217,17 @@ def test_what_training_scripts_save_is_clean(
 
     assert [finding.message for finding in result.findings] == []
     assert (result.verdict, result.coverage.complete) == (Severity.CLEAN, True)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("make", REVIEWED.values(), ids=REVIEWED)
+def test_an_object_of_a_class_that_everybody_has_is_for_review(
+    scanned: Scanned, make: Callable[[], object], *, legacy: bool
+) -> None:
+    result = scanned(saved({"object": make()}, legacy=legacy))
+
+    assert {finding.rule for finding in result.findings} == {"CKA108"}
+    assert (result.verdict, result.coverage.complete) == (Severity.REVIEW, True)
 
 
 def forged(other: bytes) -> bytes:
@@ -215,6 +253,13 @@ FORGED_BENIGN = {
         "ParameterDict",
         {"_parameters": {}, "_buffers": {}, "_modules": {}, "training": True},
     ),
+    **{
+        f"{name}-as-a-key": MARK
+        + global_(f"pytorch_lightning.callbacks.{place}", name)
+        + value({"wait_count": 0})
+        + b"d"
+        for place, name in (("early_stopping", "EarlyStopping"), ("timer", "Timer"))
+    },
     "attribute-dict": empty("pytorch_lightning.utilities.parsing", "AttributeDict")
     + MARK
     + values("lr", 0.1)

@@ -226,6 +226,23 @@ MISUSED = {
         "CKA103",
         call("torch._utils", "_rebuild_tensor", IN_DISGUISE, 0, (1,), (1,)),
     ),
+    "a-bit-generator-that-is-another-class": (
+        "CKA103",
+        call("numpy.random._pickle", "__bit_generator_ctor", Raw(global_("builtins", "dict"))),
+    ),
+    "a-generator-made-by-another-function": (
+        "CKA103",
+        call("numpy.random._pickle", "__generator_ctor", "x", Raw(global_("builtins", "dict"))),
+    ),
+    "a-seed-of-another-class": (
+        "CKA103",
+        call(
+            "numpy.random.bit_generator",
+            "__pyx_unpickle_SeedSequence",
+            *(Raw(global_("builtins", "dict")), 1, None),
+        ),
+    ),
+    "a-log-of-two-names": ("CKA103", call("logging", "getLogger", "x", "y")),
     "a-partial-of-a-type-of-pointers": (
         "CKA103",
         call("functools", "partial", Raw(global_("numpy", "dtype")))

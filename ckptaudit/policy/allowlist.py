@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.dtypes import DTYPES
 from ckptaudit.policy import arguments as given
+from ckptaudit.policy.generators import GENERATORS, NAMED
 
 if TYPE_CHECKING:
     from ckptaudit.policy.arguments import Arguments, State
@@ -61,6 +62,9 @@ _REVIEWED = {
         given.partial_state,
         keywords=False,
     ),
+    ("logging", "getLogger"): Allowed(
+        "where an object writes its log", given.at_most_one_text, None, keywords=False
+    ),
     ("torch.nn.backends.thnn", "_get_thnn_function_backend"): Allowed(
         "a module's handle on its C code, torch < 1.2", given.nothing, None, keywords=False
     ),
@@ -74,6 +78,13 @@ _REVIEWED = {
         ).split()
     },
 }
+
+
+_RANDOM = "a generator of random numbers"
+for _pair, (_takes, _state) in GENERATORS.items():
+    _REVIEWED[_pair] = Allowed(_RANDOM, _takes, _state, keywords=False)
+for _pair in NAMED:
+    _REVIEWED[_pair] = Allowed(_RANDOM, None, None, keywords=False)
 
 
 def _allow(
@@ -184,6 +195,20 @@ _allow("a tensor's shape", "torch", "Size", takes=given.sizes)
 _allow("names a device, which is never used", "torch", "device", takes=given.device)
 _allow("names a memory layout", "torch.serialization", "_get_layout", takes=given.texts)
 _allow("an element type", "torch", *(dtype.name for dtype in DTYPES))
+# No tensor of them is read.
+_allow(
+    "an element type of few bits",
+    "torch",
+    *(f"{kind}{bits}" for kind in ("int", "uint") for bits in range(1, 8)),
+    *"complex32 float4_e2m1fn_x2 bits8 bits16 bits1x8 bits2x4 bits4x2".split(),
+)
+_allow(
+    "a parameter of a lazy module, not made yet",
+    "torch.nn.parameter",
+    "UninitializedParameter",
+    "UninitializedBuffer",
+    takes=given.flag,
+)
 _allow(
     "a kind of quantisation",
     "torch",
@@ -210,6 +235,7 @@ for _module in ("builtins", "__builtin__"):
     _allow(_PICKLE_LEAVES, _module, "bytearray", "bytes", takes=given.octets)
     _allow(_PICKLE_LEAVES, _module, "complex", "slice", "range", "xrange", takes=given.numbers)
     _allow(_PICKLE_LEAVES, _module, "int", "long", "float", "str", "unicode", "bool")
+    _allow("a value without a type of its own", _module, "Ellipsis", "NotImplemented")
     _allow("the base of every class, named when an object is rebuilt", _module, "object")
 _allow(
     "a typed list in a TorchScript archive",
@@ -244,6 +270,13 @@ for _module in ("numpy.core.numeric", "numpy._core.numeric"):
     _allow(_NUMPY, _module, "_frombuffer", takes=given.raw_array)
 _allow(_NUMPY, "numpy", "dtype", takes=given.dtype, state=given.dtype_state)
 _allow(_NUMPY, "numpy", "ndarray")
+# As values, in a configuration.
+_allow(
+    "the name of a type of elements",
+    "numpy",
+    *"bool bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split(),
+    *"complex64 complex128 str_ bytes_ datetime64 timedelta64".split(),
+)
 _allow(
     _NUMPY,
     "numpy.dtypes",
@@ -279,6 +312,19 @@ _allow(
     "timezone",
     takes=given.any_values,
 )
+_allow(
+    "attributes without a class, mostly options of the training script",
+    "types",
+    "SimpleNamespace",
+    takes=given.nothing,
+    state=given.attributes,
+)
+_allow(
+    "the version of torch that saved the file",
+    "torch.torch_version",
+    "TorchVersion",
+    takes=given.texts,
+)
 _allow("an exact number", "decimal", "Decimal", takes=given.texts)
 _allow("an exact number", "fractions", "Fraction", takes=given.fraction)
 _allow("an identifier", "uuid", "UUID", takes=given.nothing, state=given.attributes)
@@ -287,7 +333,10 @@ for _module, _name in (
     ("omegaconf.dictconfig", "DictConfig"),
     ("omegaconf.base", "ContainerMetadata"),
     ("omegaconf.base", "Metadata"),
-    ("omegaconf.nodes", "AnyNode"),
+    *(
+        ("omegaconf.nodes", f"{kind}Node")
+        for kind in ("Any", "Boolean", "Bytes", "Float", "Integer", "Path", "String")
+    ),
 ):
     _allow(
         "the training configuration",
@@ -303,6 +352,14 @@ for _module in (
     "lightning.pytorch.callbacks.model_checkpoint",
 ):
     _allow(_CALLBACK, _module, "ModelCheckpoint")
+for _module in ("pytorch_lightning.callbacks", "lightning.pytorch.callbacks"):
+    for _place, _name in (
+        ("early_stopping", "EarlyStopping"),
+        ("finetuning", "BackboneFinetuning"),
+        ("stochastic_weight_avg", "StochasticWeightAveraging"),
+        ("timer", "Timer"),
+    ):
+        _allow(_CALLBACK, f"{_module}.{_place}", _name)
 _allow(_CALLBACK, "pytorch_lightning.callbacks", "model_checkpoint", "ModelCheckpoint")
 _ATTRIBUTE_DICTS = {
     ("pytorch_lightning.utilities.parsing", "AttributeDict"),

@@ -27,8 +27,10 @@ __all__ = [
     "State",
     "any_values",
     "array_state",
+    "at_most_one_text",
     "attribute_dicts",
     "attributes",
+    "calls",
     "complete_state",
     "container",
     "counts",
@@ -36,6 +38,7 @@ __all__ = [
     "dtype",
     "dtype_state",
     "factory_and_pairs",
+    "flag",
     "fraction",
     "function",
     "hidden_names",
@@ -189,6 +192,20 @@ def device(args: tuple[Node, ...]) -> bool:
             return True
         case _:
             return False
+
+
+def flag(args: tuple[Node, ...]) -> bool:
+    """One boolean, if any."""
+    match args:
+        case () | (bool(),):
+            return True
+        case _:
+            return False
+
+
+def at_most_one_text(args: tuple[Node, ...]) -> bool:
+    """One string, if any."""
+    return len(args) <= 1 and texts(args)
 
 
 def texts(args: tuple[Node, ...]) -> bool:
@@ -439,7 +456,7 @@ def _is_empty(hooks: Node) -> bool:
 def _is_storage(node: Node) -> bool:
     # Or what brings one along: torch/storage.py, where it is pickled without torch.save.
     return isinstance(node, PersistentId) or (
-        isinstance(node, Call) and _calls(node, "torch.storage", "_load_from_bytes")
+        isinstance(node, Call) and calls(node, "torch.storage", "_load_from_bytes")
     )
 
 
@@ -461,7 +478,7 @@ def _is_tensor(node: Node) -> bool:
 
 
 def _is_dtype(node: Node) -> bool:
-    return isinstance(node, Call) and _calls(node, "numpy", "dtype")
+    return isinstance(node, Call) and calls(node, "numpy", "dtype")
 
 
 def _is_raw(node: Node) -> bool:
@@ -471,12 +488,13 @@ def _is_raw(node: Node) -> bool:
 def _is_encoded(node: Node) -> bool:
     # Python 3 writes b"" of protocol 2 as bytes().
     return isinstance(node, Call) and (
-        _calls(node, "_codecs", "encode")
-        or _calls(node, "builtins", "bytes")
-        or _calls(node, "__builtin__", "bytes")
+        calls(node, "_codecs", "encode")
+        or calls(node, "builtins", "bytes")
+        or calls(node, "__builtin__", "bytes")
     )
 
 
-def _calls(node: Call, module: str, name: str) -> bool:
+def calls(node: Call, module: str, name: str) -> bool:
+    """Whether *node* calls exactly that name."""
     func = node.func
     return isinstance(func, Global) and (func.module, func.name) == (module, name)

@@ -375,9 +375,10 @@ class _TraceJudge:
         if self.scripted and package_of(name) == "__torch__":
             # A class defined by the archive's own code, which CKA205 speaks of.
             return None
-        if "." in name.name or "__" in name.name or not _plain(name):
-            return "CKA105"
-        return "CKA108" if reviewed(name.module, name.name) else "CKA102"
+        if reviewed(name.module, name.name) is not None:
+            return "CKA108"
+        is_hidden = "." in name.name or "__" in name.name or not _plain(name)
+        return "CKA105" if is_hidden else "CKA102"
 
     def judge_opaque(self, event: Opaque) -> None:
         self.found(
