@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -62,6 +63,7 @@ from ckptaudit.source import BufferSource
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import FrameType
 
 Scanned = Callable[[bytes], ScanResult]
 
@@ -409,3 +411,66 @@ def test_a_literal_that_some_unpickler_reads_does_not_end_the_reading(
 
     assert result.verdict is Severity.MALICIOUS
     assert rules_of(result) >= {"CKA101", "CKA109"}
+
+
+# What a few kilobytes may cost: one call, or one object, a million times
+
+AGAIN = 300
+
+
+def over_and_over(first: bytes, second: bytes, action: bytes) -> bytes:
+    """A pickle that does the same thing with the same two values over and over."""
+    loop = (binget(0) + binget(1) + action + POP) * AGAIN
+    return pickled(first, MEMOIZE, POP, second, MEMOIZE, POP, loop, NONE, protocol=4)
+
+
+ATTRIBUTES = {f"a{number}": 1 for number in range(100)}
+BY_TYPE = global_("torch._tensor", "_rebuild_from_type_v2")
+REBUILD = global_("torch._utils", "_rebuild_tensor_v2")
+TENSOR_CLASS = Raw(global_("torch", "Tensor"))
+TENSOR_PARTS = (ON_STORAGE, 0, (2,), (1,), NO_GRADIENT, NO_HOOKS)
+SUBCLASS = (Raw(REBUILD), TENSOR_CLASS, TENSOR_PARTS, ATTRIBUTES)
+
+COSTLY = {
+    "sizes": (global_("torch", "Size"), value((tuple(range(256)),)), REDUCE),
+    "rebuild_by": (BY_TYPE, value((Raw(BY_TYPE), TENSOR_CLASS, SUBCLASS, ATTRIBUTES)), REDUCE),
+    "with_state": (
+        global_("torch._utils", "_rebuild_parameter_with_state"),
+        value((Raw(tensor(storage_id("0", 2), (2,))), NO_GRADIENT, NO_HOOKS, ATTRIBUTES)),
+        REDUCE,
+    ),
+    "_mersenne_twister": (
+        call("random", "Random"),
+        value((3, tuple(range(625)), None)),
+        BUILD,
+    ),
+}
+
+
+@pytest.mark.parametrize(("look", "parts"), COSTLY.items(), ids=COSTLY)
+def test_what_is_done_again_with_the_same_values_is_not_looked_at_again(
+    scanned: Scanned, look: str, parts: tuple[bytes, bytes, bytes]
+) -> None:
+    """Each look takes up to 40 microseconds, and the limits allow for a million events."""
+    looks = 0
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        nonlocal looks
+        looks += event == "call" and frame.f_code.co_name == look
+
+    sys.setprofile(count)
+    try:
+        result = scanned(over_and_over(*parts))
+    finally:
+        sys.setprofile(None)
+
+    assert 1 <= looks <= 4
+    assert result.coverage.complete
+
+
+def test_a_finding_about_a_call_is_made_as_often_as_the_call(scanned: Scanned) -> None:
+    result = scanned(over_and_over(global_("torch", "Size"), value((("x",),)), REDUCE))
+
+    assert sum(finding.rule == "CKA103" for finding in result.findings) == 200 + 1
+    assert f"{AGAIN - 200} more" in result.findings[-1].message
+    assert len({finding.stream_offset for finding in result.findings[:-1]}) == 200

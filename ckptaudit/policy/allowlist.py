@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATTRIBUTE_DICTS",
+    "COSTLY",
     "MAPPINGS",
     "SEQUENCES",
     "UNCHECKED",
@@ -400,6 +401,18 @@ UNCHECKED = frozenset(
         "_rebuild_sparse_csr_tensor",
         "_rebuild_nested_tensor",
     )
+)
+
+
+# What looks at more than a handful of values each time it is asked.
+COSTLY = frozenset(
+    {
+        given.sizes,
+        given.with_state,
+        given.rebuild_by,
+        given.partial_state,
+        *(state for _, state in GENERATORS.values()),
+    }
 )
 
 

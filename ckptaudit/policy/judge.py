@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from ckptaudit.containers import Gap, Kind, Place, key_of, module_of, storage_of
 from ckptaudit.policy.allowlist import (
     ATTRIBUTE_DICTS,
+    COSTLY,
     MAPPINGS,
     SEQUENCES,
     UNCHECKED,
@@ -302,6 +303,12 @@ class _TraceJudge:
         # By module and name, which may be long and asked for many times.
         self.rules: dict[tuple[str, str], str | None] = {}
         self.carried = carried
+        # By id of function and arguments, what was found of a call that is costly to look at: a
+        # pickle may make the same one a million times.
+        self.judged: dict[tuple[int, int, str], list[tuple[str, Callable[[], str]]]] = {}
+        self.recorded: list[tuple[str, Callable[[], str]]] | None = None
+        # The same for states: whether they are those of an entry.
+        self.fits: dict[tuple[int, int], bool] = {}
         # By id, calls that load a file which has been read.
         self.loads: set[int] = set()
         self.module_classes = module_classes(trace)
@@ -356,6 +363,8 @@ class _TraceJudge:
             )
 
     def found(self, rule_id: str, at: int, describe: Callable[[], str]) -> None:
+        if self.recorded is not None:
+            self.recorded.append((rule_id, describe))
         offset = None if self.start is None else self.start + at
         self.findings.add(rule_id, describe, self.record, offset, stream_offset=at)
 
@@ -414,6 +423,25 @@ class _TraceJudge:
             self.found(rule_id, event.offset, lambda: f"asks for {brief(event)}{why}")
 
     def judge_call(self, event: Call) -> None:
+        """Judge a call, or remember what was found of the same one."""
+        key = id(event.func), id(event.args), event.op
+        if key not in self.judged or event.kwargs is not None or event.pairs or event.elements:
+            recorded = self.recorded = []
+            self.judge_calls(event)
+            self.recorded = None
+            if self.is_costly(event):
+                self.judged[key] = recorded
+            return
+        for rule_id, describe in self.judged[key]:
+            self.found(rule_id, event.offset, describe)
+
+    def is_costly(self, event: Call) -> bool:
+        if event.kwargs is not None or event.pairs or event.elements:
+            return False
+        _, entry = self.known.get(id(event.func), (None, None))
+        return entry is not None and entry.takes in COSTLY
+
+    def judge_calls(self, event: Call) -> None:
         """Judge a call, and those that it would make of what it is given."""
         for _ in range(_MOST_INNER_CALLS):
             self.judge_one_call(event)
@@ -531,7 +559,7 @@ class _TraceJudge:
         entry = _entry(made) if isinstance(made, Global) else None
         if isinstance(made, Global) and (made.module, made.name) == ("functools", "partial"):
             self.judge_partial(event)
-        if entry is not None and (entry.state is None or not entry.state(event.state)):
+        if entry is not None and not self.is_state_of(entry, event.state):
             self.found(
                 "CKA107",
                 event.offset,
@@ -539,6 +567,14 @@ class _TraceJudge:
                     f"would set the state of what {brief(target)} returns to {brief(event.state)}"
                 ),
             )
+
+    def is_state_of(self, entry: Allowed, state: Node) -> bool:
+        if entry.state not in COSTLY:
+            return entry.state is not None and entry.state(state)
+        key = id(entry), id(state)
+        if key not in self.fits:
+            self.fits[key] = entry.state(state)
+        return self.fits[key]
 
     def judge_partial(self, event: Build) -> None:
         """Judge the call that a partial function is to make, if it is one of an allowed name."""

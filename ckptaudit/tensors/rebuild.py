@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ckptaudit.vm import Event, Node
 
 __all__ = [
+    "MOST_WRAPPERS",
     "Tensor",
     "Unreadable",
     "beside_storage",
@@ -31,6 +32,7 @@ __all__ = [
     "rebuild",
     "rebuilt_names",
     "window_of",
+    "wraps",
 ]
 
 
@@ -92,7 +94,8 @@ class Unreadable:
 
 Rebuilt: TypeAlias = "Tensor | Unreadable"
 
-_MOST_WRAPPERS = 8
+# Functions that call a function that calls a function: so many are followed.
+MOST_WRAPPERS = 8
 _BEYOND_ANY_FILE = 1 << 62
 # Elements in a byte.
 _PACKED = {"quint4x2": 2, "quint2x4": 4}
@@ -115,7 +118,7 @@ def rebuild(node: Node, container: Container) -> Rebuilt | None:
     """
     if isinstance(node, PersistentId):
         return _framed(node, container)
-    for _ in range(_MOST_WRAPPERS):
+    for _ in range(MOST_WRAPPERS):
         if not isinstance(node, Call) or not isinstance(node.func, Global):
             return None
         name = (node.func.module, node.func.name)
@@ -148,7 +151,7 @@ def window_of(event: Event) -> Rebuilt | None:
     Raises:
         LimitExceeded: It has more dimensions than we follow.
     """
-    for _ in range(_MOST_WRAPPERS):
+    for _ in range(MOST_WRAPPERS):
         if isinstance(event, Build):
             return _windowed(event.state)
         if not isinstance(event, Call) or not isinstance(event.func, Global):
@@ -162,6 +165,13 @@ def window_of(event: Event) -> Rebuilt | None:
             return _BROKEN
         event = wrapped.inner
     return _BROKEN
+
+
+def wraps(event: Event) -> bool:
+    """Whether *event* calls a function that is given another to call, up to `MOST_WRAPPERS`."""
+    if not isinstance(event, Call) or not isinstance(event.func, Global):
+        return False
+    return (event.func.module, event.func.name) in _FROM_TYPE
 
 
 def beside_storage(call: Call) -> list[Node]:

@@ -30,7 +30,8 @@ class Limits:
     Attributes:
         opcodes: Instructions executed, in all pickles together.
         events: Names, calls, persistent ids and so on written down, in all pickles together.
-        nodes: Lists, tuples, dicts and sets made, in all pickles together.
+        nodes: Lists, tuples, dicts and sets made, in all pickles together; a dict or set counts
+            twice.
         literals: Bytes of strings, byte strings and long integers, in all pickles together.
         literal: Bytes in any one of them.
         stack: Values on the stack of one pickle, marks included.

@@ -312,8 +312,13 @@ class _Machine(Reader):
         self.nodes += 1
         self.stack.append(node)
 
+    def push_holder(self, node: Node) -> None:
+        # A dict or set is an object and a list, and takes as much memory as two tuples.
+        self.nodes += 2
+        self.stack.append(node)
+
     def op_dict(self) -> None:
-        self.push_node(Dict(self.pairs_to_mark()))
+        self.push_holder(Dict(self.pairs_to_mark()))
 
     def op_append(self) -> None:
         value = self.pop()
@@ -327,10 +332,15 @@ class _Machine(Reader):
         if isinstance(target, list):
             target.extend(values)
         elif isinstance(target, Call):
-            target.elements = target.elements or []
-            target.elements.extend(values)
+            self.add_to_call(target, values)
         else:
             self.odd("append-to-other", f"appends to {_kind(target)}")
+
+    def add_to_call(self, target: Call, values: list[Node]) -> None:
+        if not target.elements:
+            self.nodes += 2
+            target.elements = []
+        target.elements += values
 
     def op_setitem(self) -> None:
         value = self.pop()
@@ -342,18 +352,23 @@ class _Machine(Reader):
         self.store(self.top(), pairs)
 
     def store(self, target: Node, pairs: list[tuple[Node, Node]]) -> None:
-        if isinstance(target, (Dict, Call)):
-            target.pairs = target.pairs or []
-            target.pairs.extend(pairs)
+        if isinstance(target, Dict):
+            target.pairs += pairs
+        elif isinstance(target, Call):
+            if not target.pairs:
+                self.nodes += 2
+                target.pairs = []
+            target.pairs += pairs
         else:
             self.odd("setitem-on-other", f"sets items of {_kind(target)}")
 
     def op_additems(self) -> None:
         values = self.pop_to_mark()
         target = self.top()
-        if isinstance(target, (Set, Call)):
-            target.elements = target.elements or []
-            target.elements.extend(values)
+        if isinstance(target, Set):
+            target.elements += values
+        elif isinstance(target, Call):
+            self.add_to_call(target, values)
         else:
             self.odd("additems-to-other", f"adds to {_kind(target)} as to a set")
 
@@ -560,7 +575,7 @@ _BY_OPCODE: dict[bytes, Callable[[_Machine], None]] = {
     b"u": _Machine.op_setitems,
     b"]": lambda m: m.push_node([]),
     b")": _push_constant(tuple),
-    b"}": lambda m: m.push_node(Dict()),
+    b"}": lambda m: m.push_holder(Dict()),
     b"o": _Machine.op_obj,
     # Protocol 2
     b"\x80": _Machine.op_proto,
@@ -582,9 +597,9 @@ _BY_OPCODE: dict[bytes, Callable[[_Machine], None]] = {
     b"\x8c": _push_text(1),
     b"\x8d": _push_text(8),
     b"\x8e": _push_bytes(8),
-    b"\x8f": lambda m: m.push_node(Set([], frozen=False)),
+    b"\x8f": lambda m: m.push_holder(Set([], frozen=False)),
     b"\x90": _Machine.op_additems,
-    b"\x91": lambda m: m.push_node(Set(m.pop_to_mark(), frozen=True)),
+    b"\x91": lambda m: m.push_holder(Set(m.pop_to_mark(), frozen=True)),
     b"\x92": _Machine.op_newobj_ex,
     b"\x93": _Machine.op_stack_global,
     b"\x94": lambda m: m.remember(len(m.memo)),
