@@ -205,6 +205,16 @@ REVIEWED: dict[str, Callable[[], object]] = {
         for kind in (np.random.MT19937, np.random.PCG64, np.random.Philox, np.random.SFC64)
     },
     "log": lambda: logging.getLogger("train"),
+    "whole-optimizer": lambda: torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1),
+    "whole-scheduler": lambda: torch.optim.lr_scheduler.StepLR(
+        torch.optim.Adam(torch.nn.Linear(2, 2).parameters()), 1
+    ),
+    "averaged-module": lambda: torch.optim.swa_utils.AveragedModel(torch.nn.Linear(2, 2)),
+    "module-with-weight-norm": lambda: torch.nn.utils.weight_norm(torch.nn.Linear(2, 2)),
+    "module-with-spectral-norm": lambda: torch.nn.utils.spectral_norm(torch.nn.Linear(2, 2)),
+    "pruned-module": lambda: pytest.importorskip("torch.nn.utils.prune").l1_unstructured(
+        torch.nn.Linear(2, 2), "weight", 1
+    ),
 }
 
 
@@ -219,6 +229,7 @@ def test_what_training_scripts_save_is_clean(
     assert (result.verdict, result.coverage.complete) == (Severity.CLEAN, True)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("make", REVIEWED.values(), ids=REVIEWED)
 def test_an_object_of_a_class_that_everybody_has_is_for_review(
@@ -309,6 +320,37 @@ def test_what_old_training_scripts_saved_is_clean(scanned: Scanned, opcodes: byt
 
     assert [finding.message for finding in result.findings] == []
     assert (result.verdict, result.coverage.complete) == (Severity.CLEAN, True)
+
+
+MODULE = {"training": True, "_parameters": {}, "_buffers": {}, "_modules": {}}
+DETECT = Raw(global_("ultralytics.nn.modules.head", "Detect"))
+HELD_BY_MODULES = {
+    # What segmentation models keep of the class they extend; protocol 2 has no other spelling.
+    "method-of-another-layer": call("__builtin__", "getattr", DETECT, "forward"),
+    "method-of-an-object": call(
+        "__builtin__", "getattr", Raw(empty("torch.nn.modules.linear", "Linear", MODULE)), "reset"
+    ),
+    # The state of a scheduler of torch before 2.0.
+    "how-one-cycle-anneals": call(
+        "__builtin__",
+        "getattr",
+        Raw(global_("torch.optim.lr_scheduler", "OneCycleLR")),
+        "_annealing_cos",
+    ),
+    "options-of-a-detector": empty("ultralytics.utils", "IterableSimpleNamespace", {"imgsz": 640}),
+    "loss-of-a-detector": empty("ultralytics.utils.loss", "v8DetectionLoss", {"use_dfl": True}),
+    "assigner-of-a-detector": empty("ultralytics.utils.tal", "TaskAlignedAssigner", MODULE),
+}
+
+
+@pytest.mark.parametrize("opcodes", HELD_BY_MODULES.values(), ids=HELD_BY_MODULES)
+def test_what_whole_modules_hold_beside_modules_is_for_review(
+    scanned: Scanned, opcodes: bytes
+) -> None:
+    result = scanned(forged(opcodes))
+
+    assert {finding.rule for finding in result.findings} == {"CKA108"}
+    assert result.verdict is Severity.REVIEW
 
 
 def test_a_whole_module_is_for_review(scanned: Scanned) -> None:

@@ -32,6 +32,7 @@ from forge import (
     Raw,
     binget,
     call,
+    called,
     float_line,
     floats,
     global_,
@@ -474,3 +475,37 @@ def test_a_finding_about_a_call_is_made_as_often_as_the_call(scanned: Scanned) -
     assert sum(finding.rule == "CKA103" for finding in result.findings) == 200 + 1
     assert f"{AGAIN - 200} more" in result.findings[-1].message
     assert len({finding.stream_offset for finding in result.findings[:-1]}) == 200
+
+
+# What may be done with a method that a module keeps
+
+LAYER = Raw(global_("torch.nn.modules.linear", "Linear"))
+METHOD = call("__builtin__", "getattr", LAYER, "forward")
+NO_METHODS = {
+    "a-hidden-one": ("CKA101", call("__builtin__", "getattr", LAYER, "__init__")),
+    "a-path": ("CKA101", call("__builtin__", "getattr", LAYER, "forward.x")),
+    "of-a-module": ("CKA101", call("__builtin__", "getattr", Raw(global_("torch", "nn")), "x")),
+    "of-a-function": (
+        "CKA101",
+        call("builtins", "getattr", Raw(global_("torch.nn.functional", "relu")), "x"),
+    ),
+    "of-a-method": ("CKA101", call("builtins", "getattr", Raw(METHOD), "x")),
+    "called": ("CKA103", called(METHOD, 1)),
+    "with-a-state": ("CKA107", METHOD + value({"a": 1}) + BUILD),
+    "a-tokenizer-that-looks-like-a-module": (
+        "CKA102",
+        made(
+            "transformers.models.bert_japanese.tokenization_bert_japanese",
+            "BertJapaneseTokenizer",
+            {"training": True, "_parameters": {}, "_buffers": {}, "_modules": {}},
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("rule", "opcodes"), NO_METHODS.values(), ids=NO_METHODS)
+def test_a_method_is_kept_and_nothing_else(scanned: Scanned, rule: str, opcodes: bytes) -> None:
+    result = scanned(torch_zip(pickled(opcodes)))
+
+    assert rule in rules_of(result)
+    assert result.verdict in {Severity.SUSPICIOUS, Severity.MALICIOUS}

@@ -37,6 +37,7 @@ from ckptaudit.policy.modules import (
     class_made,
     function_of,
     is_layer,
+    is_method_of_layer,
     module_classes,
     package_of,
 )
@@ -309,7 +310,8 @@ class _TraceJudge:
         self.recorded: list[tuple[str, Callable[[], str]]] | None = None
         # The same for states: whether they are those of an entry.
         self.fits: dict[tuple[int, int], bool] = {}
-        # By id, calls that load a file which has been read.
+        # By id, calls that load a file which has been read, or take a method off a class: what
+        # they give has no state.
         self.loads: set[int] = set()
         self.module_classes = module_classes(trace)
         # By id: values that are bytes and no text; asked for by few pickles only.
@@ -469,6 +471,7 @@ class _TraceJudge:
                 rule_id is not None
                 and id(func) not in self.module_classes
                 and not self.loads_what_was_read(event, func)
+                and not self.takes_a_method(event)
             ):
                 why = _WHY[rule_id]
                 self.refused(rule_id, event, lambda: f"would call {brief(event)}{why}")
@@ -498,6 +501,15 @@ class _TraceJudge:
             return False
         self.loads.add(id(event))
         self.found("CKA113", event.offset, lambda: f"would unpickle what it brings: {brief(event)}")
+        return True
+
+    def takes_a_method(self, event: Call) -> bool:
+        """Whether *event* takes a method off a class that is there for whole modules."""
+        if not is_method_of_layer(event):
+            return False
+        # It is a function, and has no state.
+        self.loads.add(id(event))
+        self.found("CKA108", event.offset, lambda: f"keeps a method: {brief(event)}")
         return True
 
     def judge_contents(self, event: Call, func: Global) -> None:
