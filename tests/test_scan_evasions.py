@@ -11,6 +11,7 @@ import json
 import struct
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -43,6 +44,7 @@ from forge import (
     object_npy,
     pax_header,
     pickled,
+    proto,
     safetensors_entry,
     safetensors_file,
     short_binunicode,
@@ -509,3 +511,18 @@ def test_a_method_is_kept_and_nothing_else(scanned: Scanned, rule: str, opcodes:
 
     assert rule in rules_of(result)
     assert result.verdict in {Severity.SUSPICIOUS, Severity.MALICIOUS}
+
+
+def test_a_thousand_broken_pickles_are_not_held_in_memory_at_once(scanned: Scanned) -> None:
+    """No garbage is collected while a file is opened, and each reads half a megabyte."""
+    broken = proto(2) + b"V"
+    data = pickled(NONE) + b"\xff" + broken * 300 + b"x" * 500_000
+    tracemalloc.start()
+    try:
+        result = scanned(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert "CKA202" in rules_of(result)
+    assert peak < 20_000_000

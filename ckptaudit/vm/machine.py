@@ -82,7 +82,10 @@ def trace_pickle(
     try:
         machine.run()
     except MalformedInput as err:
-        error = err
+        # Its traceback holds this frame and the machine, window and all, and this frame holds it:
+        # a circle, of which there may be a thousand while nobody collects garbage.
+        error = err.with_traceback(None)
+        error.__cause__ = error.__context__ = None
     budget.opcodes += machine.executed
     budget.events += len(machine.events)
     budget.nodes += machine.nodes
