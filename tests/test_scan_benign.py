@@ -182,6 +182,14 @@ BENIGN: dict[str, Callable[[], object]] = {
     ],
     "exact-numbers": lambda: [decimal.Decimal("1.5"), fractions.Fraction(1, 3)],
     "uuid": lambda: uuid.UUID(int=5),
+    "numpy-arrays-of-objects": lambda: [
+        np.array(["a", None, 3, (1, [2])], dtype=object),
+        np.empty((0, 2), dtype=object),
+        np.dtype(object),
+    ],
+    "tensors-of-types-that-are-not-converted": lambda: [
+        torch.empty(3, dtype=kind) for kind in (torch.bits8, torch.float4_e2m1fn_x2)
+    ],
     "version-of-torch": lambda: {"torch": torch.__version__},
     "simple-namespace": lambda: types.SimpleNamespace(lr=0.1, deep=types.SimpleNamespace(a=[1])),
     "values-without-a-type-of-their-own": lambda: [..., NotImplemented],

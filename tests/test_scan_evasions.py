@@ -248,10 +248,10 @@ MISUSED = {
         ),
     ),
     "a-log-of-two-names": ("CKA103", call("logging", "getLogger", "x", "y")),
-    "a-partial-of-a-type-of-pointers": (
+    "a-partial-of-a-type-of-records": (
         "CKA103",
         call("functools", "partial", Raw(global_("numpy", "dtype")))
-        + value((Raw(global_("numpy", "dtype")), ("O8", 0, 1), None, None))
+        + value((Raw(global_("numpy", "dtype")), ("V8", 0, 1), None, None))
         + BUILD,
     ),
 }
@@ -526,3 +526,45 @@ def test_a_thousand_broken_pickles_are_not_held_in_memory_at_once(scanned: Scann
 
     assert "CKA202" in rules_of(result)
     assert peak < 20_000_000
+
+
+# Arrays whose elements are pointers
+
+
+def dtype_of(name: str, flags: int) -> Raw:
+    state = (3, "|", None, None, None, -1, -1, flags)
+    return Raw(call("numpy", "dtype", name, 0, 1) + value(state) + BUILD)
+
+
+def array_of(kind: Raw, data: object) -> bytes:
+    empty = call("numpy.core.multiarray", "_reconstruct", NDARRAY, (0,), b"b")
+    return empty + value((1, (1,), kind, False, data)) + BUILD
+
+
+NDARRAY = Raw(global_("numpy", "ndarray"))
+OBJECTS = dtype_of("O8", 63)
+POINTERS = {
+    "bytes-for-objects": ("CKA107", array_of(OBJECTS, b"12345678")),
+    "objects-that-are-not-to-be-pickled-as-a-list": ("CKA107", dtype_of("O8", 0).opcodes),
+    "objects-of-another-type": ("CKA107", dtype_of("f8", 63).opcodes),
+    "a-list-for-numbers": ("CKA107", array_of(dtype_of("f8", 0), [1.5])),
+    "a-list-for-numbers-that-claim-to-be-objects": (
+        "CKA107",
+        array_of(dtype_of("f8", 63), [1.5]),
+    ),
+    "a-scalar": ("CKA103", call("numpy.core.multiarray", "scalar", OBJECTS, b"12345678")),
+    "a-buffer": (
+        "CKA103",
+        call("numpy.core.numeric", "_frombuffer", b"12345678", OBJECTS, (1,), "C"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("rule", "opcodes"), POINTERS.values(), ids=POINTERS)
+def test_objects_of_an_array_come_as_a_list_and_nothing_else_does(
+    scanned: Scanned, rule: str, opcodes: bytes
+) -> None:
+    result = scanned(torch_zip(pickled(opcodes)))
+
+    assert rule in rules_of(result)
+    assert result.verdict is Severity.SUSPICIOUS

@@ -38,6 +38,7 @@ __all__ = [
     "dtype",
     "dtype_state",
     "factory_and_pairs",
+    "fits_dtype",
     "flag",
     "fraction",
     "function",
@@ -88,6 +89,7 @@ _TENSOR_MODULES = {
 # numpy/core/src/multiarray/descriptor.c, arraydescr_reduce: kind and bytes of a builtin
 # type.  Objects ("O") are pointers, and the fields of a record ("V") may lie anywhere.
 _DTYPE = re.compile(r"b1|[iu][1248]|f(?:2|4|8|12|16)|c(?:8|16|24|32)|[SU][0-9]{1,9}|[Mm]8")
+_OBJECTS = "O8"
 _FRACTION = re.compile(r"-?[0-9]+(?:/[0-9]+)?")
 # Nobody writes a longer one, and one text may be given to ten thousand calls.
 _MOST_DIGITS = 1000
@@ -95,6 +97,8 @@ _MOST_DIGITS = 1000
 # and the unit of a date.
 _DTYPE_STATE = 8
 _DTYPE_FLAGS = 7
+# What NumPy sets for objects; NPY_LIST_PICKLE, by which it wants them in a list, among them.
+_OBJECT_FLAGS = 63
 # NPY_NEEDS_INIT, which NumPy sets for text.  Every other flag is about Python objects.
 _NEEDS_INIT = 8
 _MOST_ARGUMENTS = 16
@@ -314,10 +318,10 @@ def scalar(args: tuple[Node, ...]) -> bool:
 
 
 def dtype(args: tuple[Node, ...]) -> bool:
-    """The name of a type whose values are not objects, and how to copy it."""
+    """The name of a type without fields, and how to copy it."""
     match args:
         case (str(name), int(), int()):
-            return _DTYPE.fullmatch(name) is not None
+            return name == _OBJECTS or _DTYPE.fullmatch(name) is not None
         case _:
             return False
 
@@ -366,19 +370,31 @@ def tensor_state(state: Node) -> bool:
 
 
 def dtype_state(state: Node) -> bool:
-    """Byte order and size, and nothing about objects or fields."""
+    """Byte order and size, flags, and nothing about fields; `fits_dtype` says which flags."""
     if not isinstance(state, tuple) or len(state) < _DTYPE_STATE:
         return False
     match state:
         case (int(), str(), None, None, None, int(), int(), int(), *_):
-            return state[_DTYPE_FLAGS] in (0, _NEEDS_INIT)
+            return state[_DTYPE_FLAGS] in (0, _NEEDS_INIT, _OBJECT_FLAGS)
         case _:
             return False
 
 
+def fits_dtype(made: Call, state: Node) -> bool:
+    """Whether *state*, which is that of a type, is that of the type which *made* makes.
+
+    The flags are where NumPy looks to see whether elements are pointers.
+    """
+    if not isinstance(state, tuple) or len(state) < _DTYPE_STATE:
+        return False
+    return (state[_DTYPE_FLAGS] == _OBJECT_FLAGS) == _is_of_objects(made)
+
+
 def array_state(state: Node) -> bool:
-    """Version, shape, type, whether columns come first, and the values as bytes."""
+    """Version, shape, type, whether columns come first, and the values: bytes, or objects."""
     match state:
+        case (int(), tuple(), kind, int(), list()):
+            return isinstance(kind, Call) and _is_of_objects(kind)
         case (int(), tuple(), kind, int(), data):
             return _is_dtype(kind) and _is_raw(data)
         case _:
@@ -478,7 +494,16 @@ def _is_tensor(node: Node) -> bool:
 
 
 def _is_dtype(node: Node) -> bool:
-    return isinstance(node, Call) and calls(node, "numpy", "dtype")
+    # Of objects the bytes would be pointers.
+    return isinstance(node, Call) and calls(node, "numpy", "dtype") and not _is_of_objects(node)
+
+
+def _is_of_objects(made: Call) -> bool:
+    match made.args:
+        case (str(name), *_):
+            return calls(made, "numpy", "dtype") and name == _OBJECTS
+        case _:
+            return False
 
 
 def _is_raw(node: Node) -> bool:

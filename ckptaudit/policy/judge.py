@@ -28,7 +28,14 @@ from ckptaudit.policy.allowlist import (
     allowed,
     reviewed,
 )
-from ckptaudit.policy.arguments import attribute_dicts, hidden_names, inner_call, octets_in
+from ckptaudit.policy.arguments import (
+    attribute_dicts,
+    calls,
+    fits_dtype,
+    hidden_names,
+    inner_call,
+    octets_in,
+)
 from ckptaudit.policy.carried import CarriedFiles, is_constant
 from ckptaudit.policy.dangerous import LOADS_CHECKPOINT, dangerous
 from ckptaudit.policy.findings import Findings, shown
@@ -56,6 +63,7 @@ from ckptaudit.vm import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from typing import TypeGuard
 
     from ckptaudit.containers import Container, Mishap, Nested
     from ckptaudit.policy.allowlist import Allowed
@@ -571,7 +579,8 @@ class _TraceJudge:
         entry = _entry(made) if isinstance(made, Global) else None
         if isinstance(made, Global) and (made.module, made.name) == ("functools", "partial"):
             self.judge_partial(event)
-        if entry is not None and not self.is_state_of(entry, event.state):
+        is_bad = entry is not None and not self.is_state_of(entry, event.state)
+        if is_bad or (_is_dtype(target) and not fits_dtype(target, event.state)):
             self.found(
                 "CKA107",
                 event.offset,
@@ -598,6 +607,10 @@ class _TraceJudge:
                     self.found("CKA103", event.offset, lambda: f"keeps {brief(call)} for later")
             case _:
                 return
+
+
+def _is_dtype(target: Node) -> TypeGuard[Call]:
+    return isinstance(target, Call) and calls(target, "numpy", "dtype")
 
 
 def _hidden_attributes(target: Node, names: list[str]) -> str:

@@ -102,6 +102,12 @@ _PACKED = {"quint4x2": 2, "quint2x4": 4}
 # Sizes of so many dimensions are looked at first.
 _USUAL_RANK = 8
 _INT = {int}
+# Types of torch that nothing here reads, and safetensors has no code for.
+_UNREAD_TYPES = {
+    ("torch", name)
+    for name in "complex32 float4_e2m1fn_x2 bits8 bits16 bits1x8 bits2x4 bits4x2".split()
+}
+_NO_CODE = "safetensors has no code for its type"
 # torch knows two flags.
 _MOST_FLAGS = 8
 _LOADS_STORAGE = ("torch.storage", "_load_from_bytes")
@@ -323,6 +329,10 @@ def _window_v3(call: Call) -> Rebuilt:
     match _args(call):
         case (storage, offset, size, stride, _, _, Global() as dtype, *rest) if len(rest) <= 1:
             known = by_name(dtype.name) if dtype.module == "torch" else None
+            if (dtype.module, dtype.name) in _UNREAD_TYPES and isinstance(storage, PersistentId):
+                ref = storage_of(storage)
+                what = f"{dtype.name} tensor"
+                return Unreadable(what, _NO_CODE, storage=ref.key) if ref else _BROKEN
             return _dense(storage, offset, size, stride, known) if known else _BROKEN
         case _:
             return _BROKEN
