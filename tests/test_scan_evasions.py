@@ -45,6 +45,7 @@ from forge import (
     pax_header,
     pickled,
     proto,
+    python_zip,
     safetensors_entry,
     safetensors_file,
     short_binunicode,
@@ -568,3 +569,38 @@ def test_objects_of_an_array_come_as_a_list_and_nothing_else_does(
 
     assert rule in rules_of(result)
     assert result.verdict is Severity.SUSPICIOUS
+
+
+# End records that zipfile finds
+
+
+def signature_in_its_end() -> bytes:
+    """An archive whose end record has the signature of one again, for the numbers of disks."""
+    data = bytearray(python_zip({"archive/data.pkl": EVIL}))
+    data[-18:-14] = b"PK\5\6"
+    return bytes(data)
+
+
+def furthest_from_the_end() -> bytes:
+    """An archive before as many bytes as zipfile looks past."""
+    return python_zip({"archive/data.pkl": EVIL}) + b"x" * (1 << 16)
+
+
+@pytest.mark.parametrize(
+    "archive",
+    [signature_in_its_end(), furthest_from_the_end()],
+    ids=["signature-in-its-end", "furthest-from-the-end"],
+)
+def test_an_archive_that_zipfile_finds_in_a_tensor_is_found(
+    scanned: Scanned, archive: bytes
+) -> None:
+    """Nothing of a storage that a tensor refers to is looked into; but zipfile does not know."""
+    size = len(archive)
+    data = safetensors_file({"w": safetensors_entry([size], 0, size, "U8")}, archive)
+    with zipfile.ZipFile(io.BytesIO(data)) as opened:
+        assert opened.read("archive/data.pkl") == EVIL
+
+    result = scanned(data)
+
+    assert rules_of(result) >= {"CKA101", "CKA201"}
+    assert result.verdict is Severity.MALICIOUS
