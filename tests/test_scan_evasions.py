@@ -532,8 +532,8 @@ def test_a_thousand_broken_pickles_are_not_held_in_memory_at_once(scanned: Scann
 # Arrays whose elements are pointers
 
 
-def dtype_of(name: str, flags: int) -> Raw:
-    state = (3, "|", None, None, None, -1, -1, flags)
+def dtype_of(name: str, flags: int, size: int = -1, alignment: int = -1) -> Raw:
+    state = (3, "|", None, None, None, size, alignment, flags)
     return Raw(call("numpy", "dtype", name, 0, 1) + value(state) + BUILD)
 
 
@@ -548,6 +548,9 @@ POINTERS = {
     "bytes-for-objects": ("CKA107", array_of(OBJECTS, b"12345678")),
     "objects-that-are-not-to-be-pickled-as-a-list": ("CKA107", dtype_of("O8", 0).opcodes),
     "objects-of-another-type": ("CKA107", dtype_of("f8", 63).opcodes),
+    "text-of-a-negative-size": ("CKA107", dtype_of("S4", 0, -8, 1).opcodes),
+    "text-without-a-size": ("CKA107", dtype_of("U2", 8).opcodes),
+    "numbers-of-another-size": ("CKA107", dtype_of("f8", 0, 4, 4).opcodes),
     "a-list-for-numbers": ("CKA107", array_of(dtype_of("f8", 0), [1.5])),
     "a-list-for-numbers-that-claim-to-be-objects": (
         "CKA107",

@@ -383,11 +383,20 @@ def dtype_state(state: Node) -> bool:
 def fits_dtype(made: Call, state: Node) -> bool:
     """Whether *state*, which is that of a type, is that of the type which *made* makes.
 
-    The flags are where NumPy looks to see whether elements are pointers.
+    The flags are where NumPy looks to see whether elements are pointers, and the size is how far
+    one is from the next.
     """
-    if not isinstance(state, tuple) or len(state) < _DTYPE_STATE:
+    match state:
+        case (_, _, _, _, _, int(size), int(alignment), flags, *_):
+            pass
+        case _:
+            return False
+    if (flags == _OBJECT_FLAGS) != _is_of_objects(made):
         return False
-    return (state[_DTYPE_FLAGS] == _OBJECT_FLAGS) == _is_of_objects(made)
+    # Only of text NumPy takes them from here, whatever they are.
+    if _is_of_text(made):
+        return size >= 0 and alignment > 0
+    return size == alignment == -1
 
 
 def array_state(state: Node) -> bool:
@@ -496,6 +505,14 @@ def _is_tensor(node: Node) -> bool:
 def _is_dtype(node: Node) -> bool:
     # Of objects the bytes would be pointers.
     return isinstance(node, Call) and calls(node, "numpy", "dtype") and not _is_of_objects(node)
+
+
+def _is_of_text(made: Call) -> bool:
+    match made.args:
+        case (str(name), *_):
+            return name.startswith(("S", "U"))
+        case _:
+            return False
 
 
 def _is_of_objects(made: Call) -> bool:
