@@ -12,6 +12,7 @@ from forge import (
     CALLS_SYSTEM,
     DUP,
     EMPTY_DICT,
+    EMPTY_LIST,
     EMPTY_TUPLE,
     NONE,
     POP,
@@ -79,7 +80,7 @@ def executed(container: Container) -> int:
     [
         (Limits(opcodes=5000), pickled(IDLE * 1500, NONE), "opcodes"),
         (Limits(events=2500), pickled(EMPTY_TUPLE, (EMPTY_TUPLE + REDUCE) * 2000), "names and"),
-        (Limits(nodes=2500), pickled(NONE, (EMPTY_DICT + POP) * 2000), "lists, tuples, dicts"),
+        (Limits(nodes=2500), pickled(NONE, (EMPTY_LIST + POP) * 2000), "lists, tuples, dicts"),
         (Limits(literals=250), pickled(binbytes(bytes(200))), "bytes in all literals"),
         (Limits(literals=250), pickled(unicode_line(b"x" * 200)), "bytes in all literals"),
     ],

@@ -201,8 +201,13 @@ def test_a_sentence_says_what_who_and_where(tmp_path: Path, data: bytes, said: s
             "set the state of some.Thing() to {'__class__': 1}",
             REFUSED,
         ),
-        # torch has types of its own on its list that ours lacks.
-        (global_("torch", "uint4"), "CKA102", "imported torch.uint4", NOT_RELIED_ON),
+        # torch has classes of its own on its list that ours lacks.
+        (
+            global_("torch.sparse", "IntTensor"),
+            "CKA102",
+            "imported torch.sparse.IntTensor",
+            NOT_RELIED_ON,
+        ),
         (call("torch.hub", "load", "x"), "CKA101", "called torch.hub.load('x')", REFUSED),
     ],
     ids=[
@@ -215,7 +220,7 @@ def test_a_sentence_says_what_who_and_where(tmp_path: Path, data: bytes, said: s
         "odd-arguments",
         "persistent-id",
         "state",
-        "type-of-torch",
+        "class-of-torch",
         "function-of-torch",
     ],
 )

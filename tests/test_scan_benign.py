@@ -7,10 +7,14 @@ import datetime as dt
 import decimal
 import fractions
 import io
+import logging
 import pathlib
+import random
+import types
 import uuid
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +182,47 @@ BENIGN: dict[str, Callable[[], object]] = {
     ],
     "exact-numbers": lambda: [decimal.Decimal("1.5"), fractions.Fraction(1, 3)],
     "uuid": lambda: uuid.UUID(int=5),
+    "numpy-arrays-of-objects": lambda: [
+        np.array(["a", None, 3, (1, [2])], dtype=object),
+        np.empty((0, 2), dtype=object),
+        np.dtype(object),
+    ],
+    "tensors-of-types-that-are-not-converted": lambda: [
+        torch.empty(3, dtype=kind) for kind in (torch.bits8, torch.float4_e2m1fn_x2)
+    ],
+    "version-of-torch": lambda: {"torch": torch.__version__},
+    "simple-namespace": lambda: types.SimpleNamespace(lr=0.1, deep=types.SimpleNamespace(a=[1])),
+    "values-without-a-type-of-their-own": lambda: [..., NotImplemented],
+    "types-in-a-configuration": lambda: [int, str, np.float32, np.int64, torch.int4, torch.bits8],
+    "parameters-of-a-lazy-module": lambda: torch.nn.LazyLinear(3).state_dict(),
+    "random-states": lambda: [
+        torch.get_rng_state(),
+        np.random.get_state(),  # noqa: NPY002 - as training scripts do
+        np.random.default_rng(0).bit_generator.state,
+        random.getstate(),
+    ],
+}
+
+# Objects of classes that everybody has, which run code of their own when they are given a state.
+REVIEWED: dict[str, Callable[[], object]] = {
+    "random-of-python": lambda: random.Random(3),  # noqa: S311 - not for secrets
+    "random-of-torch": torch.Generator,
+    "random-state-of-numpy": lambda: np.random.RandomState(0),
+    **{
+        f"generator-of-numpy-by-{kind.__name__}": partial(np.random.Generator, kind(1))
+        for kind in (np.random.MT19937, np.random.PCG64, np.random.Philox, np.random.SFC64)
+    },
+    "log": lambda: logging.getLogger("train"),
+    "whole-optimizer": lambda: torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1),
+    "whole-scheduler": lambda: torch.optim.lr_scheduler.StepLR(
+        torch.optim.Adam(torch.nn.Linear(2, 2).parameters()), 1
+    ),
+    "averaged-module": lambda: torch.optim.swa_utils.AveragedModel(torch.nn.Linear(2, 2)),
+    "module-with-weight-norm": lambda: torch.nn.utils.weight_norm(torch.nn.Linear(2, 2)),
+    "module-with-spectral-norm": lambda: torch.nn.utils.spectral_norm(torch.nn.Linear(2, 2)),
+    "pruned-module": lambda: pytest.importorskip("torch.nn.utils.prune").l1_unstructured(
+        torch.nn.Linear(2, 2), "weight", 1
+    ),
 }
 
 
@@ -190,6 +235,18 @@ def test_what_training_scripts_save_is_clean(
 
     assert [finding.message for finding in result.findings] == []
     assert (result.verdict, result.coverage.complete) == (Severity.CLEAN, True)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("make", REVIEWED.values(), ids=REVIEWED)
+def test_an_object_of_a_class_that_everybody_has_is_for_review(
+    scanned: Scanned, make: Callable[[], object], *, legacy: bool
+) -> None:
+    result = scanned(saved({"object": make()}, legacy=legacy))
+
+    assert {finding.rule for finding in result.findings} == {"CKA108"}
+    assert (result.verdict, result.coverage.complete) == (Severity.REVIEW, True)
 
 
 def forged(other: bytes) -> bytes:
@@ -215,6 +272,13 @@ FORGED_BENIGN = {
         "ParameterDict",
         {"_parameters": {}, "_buffers": {}, "_modules": {}, "training": True},
     ),
+    **{
+        f"{name}-as-a-key": MARK
+        + global_(f"pytorch_lightning.callbacks.{place}", name)
+        + value({"wait_count": 0})
+        + b"d"
+        for place, name in (("early_stopping", "EarlyStopping"), ("timer", "Timer"))
+    },
     "attribute-dict": empty("pytorch_lightning.utilities.parsing", "AttributeDict")
     + MARK
     + values("lr", 0.1)
@@ -264,6 +328,37 @@ def test_what_old_training_scripts_saved_is_clean(scanned: Scanned, opcodes: byt
 
     assert [finding.message for finding in result.findings] == []
     assert (result.verdict, result.coverage.complete) == (Severity.CLEAN, True)
+
+
+MODULE = {"training": True, "_parameters": {}, "_buffers": {}, "_modules": {}}
+DETECT = Raw(global_("ultralytics.nn.modules.head", "Detect"))
+HELD_BY_MODULES = {
+    # What segmentation models keep of the class they extend; protocol 2 has no other spelling.
+    "method-of-another-layer": call("__builtin__", "getattr", DETECT, "forward"),
+    "method-of-an-object": call(
+        "__builtin__", "getattr", Raw(empty("torch.nn.modules.linear", "Linear", MODULE)), "reset"
+    ),
+    # The state of a scheduler of torch before 2.0.
+    "how-one-cycle-anneals": call(
+        "__builtin__",
+        "getattr",
+        Raw(global_("torch.optim.lr_scheduler", "OneCycleLR")),
+        "_annealing_cos",
+    ),
+    "options-of-a-detector": empty("ultralytics.utils", "IterableSimpleNamespace", {"imgsz": 640}),
+    "loss-of-a-detector": empty("ultralytics.utils.loss", "v8DetectionLoss", {"use_dfl": True}),
+    "assigner-of-a-detector": empty("ultralytics.utils.tal", "TaskAlignedAssigner", MODULE),
+}
+
+
+@pytest.mark.parametrize("opcodes", HELD_BY_MODULES.values(), ids=HELD_BY_MODULES)
+def test_what_whole_modules_hold_beside_modules_is_for_review(
+    scanned: Scanned, opcodes: bytes
+) -> None:
+    result = scanned(forged(opcodes))
+
+    assert {finding.rule for finding in result.findings} == {"CKA108"}
+    assert result.verdict is Severity.REVIEW
 
 
 def test_a_whole_module_is_for_review(scanned: Scanned) -> None:

@@ -89,8 +89,11 @@ def _open(source: ByteSource, inside: Inside) -> Container:
     try:
         container = _open_as_torch(source, inside)
     except (MalformedInput, Unsupported) as err:
-        if archive is None or archive.is_torchs:
+        # zipfile counts the entries for itself, and may read what torch's reader gives up on.
+        is_damaged = isinstance(err, MalformedInput) and not isinstance(err, LimitExceeded)
+        if archive is None or (archive.is_torchs and not (is_damaged and archive.may_be_read)):
             raise
+        archive = replace(archive, is_torchs=False)
         container = _unread(source, str(err.args[0]).removeprefix(f"{source.name}: "))
     found = list(_around(container, archive, inside))
     nested = tuple(inner for inner in found if isinstance(inner, Nested))
@@ -114,11 +117,12 @@ def _open_as_torch(source: ByteSource, inside: Inside) -> Container:
     try:
         framed = _open_framed(source, inside)
     except MalformedInput:
-        if not _may_ask_for_something(first):
+        if not _may_ask_for_something(_pickles_from(source, first, budget)):
             raise
     else:
         if framed is not None:
-            return _with_pickle(framed, first) if _may_ask_for_something(first) else framed
+            pickles = _pickles_from(source, first, budget)
+            return _with_pickles(framed, pickles) if _may_ask_for_something(pickles) else framed
     if begins_with_magic(first):
         return open_legacy(source, first, budget)
     return _open_pickle(source, first, budget)
@@ -202,27 +206,28 @@ def _without(
             yield max(start, last), stop
 
 
-def _with_pickle(framed: Container, pickle: Trace) -> Container:
-    """*framed*, whose bytes are at the same time a pickle that may ask for something."""
+def _with_pickles(framed: Container, pickles: list[Trace]) -> Container:
+    """*framed*, whose bytes are at the same time pickles that may ask for something."""
     message = f"is a pickle as well as {framed.kind.value}, and torch.load may run it"
     return replace(
         framed,
-        records=(Record(pickle.record, 0, pickle.end, "stored", Role.PICKLE), *framed.records),
-        traces=(pickle, *framed.traces),
-        main=None if framed.main is None else framed.main + 1,
-        mishaps=(*framed.mishaps, Mishap("extra-pickle", message, pickle.record, 0)),
+        records=(*map(_record_of, pickles), *framed.records),
+        traces=(*pickles, *framed.traces),
+        main=None if framed.main is None else framed.main + len(pickles),
+        mishaps=(*framed.mishaps, Mishap("extra-pickle", message, pickles[0].record, 0)),
     )
 
 
-def _open_pickle(source: ByteSource, first: Trace, budget: Budget) -> Container:
-    """A bare pickle, or several behind each other; whatever cannot be one is refused.
+def _record_of(trace: Trace) -> Record:
+    return Record(trace.record, trace.start, trace.end, "stored", Role.PICKLE)
 
-    torch would go on with its legacy schedule if the first pickle, once *executed*, gave
-    the magic number, so every pickle that follows is run as well.
+
+def _pickles_from(source: ByteSource, first: Trace, budget: Budget) -> list[Trace]:
+    """*first*, which begins the file, and every pickle that follows it without a gap.
+
+    torch goes on with its legacy schedule if the first one, once *executed*, gives the magic
+    number, and other loaders read until the file ends.
     """
-    broken = first.error if _is_broken(first) else None
-    if broken is not None and all(isinstance(event, Oddity) for event in first.events):
-        raise _not_a_checkpoint(source, broken)
     traces = [first]
     end = first.end
     while end < source.size and traces[-1].error is None and len(traces) < _MOST_PICKLES:
@@ -233,6 +238,15 @@ def _open_pickle(source: ByteSource, first: Trace, budget: Budget) -> Container:
             break
         traces.append(following)
         end += following.end
+    return traces
+
+
+def _open_pickle(source: ByteSource, first: Trace, budget: Budget) -> Container:
+    """A bare pickle, or several behind each other; whatever cannot be one is refused."""
+    broken = first.error if _is_broken(first) else None
+    if broken is not None and all(isinstance(event, Oddity) for event in first.events):
+        raise _not_a_checkpoint(source, broken)
+    traces = _pickles_from(source, first, budget)
     ledger = Ledger(source, budget)
     if first.error is not None:
         # A PNG file is one: its first bytes are a pickle that has a persistent id.
@@ -241,19 +255,16 @@ def _open_pickle(source: ByteSource, first: Trace, budget: Budget) -> Container:
     if len(traces) > 1:
         message = f"{len(traces)} pickles, one behind the other"
         ledger.mishaps.append(Mishap("several-pickles", message, "", traces[0].end))
-    records = []
-    at = 0
     for trace in traces:
-        records.append(Record(trace.record, at, trace.end, "stored", Role.PICKLE))
-        ledger.claim(at, at + trace.end, Use.PICKLE)
-        at += trace.end
-    if traces[-1].error is not None:
-        ledger.leave(end, source.size, traces[-1].record)
+        ledger.claim(trace.start, trace.start + trace.end, Use.PICKLE)
+    last = traces[-1]
+    if last.error is not None:
+        ledger.leave(last.start + last.end, source.size, last.record)
     ledger.settle("bytes-after-pickle", "bytes after the pickle's end")
     return Container(
         source=source,
         kind=Kind.PICKLE,
-        records=(*records, *ledger.records),
+        records=(*map(_record_of, traces), *ledger.records),
         traces=(*traces, *ledger.traces),
         main=0 if len(traces) == 1 else None,
         mishaps=tuple(ledger.mishaps),
@@ -262,10 +273,12 @@ def _open_pickle(source: ByteSource, first: Trace, budget: Budget) -> Container:
     )
 
 
-def _may_ask_for_something(trace: Trace) -> bool:
-    """Whether a pickle got as far as a name or a call, or goes on for longer than we follow."""
-    return isinstance(trace.error, LimitExceeded) or not all(
-        isinstance(event, (Oddity, PersistentId)) for event in trace.events
+def _may_ask_for_something(pickles: list[Trace]) -> bool:
+    """Whether one of them got as far as a name or a call, or goes on for longer than we follow."""
+    return any(
+        isinstance(trace.error, LimitExceeded)
+        or not all(isinstance(event, (Oddity, PersistentId)) for event in trace.events)
+        for trace in pickles
     )
 
 

@@ -31,6 +31,8 @@ _LOCATOR = struct.Struct("<4sIQI")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
+# One more than there can be.
+_MOST_COMMENT = 1 << 16
 _MOST_DIRECTORY_BYTES = 64 << 20
 
 
@@ -71,6 +73,14 @@ class PythonArchive:
             (BufferSource(end), 0, len(end)),
         )
 
+    @property
+    def may_be_read(self) -> bool:
+        """Whether its directory is one from end to end."""
+        try:
+            return self._count("zip") > 0
+        except MalformedInput:
+            return False
+
     def _count(self, name: str) -> int:
         """Entries in the directory: zipfile reads all there are, whatever number is stated."""
         if self.size > _MOST_DIRECTORY_BYTES:
@@ -89,12 +99,11 @@ class PythonArchive:
 
 def find_archive(source: ByteSource) -> PythonArchive | None:
     """The archive that zipfile finds in *source*, or None if it would find none."""
-    length = min(source.size, _END.size + _MAX16)
+    length = min(source.size, _END.size + _MOST_COMMENT)
     tail_at = source.size - length
     tail = source.read_at(tail_at, length)
-    # zipfile looks for one without a comment first, which is the last one as well.
-    last = tail.rfind(b"PK\5\6")
-    if last < 0 or last + _END.size > length:
+    last = _last_end(tail)
+    if last is None:
         return None
     end = tail_at + last
     fields: tuple[int, ...] = _END.unpack_from(tail, last)
@@ -117,6 +126,18 @@ def find_archive(source: ByteSource) -> PythonArchive | None:
     )
     stop = min(end + _END.size + comment, source.size)
     return PythonArchive(source, start - stated, start, size, stop, is_torchs)
+
+
+def _last_end(tail: bytes) -> int | None:
+    """Where the end record is that zipfile takes, in the last bytes of a file; None without one.
+
+    It looks for one without a comment first, in which the signature may stand again.
+    """
+    bare = len(tail) - _END.size
+    if bare >= 0 and tail.startswith(b"PK\5\6", bare) and tail.endswith(b"\0\0"):
+        return bare
+    last = tail.rfind(b"PK\5\6")
+    return last if 0 <= last <= bare else None
 
 
 def _locator(source: ByteSource, end: int) -> int | None:

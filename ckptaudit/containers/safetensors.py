@@ -31,6 +31,7 @@ from ckptaudit.containers.container import (
 from ckptaudit.containers.ledger import Ledger
 from ckptaudit.dtypes import by_safetensors
 from ckptaudit.errors import LimitExceeded, MalformedInput
+from ckptaudit.vm import brief
 
 if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
@@ -161,8 +162,9 @@ def _read_entry(
     numel = prod(shape)
     if not 0 <= begin <= end <= source.size - start or end - begin != numel * dtype.itemsize:
         raise MalformedInput(
-            f"has data at [{begin}, {end}) for {numel} elements of {dtype.name} in a file of "
-            f"{source.size - start} bytes of data; it is truncated or damaged: fetch it again",
+            f"has data at [{brief(begin)}, {brief(end)}) for {brief(numel)} elements of "
+            f"{dtype.name} in a file of {source.size - start} bytes of data; it is truncated or "
+            "damaged: fetch it again",
             where=name,
         )
     storage = Storage(name, dtype, numel, start + begin, end - begin, "cpu", name)

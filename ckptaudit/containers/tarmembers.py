@@ -117,7 +117,7 @@ def list_members(source: ByteSource, ledger: Ledger) -> tuple[TarMember, ...]:
             ledger.claim_zeros(at, source.size)
             return tuple(members)
         try:
-            if _checksum_fits(block) and block[_TYPE] in _WITHOUT_DATA:
+            if _checksum_fits(block) and _is_without_data(block):
                 # It is not followed: a loader that did would read another file.
                 message = "has a member that is no plain file"
                 ledger.disown(at, at + _BLOCK, "tar-gap", message, _name(block))
@@ -154,7 +154,7 @@ def _read_member(source: ByteSource, header: int, ledger: Ledger) -> TarMember:
         at = extended.stop + -length % _BLOCK
         block = _read_header(source, at)
         heads.append((at, block))
-    if block[_TYPE] not in _PLAIN:
+    if block[_TYPE] not in _PLAIN or _is_without_data(block):
         raise _Fault("has a member that is no plain file")
     size = _decimal(pax["size"][0]) if "size" in pax else _size(block)
     data = at + _BLOCK
@@ -163,7 +163,8 @@ def _read_member(source: ByteSource, header: int, ledger: Ledger) -> TarMember:
             f"has a member of {size} bytes where {source.size - data} are left; "
             "the file is truncated: fetch it again"
         )
-    member = TarMember(pax["path"][0] if "path" in pax else _name(block), header, data, size)
+    name = pax["path"][0].rstrip("/") if "path" in pax else _name(block)
+    member = TarMember(name, header, data, size)
     for start, head in heads:
         _account(ledger, start, start + _BLOCK, _strange_fields(head), member.name)
     _account(ledger, extended.start, extended.stop, _strange_records(pax), member.name)
@@ -223,9 +224,19 @@ def _number(field: bytes) -> int | None:
         negative = 256 ** (len(field) - 1) if field[0] == 0xFF else 0  # noqa: PLR2004
         return int.from_bytes(field[1:], "big") - negative
     try:
-        return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
+        # As text: of bytes, int() and strip() know fewer kinds of white space.
+        return int(field.split(b"\0", 1)[0].decode("ascii").strip() or "0", 8)
     except ValueError:
         return None
+
+
+def _is_without_data(block: bytes) -> bool:
+    """Whether the header in *block* is followed by the next one, whatever size it states.
+
+    Before there was a type for directories they were plain files whose name ends in a slash.
+    """
+    name = block[_SLICES["name"]].split(b"\0", 1)[0]
+    return block[_TYPE] in _WITHOUT_DATA or (block[_TYPE] == 0 and name.endswith(b"/"))
 
 
 def _size(block: bytes) -> int:
@@ -243,8 +254,8 @@ def _decimal(text: str) -> int:
 
 def _name(block: bytes) -> str:
     parts = [block[_SLICES["name"]]]
-    magic, prefix = block[_SLICES["magic"]], block[_SLICES["prefix"]]
-    if magic.startswith(b"ustar") and prefix[:1] != b"\0":
+    prefix = block[_SLICES["prefix"]]
+    if prefix[:1] != b"\0":
         parts.insert(0, prefix)
     return "/".join(part.split(b"\0", 1)[0].decode("utf-8", "replace") for part in parts)
 

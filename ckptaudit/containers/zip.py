@@ -31,7 +31,7 @@ from ckptaudit.containers.zipcontent import Contents, Place, place_of
 from ckptaudit.containers.zipdirectory import SIGNATURE, Directory, Entry
 from ckptaudit.containers.zipend import End, find_end
 from ckptaudit.errors import LimitExceeded, MalformedInput, Unsupported
-from ckptaudit.source import BufferSource
+from ckptaudit.source import BufferSource, SplicedSource
 from ckptaudit.vm import Trace, trace_pickle
 
 if TYPE_CHECKING:
@@ -42,6 +42,11 @@ __all__ = ["SIGNATURE", "open_zip"]
 
 # The longest is .data/serialization_id, 40 digits.
 _MOST_METADATA_BYTES = 64
+
+# APPNOTE.TXT 4.4.5, which Python's zipfile reads as well; bzip2 (12) tells itself.
+_LZMA = 14
+_LZMA_HEADER = 9
+_MAX32 = 0xFFFFFFFF
 
 _METADATA = {
     "version",
@@ -157,7 +162,7 @@ class _Reading:
             traces=tuple(self.traces),
             mishaps=tuple(self.mishaps),
             gaps=(*self.gaps, *members.gaps),
-            nested=members.nested,
+            nested=(*members.nested, *self.nested),
             regions=tuple(self.ledger.regions),
             refusal=refusal,
         )
@@ -202,6 +207,24 @@ class _Reading:
         elif found is not None:
             self.nested.append(found)
 
+    def look_into_lzma(self, entry: Entry) -> None:
+        """Open what Python's zipfile would uncompress, and torch does not read.
+
+        APPNOTE.TXT 5.8.8: a version, the number of properties, the properties, the stream.  The
+        same stream stands in an ``.lzma`` file behind the properties and a size, if it is known;
+        the dictionary is rounded up to what every writer of those has.
+        """
+        if entry.packed <= _LZMA_HEADER:
+            return
+        head = self.source.read_at(entry.data, _LZMA_HEADER)
+        dictionary = 1 << max(int.from_bytes(head[5:], "little") - 1, 1 << 12).bit_length()
+        alone = head[4:5] + min(dictionary, _MAX32).to_bytes(4, "little") + b"\xff" * 8
+        stream = (self.source, entry.data + _LZMA_HEADER, entry.packed - _LZMA_HEADER)
+        whole = SplicedSource(entry.name, (BufferSource(alone), 0, len(alone)), stream)
+        found = self.inside.look(whole, 0, whole.size, entry.name, None)
+        if isinstance(found, Nested):
+            self.nested.append(found)
+
     def records(self) -> tuple[Record, ...]:
         return (*map(self.record, sorted(self.entries, key=_header)), *self.ledger.records)
 
@@ -218,6 +241,8 @@ class _Reading:
             harmless: Where what reads like another end record means nothing.
         """
         for entry in self.entries:
+            if entry.method == _LZMA and not entry.fault and not entry.is_cut:
+                self.look_into_lzma(entry)
             role = self.roles.get(entry, Role.UNKNOWN)
             trace = self.tried.get(place_of(entry)) if role is Role.PICKLE else None
             self.contents.account(entry, role, trace)
@@ -293,7 +318,26 @@ class _Reading:
             if storage is not None:
                 storages[key] = storage
                 self.roles[entry] = Role.STORAGE
+                if not (key.isascii() and key.isdecimal()):
+                    self.doubt(entry)
         return storages
+
+    def doubt(self, entry: Entry) -> None:
+        """See what else a storage is whose name torch would not have given it.
+
+        torch counts its storages.  One of another name may be what a loader looks for that goes
+        by the end of a name: ``data.pkl``.
+        """
+        self.odd("storage-name", "a storage whose name is no number, as torch's are", entry)
+        try:
+            source, start = self.contents.open(entry, self.budget)
+            trace = self.run(entry, source, start)
+        except MalformedInput as err:
+            self.gaps.append(Gap.left_by(err, entry.data))
+            return
+        if may_act(trace):
+            self.traces.append(trace)
+            self.odd("extra-pickle", "a pickle as well as a storage", entry)
 
     def locate_one(self, key: str, refs: list[StorageRef], entry: Entry) -> Storage | None:
         ref = refs[0]

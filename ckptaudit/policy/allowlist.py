@@ -19,11 +19,21 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.dtypes import DTYPES
 from ckptaudit.policy import arguments as given
+from ckptaudit.policy.generators import GENERATORS, NAMED
 
 if TYPE_CHECKING:
     from ckptaudit.policy.arguments import Arguments, State
 
-__all__ = ["MAPPINGS", "SEQUENCES", "UNCHECKED", "Allowed", "allowed", "reviewed"]
+__all__ = [
+    "ATTRIBUTE_DICTS",
+    "COSTLY",
+    "MAPPINGS",
+    "SEQUENCES",
+    "UNCHECKED",
+    "Allowed",
+    "allowed",
+    "reviewed",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,9 @@ _REVIEWED = {
         given.partial_state,
         keywords=False,
     ),
+    ("logging", "getLogger"): Allowed(
+        "where an object writes its log", given.at_most_one_text, None, keywords=False
+    ),
     ("torch.nn.backends.thnn", "_get_thnn_function_backend"): Allowed(
         "a module's handle on its C code, torch < 1.2", given.nothing, None, keywords=False
     ),
@@ -66,6 +79,13 @@ _REVIEWED = {
         ).split()
     },
 }
+
+
+_RANDOM = "a generator of random numbers"
+for _pair, (_takes, _state) in GENERATORS.items():
+    _REVIEWED[_pair] = Allowed(_RANDOM, _takes, _state, keywords=False)
+for _pair in NAMED:
+    _REVIEWED[_pair] = Allowed(_RANDOM, None, None, keywords=False)
 
 
 def _allow(
@@ -126,21 +146,21 @@ _allow(
 _allow(
     _TENSOR,
     "torch._utils",
-    "_rebuild_tensor",
     "_rebuild_sparse_tensor",
     "_rebuild_sparse_csr_tensor",
     "_rebuild_nested_tensor",
     "_rebuild_meta_tensor_no_storage",
     "_rebuild_wrapper_subclass",
     "_rebuild_device_tensor_from_numpy",
-    "_rebuild_device_tensor_from_cpu_tensor",
     takes=given.tensor,
 )
+_allow(_TENSOR, "torch._utils", "_rebuild_tensor", takes=given.on_storage)
+_allow(_TENSOR, "torch._utils", "_rebuild_device_tensor_from_cpu_tensor", takes=given.of_tensor)
 # torch/_utils.py: backward_hooks are functions that a training step would call.
 _allow(_TENSOR, "torch._utils", "_rebuild_tensor_v2", takes=given.with_hooks(5))
 _allow(_TENSOR, "torch._utils", "_rebuild_tensor_v3", takes=given.with_hooks(5))
 _allow(_TENSOR, "torch._utils", "_rebuild_qtensor", takes=given.with_hooks(6))
-_allow(_TENSOR, "torch._utils", "_rebuild_parameter", takes=given.with_hooks(2))
+_allow(_TENSOR, "torch._utils", "_rebuild_parameter", takes=given.of_parameter)
 _allow(_TENSOR, "torch._utils", "_rebuild_parameter_with_state", takes=given.with_state)
 # Before torch 1.9 torch._tensor was torch.tensor.
 for _module in ("torch._tensor", "torch.tensor"):
@@ -176,6 +196,20 @@ _allow("a tensor's shape", "torch", "Size", takes=given.sizes)
 _allow("names a device, which is never used", "torch", "device", takes=given.device)
 _allow("names a memory layout", "torch.serialization", "_get_layout", takes=given.texts)
 _allow("an element type", "torch", *(dtype.name for dtype in DTYPES))
+# No tensor of them is read.
+_allow(
+    "an element type of few bits",
+    "torch",
+    *(f"{kind}{bits}" for kind in ("int", "uint") for bits in range(1, 8)),
+    *"complex32 float4_e2m1fn_x2 bits8 bits16 bits1x8 bits2x4 bits4x2".split(),
+)
+_allow(
+    "a parameter of a lazy module, not made yet",
+    "torch.nn.parameter",
+    "UninitializedParameter",
+    "UninitializedBuffer",
+    takes=given.flag,
+)
 _allow(
     "a kind of quantisation",
     "torch",
@@ -202,6 +236,7 @@ for _module in ("builtins", "__builtin__"):
     _allow(_PICKLE_LEAVES, _module, "bytearray", "bytes", takes=given.octets)
     _allow(_PICKLE_LEAVES, _module, "complex", "slice", "range", "xrange", takes=given.numbers)
     _allow(_PICKLE_LEAVES, _module, "int", "long", "float", "str", "unicode", "bool")
+    _allow("a value without a type of its own", _module, "Ellipsis", "NotImplemented")
     _allow("the base of every class, named when an object is rebuilt", _module, "object")
 _allow(
     "a typed list in a TorchScript archive",
@@ -236,6 +271,13 @@ for _module in ("numpy.core.numeric", "numpy._core.numeric"):
     _allow(_NUMPY, _module, "_frombuffer", takes=given.raw_array)
 _allow(_NUMPY, "numpy", "dtype", takes=given.dtype, state=given.dtype_state)
 _allow(_NUMPY, "numpy", "ndarray")
+# As values, in a configuration.
+_allow(
+    "the name of a type of elements",
+    "numpy",
+    *"bool bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split(),
+    *"complex64 complex128 str_ bytes_ datetime64 timedelta64".split(),
+)
 _allow(
     _NUMPY,
     "numpy.dtypes",
@@ -271,6 +313,19 @@ _allow(
     "timezone",
     takes=given.any_values,
 )
+_allow(
+    "attributes without a class, mostly options of the training script",
+    "types",
+    "SimpleNamespace",
+    takes=given.nothing,
+    state=given.attributes,
+)
+_allow(
+    "the version of torch that saved the file",
+    "torch.torch_version",
+    "TorchVersion",
+    takes=given.texts,
+)
 _allow("an exact number", "decimal", "Decimal", takes=given.texts)
 _allow("an exact number", "fractions", "Fraction", takes=given.fraction)
 _allow("an identifier", "uuid", "UUID", takes=given.nothing, state=given.attributes)
@@ -279,7 +334,10 @@ for _module, _name in (
     ("omegaconf.dictconfig", "DictConfig"),
     ("omegaconf.base", "ContainerMetadata"),
     ("omegaconf.base", "Metadata"),
-    ("omegaconf.nodes", "AnyNode"),
+    *(
+        ("omegaconf.nodes", f"{kind}Node")
+        for kind in ("Any", "Boolean", "Bytes", "Float", "Integer", "Path", "String")
+    ),
 ):
     _allow(
         "the training configuration",
@@ -295,6 +353,14 @@ for _module in (
     "lightning.pytorch.callbacks.model_checkpoint",
 ):
     _allow(_CALLBACK, _module, "ModelCheckpoint")
+for _module in ("pytorch_lightning.callbacks", "lightning.pytorch.callbacks"):
+    for _place, _name in (
+        ("early_stopping", "EarlyStopping"),
+        ("finetuning", "BackboneFinetuning"),
+        ("stochastic_weight_avg", "StochasticWeightAveraging"),
+        ("timer", "Timer"),
+    ):
+        _allow(_CALLBACK, f"{_module}.{_place}", _name)
 _allow(_CALLBACK, "pytorch_lightning.callbacks", "model_checkpoint", "ModelCheckpoint")
 _ATTRIBUTE_DICTS = {
     ("pytorch_lightning.utilities.parsing", "AttributeDict"),
@@ -310,7 +376,9 @@ for _module, _name in sorted(_ATTRIBUTE_DICTS):
         state=given.attributes,
     )
 
-# In what these make, a pickle may store items, or append to it.
+# In what these make, a pickle may store items, or append to it.  Of some, items are attributes
+# as well, which Python looks up.
+ATTRIBUTE_DICTS = frozenset(_ATTRIBUTE_DICTS)
 MAPPINGS = frozenset(
     {
         ("collections", "OrderedDict"),
@@ -333,6 +401,18 @@ UNCHECKED = frozenset(
         "_rebuild_sparse_csr_tensor",
         "_rebuild_nested_tensor",
     )
+)
+
+
+# What looks at more than a handful of values each time it is asked.
+COSTLY = frozenset(
+    {
+        given.sizes,
+        given.with_state,
+        given.rebuild_by,
+        given.partial_state,
+        *(state for _, state in GENERATORS.values()),
+    }
 )
 
 

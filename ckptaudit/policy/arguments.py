@@ -28,8 +28,10 @@ __all__ = [
     "State",
     "any_values",
     "array_state",
+    "at_most_one_text",
     "attribute_dicts",
     "attributes",
+    "calls",
     "complete_state",
     "container",
     "counts",
@@ -37,6 +39,8 @@ __all__ = [
     "dtype",
     "dtype_state",
     "factory_and_pairs",
+    "fits_dtype",
+    "flag",
     "fraction",
     "function",
     "functions_given",
@@ -49,6 +53,9 @@ __all__ = [
     "numbers",
     "octets",
     "octets_in",
+    "of_parameter",
+    "of_tensor",
+    "on_storage",
     "pairs",
     "parameter",
     "partial_state",
@@ -77,9 +84,15 @@ FACTORIES = {
     ("collections", "Counter"),
 }
 _LATIN1 = {"latin1", "latin-1"}
+# Where the functions and classes are that make tensors.
+_TENSOR_MODULES = {
+    *("torch", "torch.cuda", "torch._utils", "torch._tensor", "torch.tensor"),
+    *("torch.nn", "torch.nn.parameter"),
+}
 # numpy/core/src/multiarray/descriptor.c, arraydescr_reduce: kind and bytes of a builtin
 # type.  Objects ("O") are pointers, and the fields of a record ("V") may lie anywhere.
 _DTYPE = re.compile(r"b1|[iu][1248]|f(?:2|4|8|12|16)|c(?:8|16|24|32)|[SU][0-9]{1,9}|[Mm]8")
+_OBJECTS = "O8"
 _FRACTION = re.compile(r"-?[0-9]+(?:/[0-9]+)?")
 # Nobody writes a longer one, and one text may be given to ten thousand calls.
 _MOST_DIGITS = 1000
@@ -87,6 +100,8 @@ _MOST_DIGITS = 1000
 # and the unit of a date.
 _DTYPE_STATE = 8
 _DTYPE_FLAGS = 7
+# What NumPy sets for objects; NPY_LIST_PICKLE, by which it wants them in a list, among them.
+_OBJECT_FLAGS = 63
 # NPY_NEEDS_INIT, which NumPy sets for text.  Every other flag is about Python objects.
 _NEEDS_INIT = 8
 _MOST_ARGUMENTS = 16
@@ -108,18 +123,33 @@ def any_values(args: tuple[Node, ...]) -> bool:
 
 
 def tensor(args: tuple[Node, ...]) -> bool:
-    """A tensor's parts; `tensors` checks them against the storage."""
+    """A tensor's parts, other than a storage."""
     return len(args) > 1
 
 
+def on_storage(args: tuple[Node, ...]) -> bool:
+    """A storage and a tensor's parts; `tensors` checks them against each other."""
+    return len(args) > 1 and _is_storage(args[0])
+
+
 def with_hooks(at: int) -> Arguments:
-    """A tensor's parts, where number *at* is its backward hooks: functions to call, so none."""
-    return lambda args: len(args) > at and _is_empty(args[at])
+    """The same, where number *at* is its backward hooks: functions to call, so none."""
+    return lambda args: len(args) > at and _is_storage(args[0]) and _is_empty(args[at])
+
+
+def of_tensor(args: tuple[Node, ...]) -> bool:
+    """A tensor that has been rebuilt, and what it is to be."""
+    return len(args) > 1 and _is_tensor(args[0])
+
+
+def of_parameter(args: tuple[Node, ...]) -> bool:
+    """A tensor that has been rebuilt, whether it needs a gradient, no hooks."""
+    return len(args) == 3 and _is_tensor(args[0]) and _is_empty(args[2])  # noqa: PLR2004 - spelled out above
 
 
 def with_state(args: tuple[Node, ...]) -> bool:
-    """A parameter, whether it needs a gradient, no hooks, and attributes to set."""
-    return len(args) == 4 and _is_empty(args[2]) and _set_later(args[3])  # noqa: PLR2004 - spelled out above
+    """The same, and attributes to set."""
+    return len(args) == 4 and of_parameter(args[:3]) and _set_later(args[3])  # noqa: PLR2004 - as above
 
 
 def rebuild_by(args: tuple[Node, ...]) -> bool:
@@ -146,8 +176,10 @@ def inner_call(call: Call) -> Call | None:
 def parameter(args: tuple[Node, ...]) -> bool:
     """A tensor and whether it needs a gradient; or nothing, when BUILD brings them."""
     match args:
-        case () | (Call() | PersistentId(),) | (Call() | PersistentId(), bool()):
+        case ():
             return True
+        case (data,) | (data, bool()):
+            return _is_tensor(data)
         case _:
             return False
 
@@ -168,6 +200,20 @@ def device(args: tuple[Node, ...]) -> bool:
             return True
         case _:
             return False
+
+
+def flag(args: tuple[Node, ...]) -> bool:
+    """One boolean, if any."""
+    match args:
+        case () | (bool(),):
+            return True
+        case _:
+            return False
+
+
+def at_most_one_text(args: tuple[Node, ...]) -> bool:
+    """One string, if any."""
+    return len(args) <= 1 and texts(args)
 
 
 def texts(args: tuple[Node, ...]) -> bool:
@@ -276,10 +322,10 @@ def scalar(args: tuple[Node, ...]) -> bool:
 
 
 def dtype(args: tuple[Node, ...]) -> bool:
-    """The name of a type whose values are not objects, and how to copy it."""
+    """The name of a type without fields, and how to copy it."""
     match args:
         case (str(name), int(), int()):
-            return _DTYPE.fullmatch(name) is not None
+            return name == _OBJECTS or _DTYPE.fullmatch(name) is not None
         case _:
             return False
 
@@ -328,19 +374,40 @@ def tensor_state(state: Node) -> bool:
 
 
 def dtype_state(state: Node) -> bool:
-    """Byte order and size, and nothing about objects or fields."""
+    """Byte order and size, flags, and nothing about fields; `fits_dtype` says which flags."""
     if not isinstance(state, tuple) or len(state) < _DTYPE_STATE:
         return False
     match state:
         case (int(), str(), None, None, None, int(), int(), int(), *_):
-            return state[_DTYPE_FLAGS] in (0, _NEEDS_INIT)
+            return state[_DTYPE_FLAGS] in (0, _NEEDS_INIT, _OBJECT_FLAGS)
         case _:
             return False
 
 
-def array_state(state: Node) -> bool:
-    """Version, shape, type, whether columns come first, and the values as bytes."""
+def fits_dtype(made: Call, state: Node) -> bool:
+    """Whether *state*, which is that of a type, is that of the type which *made* makes.
+
+    The flags are where NumPy looks to see whether elements are pointers, and the size is how far
+    one is from the next.
+    """
     match state:
+        case (_, _, _, _, _, int(size), int(alignment), flags, *_):
+            pass
+        case _:
+            return False
+    if (flags == _OBJECT_FLAGS) != _is_of_objects(made):
+        return False
+    # Only of text NumPy takes them from here, whatever they are.
+    if _is_of_text(made):
+        return size >= 0 and alignment > 0
+    return size == alignment == -1
+
+
+def array_state(state: Node) -> bool:
+    """Version, shape, type, whether columns come first, and the values: bytes, or objects."""
+    match state:
+        case (int(), tuple(), kind, int(), list()):
+            return isinstance(kind, Call) and _is_of_objects(kind)
         case (int(), tuple(), kind, int(), data):
             return _is_dtype(kind) and _is_raw(data)
         case _:
@@ -362,7 +429,7 @@ def functions_given(call: Call) -> list[Global]:
     kwargs = call.kwargs.pairs if isinstance(call.kwargs, Dict) else []
     given: list[Node] = [*args, *(value for _, value in kwargs)]
     for arg in tuple(given):
-        if isinstance(arg, Call) and _calls(arg, "functools", "partial"):
+        if isinstance(arg, Call) and calls(arg, "functools", "partial"):
             for part in (arg.args, arg.state):
                 given += part[:1] if isinstance(part, tuple) else []
     return [arg for arg in given if isinstance(arg, Global)]
@@ -445,8 +512,49 @@ def _is_empty(hooks: Node) -> bool:
             return False
 
 
+def _is_storage(node: Node) -> bool:
+    # Or what brings one along: torch/storage.py, where it is pickled without torch.save.
+    return isinstance(node, PersistentId) or (
+        isinstance(node, Call) and calls(node, "torch.storage", "_load_from_bytes")
+    )
+
+
+def _is_tensor(node: Node) -> bool:
+    """Whether *node* can be nothing but a tensor; of other objects a method of theirs is called.
+
+    torch/nn/parameter.py, Parameter.__new__, calls ``detach``, and torch/_utils.py ``to``; both
+    may be attributes that a pickle gave to a harmless object.
+    """
+    # In a tar a persistent id is a tensor.
+    if isinstance(node, PersistentId):
+        return True
+    if not isinstance(node, Call) or not isinstance(node.func, Global):
+        return False
+    module, name = node.func.module, node.func.name
+    return module in _TENSOR_MODULES and (
+        name.startswith("_rebuild_") or name.endswith(("Tensor", "Parameter", "Buffer"))
+    )
+
+
 def _is_dtype(node: Node) -> bool:
-    return isinstance(node, Call) and _calls(node, "numpy", "dtype")
+    # Of objects the bytes would be pointers.
+    return isinstance(node, Call) and calls(node, "numpy", "dtype") and not _is_of_objects(node)
+
+
+def _is_of_text(made: Call) -> bool:
+    match made.args:
+        case (str(name), *_):
+            return name.startswith(("S", "U"))
+        case _:
+            return False
+
+
+def _is_of_objects(made: Call) -> bool:
+    match made.args:
+        case (str(name), *_):
+            return calls(made, "numpy", "dtype") and name == _OBJECTS
+        case _:
+            return False
 
 
 def _is_raw(node: Node) -> bool:
@@ -456,12 +564,13 @@ def _is_raw(node: Node) -> bool:
 def _is_encoded(node: Node) -> bool:
     # Python 3 writes b"" of protocol 2 as bytes().
     return isinstance(node, Call) and (
-        _calls(node, "_codecs", "encode")
-        or _calls(node, "builtins", "bytes")
-        or _calls(node, "__builtin__", "bytes")
+        calls(node, "_codecs", "encode")
+        or calls(node, "builtins", "bytes")
+        or calls(node, "__builtin__", "bytes")
     )
 
 
-def _calls(node: Call, module: str, name: str) -> bool:
+def calls(node: Call, module: str, name: str) -> bool:
+    """Whether *node* calls exactly that name."""
     func = node.func
     return isinstance(func, Global) and (func.module, func.name) == (module, name)

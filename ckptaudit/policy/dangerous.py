@@ -31,8 +31,8 @@ _DANGEROUS_MODULES = frozenset(
     torch.utils.data.datapipes.utils.decoder
     """.split()
 )
-# It stands in whole modules, and only holds a function; `allowlist` says with which arguments.
-_HARMLESS = {("functools", "partial")}
+# They hold a function, attributes, and the name of a log; `allowlist` says with which arguments.
+_HARMLESS = {("functools", "partial"), ("types", "SimpleNamespace"), ("logging", "getLogger")}
 # A module's name is looked at so far: a hostile one may be of a megabyte, in ever so many parts.
 _LONGEST = max(map(len, _DANGEROUS_MODULES)) + 1
 _DANGEROUS_NAMES = frozenset(

@@ -18,10 +18,20 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers import Gap, Kind, Place, key_of, module_of, storage_of
-from ckptaudit.policy.allowlist import MAPPINGS, SEQUENCES, UNCHECKED, allowed, reviewed
+from ckptaudit.policy.allowlist import (
+    ATTRIBUTE_DICTS,
+    COSTLY,
+    MAPPINGS,
+    SEQUENCES,
+    UNCHECKED,
+    allowed,
+    reviewed,
+)
 from ckptaudit.policy.arguments import (
     FACTORIES,
     attribute_dicts,
+    calls,
+    fits_dtype,
     functions_given,
     hidden_names,
     inner_call,
@@ -37,6 +47,7 @@ from ckptaudit.policy.modules import (
     class_made,
     function_of,
     is_layer,
+    is_method_of_layer,
     module_classes,
     package_of,
 )
@@ -55,11 +66,15 @@ from ckptaudit.vm import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from typing import TypeAlias, TypeGuard
 
     from ckptaudit.containers import Container, Mishap, Nested
     from ckptaudit.policy.allowlist import Allowed
     from ckptaudit.policy.permissions import Policy
     from ckptaudit.vm import Node, Trace
+
+    # A rule, what is said, and the name that might be permitted.
+    _Found: TypeAlias = tuple[str, Callable[[], str], Global | None]
 
 __all__ = ["judge"]
 
@@ -81,6 +96,8 @@ _SIZE_PER_OPCODE = 64
 _SIZE_FLOOR = 1_000_000
 # CPython's pickler gives up at about 1000 levels, and so do repr, copy and comparison.
 _MOST_DEPTH = 2000
+# Framings in which a pickle has storages beside it.
+_WITH_STORAGES = {Kind.ZIP, Kind.TORCHSCRIPT, Kind.LEGACY, Kind.TAR}
 # What a torch that pickles a storage without torch.save has written for its bytes.
 _LOADABLE = {Kind.LEGACY, Kind.ZIP}
 # A tensor's subclass is rebuilt through one; `tensors` follows as many.
@@ -123,6 +140,7 @@ _MISHAP_RULES = {
     "storage-size": "CKA204",
     "storage-contradiction": "CKA204",
     "storage-unreferenced": "CKA203",
+    "storage-name": "CKA203",
     "record-unknown": "CKA203",
     "extra-pickle": "CKA110",
     "several-pickles": "CKA110",
@@ -278,7 +296,14 @@ class _TraceJudge:
         # function among them that must not be called with others.
         self.functions: dict[tuple[int, int], bool] = {}
         self.carried = carried
-        # By id, calls that load a file which has been read.
+        # By id of function and arguments, what was found of a call that is costly to look at: a
+        # pickle may make the same one a million times.
+        self.judged: dict[tuple[int, int, str], list[_Found]] = {}
+        self.recorded: list[_Found] | None = None
+        # The same for states: whether they are those of an entry.
+        self.fits: dict[tuple[int, int], bool] = {}
+        # By id, calls that load a file which has been read, or take a method off a class: what
+        # they give has no state.
         self.loads: set[int] = set()
         self.module_classes = module_classes(trace)
         # By id: values that are bytes and no text; asked for by few pickles only.
@@ -335,6 +360,8 @@ class _TraceJudge:
         self, rule_id: str, at: int, describe: Callable[[], str], about: Global | None = None
     ) -> None:
         """Add a finding; *about* a name, if to permit the name is to permit what was found."""
+        if self.recorded is not None:
+            self.recorded.append((rule_id, describe, about))
         offset = None if self.start is None else self.start + at
         pair = (about.module, about.name) if about is not None else None
         self.findings.add(rule_id, describe, self.record, offset, stream_offset=at, pair=pair)
@@ -355,9 +382,10 @@ class _TraceJudge:
         if self.scripted and package_of(name) == "__torch__":
             # A class defined by the archive's own code, which CKA205 speaks of.
             return None
-        if "." in name.name or "__" in name.name or not _plain(name):
-            return "CKA105"
-        return "CKA108" if reviewed(name.module, name.name) else "CKA102"
+        if reviewed(name.module, name.name) is not None:
+            return "CKA108"
+        is_hidden = "." in name.name or "__" in name.name or not _plain(name)
+        return "CKA105" if is_hidden else "CKA102"
 
     def judge_opaque(self, event: Opaque) -> None:
         self.found(
@@ -394,6 +422,25 @@ class _TraceJudge:
             self.found(rule_id, event.offset, lambda: f"asks for {brief(event)}{why}", event)
 
     def judge_call(self, event: Call) -> None:
+        """Judge a call, or remember what was found of the same one."""
+        key = id(event.func), id(event.args), event.op
+        if key not in self.judged or event.kwargs is not None or event.pairs or event.elements:
+            recorded = self.recorded = []
+            self.judge_calls(event)
+            self.recorded = None
+            if self.is_costly(event):
+                self.judged[key] = recorded
+            return
+        for rule_id, describe, about in self.judged[key]:
+            self.found(rule_id, event.offset, describe, about)
+
+    def is_costly(self, event: Call) -> bool:
+        if event.kwargs is not None or event.pairs or event.elements:
+            return False
+        _, entry = self.known.get(id(event.func), (None, None))
+        return entry is not None and entry.takes in COSTLY
+
+    def judge_calls(self, event: Call) -> None:
         """Judge a call, and those that it would make of what it is given."""
         for _ in range(_MOST_INNER_CALLS):
             self.judge_one_call(event)
@@ -421,6 +468,7 @@ class _TraceJudge:
                 rule_id is not None
                 and id(func) not in self.module_classes
                 and not self.loads_what_was_read(event, func)
+                and not self.takes_a_method(event)
             ):
                 why = _WHY[rule_id]
                 about = func if self.is_about_the_name(rule_id, event, func) else None
@@ -474,6 +522,15 @@ class _TraceJudge:
         self.found("CKA113", event.offset, lambda: f"would unpickle what it brings: {brief(event)}")
         return True
 
+    def takes_a_method(self, event: Call) -> bool:
+        """Whether *event* takes a method off a class that is there for whole modules."""
+        if not is_method_of_layer(event):
+            return False
+        # It is a function, and has no state.
+        self.loads.add(id(event))
+        self.found("CKA108", event.offset, lambda: f"keeps a method: {brief(event)}")
+        return True
+
     def judge_contents(self, event: Call, func: Global) -> None:
         """Storing calls a method of what the call made, and any object may bring its own."""
         if not (event.pairs or event.elements):
@@ -487,11 +544,13 @@ class _TraceJudge:
                 lambda: f"would store items in the result of {brief(event)}",
                 about=made if self.is_of_its_class(event, made) else None,
             )
+        elif name in ATTRIBUTE_DICTS and (names := hidden_names(event)):
+            self.found("CKA107", event.offset, partial(_hidden_attributes, event, names))
 
     def judge_persistent_id(self, event: PersistentId) -> None:
         kind = self.container.kind
         if storage_of(event) is not None:
-            if kind is Kind.PICKLE:
+            if kind not in _WITH_STORAGES:
                 self.found(
                     "CKA204",
                     event.offset,
@@ -530,7 +589,10 @@ class _TraceJudge:
             self.found("CKA107", event.offset, lambda: f"would set the state of {brief(target)}")
             return
         entry = _entry(made) if isinstance(made, Global) else None
-        if entry is not None and (entry.state is None or not entry.state(event.state)):
+        if isinstance(made, Global) and (made.module, made.name) == ("functools", "partial"):
+            self.judge_partial(event)
+        is_bad = entry is not None and not self.is_state_of(entry, event.state)
+        if is_bad or (_is_dtype(target) and not fits_dtype(target, event.state)):
             self.found(
                 "CKA107",
                 event.offset,
@@ -561,6 +623,29 @@ class _TraceJudge:
         """
         is_made = class_made(call) is cls or (call.func is cls and call.op.startswith("NEWOBJ"))
         return is_made and _entry(cls) is None and self.rule_of(cls) in _OF_UNKNOWN_NAMES
+
+    def is_state_of(self, entry: Allowed, state: Node) -> bool:
+        if entry.state not in COSTLY:
+            return entry.state is not None and entry.state(state)
+        key = id(entry), id(state)
+        if key not in self.fits:
+            self.fits[key] = entry.state(state)
+        return self.fits[key]
+
+    def judge_partial(self, event: Build) -> None:
+        """Judge the call that a partial function is to make, if it is one of an allowed name."""
+        match event.state:
+            case (Global() as func, (_, *_) as args, _, _) if isinstance(args, tuple):
+                entry = allowed(func.module, func.name)
+                if entry is not None and entry.takes is not None and not entry.takes(args):
+                    call = Call("REDUCE", func, args, None, event.offset)
+                    self.found("CKA103", event.offset, lambda: f"keeps {brief(call)} for later")
+            case _:
+                return
+
+
+def _is_dtype(target: Node) -> TypeGuard[Call]:
+    return isinstance(target, Call) and calls(target, "numpy", "dtype")
 
 
 def _hidden_attributes(target: Node, names: list[str]) -> str:

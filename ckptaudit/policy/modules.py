@@ -21,6 +21,7 @@ __all__ = [
     "class_made",
     "function_of",
     "is_layer",
+    "is_method_of_layer",
     "module_classes",
     "package_of",
 ]
@@ -28,6 +29,7 @@ __all__ = [
 _LONGEST_PACKAGE = 100
 _LONGEST_PLACE = 100
 _COPYREG = {"copyreg", "copy_reg"}
+_GETATTR = {("builtins", "getattr"), ("__builtin__", "getattr")}
 # torch/nn/modules/module.py, Module.__init__, 0.1 to 2.13.
 _HOLDERS = {"_parameters", "_buffers", "_modules"}
 # Packages that many machines have.  What their classes do when they are given a state is
@@ -35,7 +37,13 @@ _HOLDERS = {"_parameters", "_buffers", "_modules"}
 _PLACES = {
     "diffusers": ("diffusers.models.",),
     "timm": ("timm.models.", "timm.layers."),
-    "torch": ("torch.nn.", "torch.ao.nn.", "torch.ao.quantization.", "torch.quantization."),
+    "torch": (
+        "torch.nn.",
+        "torch.ao.nn.",
+        "torch.ao.quantization.",
+        "torch.quantization.",
+        "torch.optim.swa_utils.",
+    ),
     "torchaudio": ("torchaudio.models.", "torchaudio.transforms."),
     "torchvision": ("torchvision.models.", "torchvision.ops."),
     "transformers": (
@@ -44,7 +52,29 @@ _PLACES = {
         "transformers.models.",
         "transformers.pytorch_utils.",
     ),
-    "ultralytics": ("ultralytics.nn.",),
+    "ultralytics": (
+        "ultralytics.nn.",
+        *(
+            f"ultralytics.{utils}.{place}."
+            for utils in ("utils", "yolo.utils")
+            for place in ("loss", "tal")
+        ),
+    ),
+}
+# Tokenizers load files, and some of them libraries, when they are given a state.
+_NO_PLACE = ".tokenization_"
+# What whole modules, and training scripts that save everything, hold beside modules.  None of
+# these classes has more to do with a state than to keep it.
+_OTHER_PLACES = ("torch.nn.utils.", "torch.optim.")
+_OTHERS = {
+    *(
+        (f"ultralytics.{utils}.loss", f"{kind}Loss")
+        for utils in ("utils", "yolo.utils")
+        for kind in ("E2EDetect v8Classification v8Detection v8OBB v8Pose v8Segmentation".split())
+    ),
+    ("torch.nn.modules.module", "_WrappedHook"),
+    ("ultralytics.utils", "IterableSimpleNamespace"),
+    ("ultralytics.yolo.utils", "IterableSimpleNamespace"),
 }
 # Packages that many machines have and that define none.
 _WITHOUT_MODULES = frozenset(
@@ -60,28 +90,35 @@ _WITHOUT_MODULES = frozenset(
 
 
 def module_classes(trace: Trace) -> frozenset[int]:
-    """The ids of the names that are classes of modules, by what the pickle does with them.
+    """The ids of the names that are classes of modules, or of what modules hold beside modules.
 
     Whenever it calls the class it does so to make an empty object, and every state that the
-    object is given is that of a ``torch.nn.Module``.  A function cannot pass for one: it
-    would be called with arguments, or the loader would stop when it is asked for an object.
+    object is given is that of a ``torch.nn.Module``, or a dict for the others.  A function cannot
+    pass for one: it would be called with arguments, or the loader would stop when it is asked for
+    an object.
     """
     # By id of the target: whether each state it is given is that of a module.
     states: dict[int, bool] = {}
     of_module: dict[int, bool] = {}
+    with_dicts: dict[int, bool] = {}
     for event in trace.events:
         if isinstance(event, Build):
             state = id(event.state)
             if state not in of_module:
                 of_module[state] = _is_module_state(event.state)
-            states[id(event.target)] = states.get(id(event.target), True) and of_module[state]
-    if not any(of_module.values()):
+            target = id(event.target)
+            states[target] = states.get(target, True) and of_module[state]
+            with_dicts[target] = with_dicts.get(target, True) and isinstance(event.state, Dict)
+    if not any(with_dicts.values()):
         return frozenset()
     made: dict[int, bool] = {}
     for event in trace.events:
         if isinstance(event, Call):
             cls = class_made(event)
-            fits = cls is not None and states.get(id(event), False) and _may_be_a_module(cls)
+            fits = cls is not None and (
+                (states.get(id(event), False) and _may_be_a_module(cls))
+                or (with_dicts.get(id(event), False) and _is_beside_modules(cls))
+            )
             func = id(cls or function_of(event))
             made[func] = made.get(func, True) and fits
     return frozenset(node for node, always in made.items() if always)
@@ -120,11 +157,32 @@ def class_made(call: Call) -> Global | None:
 
 
 def is_layer(name: Global) -> bool:
-    """Whether *name* is that of a class of layers; the functions beside them are in lower case."""
-    place = name.module[:_LONGEST_PLACE]
-    return name.name[:1].isupper() and (
-        place == "torch.nn" or place.startswith("torch.nn.modules.")
+    """Whether *name* is that of a class of layers, or of what whole modules hold beside them.
+
+    The functions there are in lower case.
+    """
+    package = package_of(name)
+    place = f"{name.module[:_LONGEST_PLACE]}."
+    return _is_beside_modules(name) or (
+        name.name[:1].isupper() and place.startswith(_PLACES.get(package, ("torch.nn.",)))
     )
+
+
+def is_method_of_layer(call: Call) -> bool:
+    """Whether *call* takes a method off a class, or an object of a class, that `is_layer` knows.
+
+    So are methods pickled that a module keeps as an attribute.  Nothing is called by it.
+    """
+    func = call.func
+    if not isinstance(func, Global) or (func.module, func.name) not in _GETATTR:
+        return False
+    match call.args:
+        case (Global() | Call() as owner, str(method)) if call.kwargs is None:
+            cls = class_made(owner) if isinstance(owner, Call) else owner
+            is_plain = method.isidentifier() and "__" not in method
+            return is_plain and cls is not None and is_layer(cls)
+        case _:
+            return False
 
 
 def package_of(name: Global) -> str:
@@ -133,10 +191,17 @@ def package_of(name: Global) -> str:
     return name.module[:_LONGEST_PACKAGE].split(".", 1)[0]
 
 
+def _is_beside_modules(cls: Global) -> bool:
+    place = f"{cls.module[:_LONGEST_PLACE]}."
+    is_class = cls.name[:1].isupper()
+    return (is_class and place.startswith(_OTHER_PLACES)) or (cls.module, cls.name) in _OTHERS
+
+
 def _may_be_a_module(cls: Global) -> bool:
     package = package_of(cls)
     if package in _PLACES:
-        return f"{cls.module[:_LONGEST_PLACE]}.".startswith(_PLACES[package])
+        place = f"{cls.module[:_LONGEST_PLACE]}."
+        return place.startswith(_PLACES[package]) and _NO_PLACE not in place
     return package not in sys.stdlib_module_names and package not in _WITHOUT_MODULES
 
 

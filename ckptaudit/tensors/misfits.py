@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ckptaudit.containers import Gap, Mishap
 from ckptaudit.errors import LimitExceeded, MalformedInput
 from ckptaudit.tensors.cover import Cover
-from ckptaudit.tensors.rebuild import Tensor, Unreadable, window_of
+from ckptaudit.tensors.rebuild import MOST_WRAPPERS, Tensor, Unreadable, window_of, wraps
 from ckptaudit.vm import Build, Call
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def _in_pickle(trace: Trace, container: Container, cover: Cover) -> Iterator[Mis
             continue
         if tensor is None:
             continue
-        left -= _OVERHEAD + (len(tensor.shape) if isinstance(tensor, Tensor) else 0)
+        left -= _OVERHEAD * (MOST_WRAPPERS if wraps(event) else 1)
+        left -= len(tensor.shape) if isinstance(tensor, Tensor) else 0
         if left < 0:
             cover.give_up()
             yield Gap("makes more tensors than the limit allows", trace.record, at)

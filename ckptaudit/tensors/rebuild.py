@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ckptaudit.vm import Event, Node
 
 __all__ = [
+    "MOST_WRAPPERS",
     "Tensor",
     "Unreadable",
     "beside_storage",
@@ -31,6 +32,7 @@ __all__ = [
     "rebuild",
     "rebuilt_names",
     "window_of",
+    "wraps",
 ]
 
 
@@ -92,13 +94,20 @@ class Unreadable:
 
 Rebuilt: TypeAlias = "Tensor | Unreadable"
 
-_MOST_WRAPPERS = 8
+# Functions that call a function that calls a function: so many are followed.
+MOST_WRAPPERS = 8
 _BEYOND_ANY_FILE = 1 << 62
 # Elements in a byte.
 _PACKED = {"quint4x2": 2, "quint2x4": 4}
 # Sizes of so many dimensions are looked at first.
 _USUAL_RANK = 8
 _INT = {int}
+# Types of torch that nothing here reads, and safetensors has no code for.
+_UNREAD_TYPES = {
+    ("torch", name)
+    for name in "complex32 float4_e2m1fn_x2 bits8 bits16 bits1x8 bits2x4 bits4x2".split()
+}
+_NO_CODE = "safetensors has no code for its type"
 # torch knows two flags.
 _MOST_FLAGS = 8
 _LOADS_STORAGE = ("torch.storage", "_load_from_bytes")
@@ -115,7 +124,7 @@ def rebuild(node: Node, container: Container) -> Rebuilt | None:
     """
     if isinstance(node, PersistentId):
         return _framed(node, container)
-    for _ in range(_MOST_WRAPPERS):
+    for _ in range(MOST_WRAPPERS):
         if not isinstance(node, Call) or not isinstance(node.func, Global):
             return None
         name = (node.func.module, node.func.name)
@@ -148,7 +157,7 @@ def window_of(event: Event) -> Rebuilt | None:
     Raises:
         LimitExceeded: It has more dimensions than we follow.
     """
-    for _ in range(_MOST_WRAPPERS):
+    for _ in range(MOST_WRAPPERS):
         if isinstance(event, Build):
             return _windowed(event.state)
         if not isinstance(event, Call) or not isinstance(event.func, Global):
@@ -162,6 +171,13 @@ def window_of(event: Event) -> Rebuilt | None:
             return _BROKEN
         event = wrapped.inner
     return _BROKEN
+
+
+def wraps(event: Event) -> bool:
+    """Whether *event* calls a function that is given another to call, up to `MOST_WRAPPERS`."""
+    if not isinstance(event, Call) or not isinstance(event.func, Global):
+        return False
+    return (event.func.module, event.func.name) in _FROM_TYPE
 
 
 def beside_storage(call: Call) -> list[Node]:
@@ -313,6 +329,10 @@ def _window_v3(call: Call) -> Rebuilt:
     match _args(call):
         case (storage, offset, size, stride, _, _, Global() as dtype, *rest) if len(rest) <= 1:
             known = by_name(dtype.name) if dtype.module == "torch" else None
+            if (dtype.module, dtype.name) in _UNREAD_TYPES and isinstance(storage, PersistentId):
+                ref = storage_of(storage)
+                what = f"{dtype.name} tensor"
+                return Unreadable(what, _NO_CODE, storage=ref.key) if ref else _BROKEN
             return _dense(storage, offset, size, stride, known) if known else _BROKEN
         case _:
             return _BROKEN

@@ -390,7 +390,7 @@ def _describe(tensor: Tensor | Unreadable | None, node: Node, container: Contain
         case Tensor():
             storage = container.storages.get(tensor.storage)
             dtype = tensor.dtype or (storage.dtype if storage else None)
-            return f"{dtype.name if dtype else 'tensor'} {list(tensor.shape)}"
+            return f"{dtype.name if dtype else 'tensor'} [{', '.join(map(brief, tensor.shape))}]"
         case Unreadable():
             return tensor.what
         case None:

@@ -12,6 +12,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from ckptaudit.errors import LimitExceeded, MalformedInput
+from ckptaudit.vm import brief
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,7 +79,7 @@ class TensorView:
         nbytes = numel * self.dtype.itemsize
         if nbytes > max(self.storage.nbytes * _MOST_EXPANSION, _EXPANSION_FLOOR_BYTES):
             raise LimitExceeded(
-                f"expands {self.storage.nbytes} stored bytes to {nbytes}", where=self.key
+                f"expands {self.storage.nbytes} stored bytes to {brief(nbytes)}", where=self.key
             )
 
     @property

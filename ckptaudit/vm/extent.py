@@ -73,9 +73,13 @@ def _of_shared(roots: list[Node]) -> Extent:
     sizes: dict[int, int] = {}
     depths: dict[int, int] = {}
     begun: set[int] = set()
-    # Each node twice: to be begun, and with all it holds behind it.
-    stack = [(root, False) for root in roots]
-    while stack:
+    # Each node twice: to be begun, and with all it holds behind it.  Of a million roots most may
+    # be the same one.
+    waiting = iter(roots)
+    stack: list[tuple[Node, bool]] = []
+    while stack or (root := next(waiting, None)) is not None:
+        if not stack:
+            stack.append((root, False))
         node, done = stack.pop()
         if not done and id(node) in begun:
             continue

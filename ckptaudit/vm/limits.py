@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ckptaudit.errors import LimitExceeded
+from ckptaudit.vm.brief import brief
 
 __all__ = ["Budget", "Limits"]
 
@@ -29,7 +30,8 @@ class Limits:
     Attributes:
         opcodes: Instructions executed, in all pickles together.
         events: Names, calls, persistent ids and so on written down, in all pickles together.
-        nodes: Lists, tuples, dicts and sets made, in all pickles together.
+        nodes: Lists, tuples, dicts and sets made, in all pickles together; a dict or set counts
+            twice.
         literals: Bytes of strings, byte strings and long integers, in all pickles together.
         literal: Bytes in any one of them.
         stack: Values on the stack of one pickle, marks included.
@@ -107,7 +109,7 @@ class Budget:
         self.records += count
         if self.records > self.limits.records:
             raise LimitExceeded(
-                f"has {self.records} records, more than the limit of {self.limits.records}",
+                f"has {brief(self.records)} records, more than the limit of {self.limits.records}",
                 where=where,
             )
 

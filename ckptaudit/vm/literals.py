@@ -15,7 +15,14 @@ import re
 import warnings
 from math import isinf
 
-__all__ = ["parse_float", "parse_int", "parse_long", "parse_string"]
+__all__ = [
+    "parse_float",
+    "parse_float_laxly",
+    "parse_int",
+    "parse_integer_laxly",
+    "parse_long",
+    "parse_string",
+]
 
 # strtol(3) with base 0: white space, a sign, then 0x…, 0… (octal) or decimal digits.
 _STRTOL = re.compile(
@@ -24,6 +31,9 @@ _STRTOL = re.compile(
 # No number of more digits fits a C long, whatever its base.
 _MOST_LONG_DIGITS = 22
 _LONG_RANGE = range(-(1 << 63), 1 << 63)
+# More digits than Python of today makes a number of, sys.set_int_max_str_digits().
+_LONG_DECIMAL = re.compile(rb"[ \t\n\v\f\r]*([+-]?)([0-9][0-9_]{4300,})L?(?:\0|\Z)")
+_LEAST_BITS_OF_DIGIT = 3
 # PyOS_string_to_double: no white space, no underscores, unlike float().
 _DOUBLE = re.compile(
     rb"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf(?:inity)?|nan)", re.IGNORECASE
@@ -76,6 +86,32 @@ def parse_float(line: bytes) -> float:
     if isinf(value) and b"n" not in match.group().lower():
         raise ValueError("too large for a float")
     return value
+
+
+def parse_float_laxly(line: bytes) -> float:
+    """The value of a FLOAT line that the C unpickler refuses, and ``pickle.py`` reads.
+
+    Raises:
+        ValueError: Neither does.
+
+    >>> parse_float_laxly(b" 1_0.5"), parse_float_laxly(b"1e400")
+    (10.5, inf)
+    """
+    return float(line)
+
+
+def parse_integer_laxly(line: bytes) -> int:
+    """An integer too long for Python of today, and about as large as what an older one reads.
+
+    Raises:
+        ValueError: It is none.
+    """
+    match = _LONG_DECIMAL.match(line)
+    if not match:
+        raise ValueError("not an integer")
+    sign, digits = match.groups()
+    about = 1 << (_LEAST_BITS_OF_DIGIT * len(digits))
+    return -about if sign == b"-" else about
 
 
 def parse_string(line: bytes) -> bytes:

@@ -12,7 +12,8 @@ Never asks: what a name means.  ``os.system`` and ``torch.FloatStorage`` look th
             is `tensors`'.
 
 Semantics follow CPython's Modules/_pickle.c, which is what torch runs, and not
-Lib/pickletools.py, which refuses streams that the C code executes.
+Lib/pickletools.py, which refuses streams that the C code executes.  Where only Lib/pickle.py,
+which joblib runs, or a Python of another day would go on, we go on as well and say so.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.errors import MalformedInput
 from ckptaudit.vm.limits import Budget
-from ckptaudit.vm.literals import parse_float, parse_int, parse_long, parse_string
+from ckptaudit.vm.literals import (
+    parse_float,
+    parse_float_laxly,
+    parse_int,
+    parse_integer_laxly,
+    parse_long,
+    parse_string,
+)
 from ckptaudit.vm.nodes import (
     Build,
     Call,
@@ -74,7 +82,10 @@ def trace_pickle(
     try:
         machine.run()
     except MalformedInput as err:
-        error = err
+        # Its traceback holds this frame and the machine, window and all, and this frame holds it:
+        # a circle, of which there may be a thousand while nobody collects garbage.
+        error = err.with_traceback(None)
+        error.__cause__ = error.__context__ = None
     budget.opcodes += machine.executed
     budget.events += len(machine.events)
     budget.nodes += machine.nodes
@@ -304,8 +315,13 @@ class _Machine(Reader):
         self.nodes += 1
         self.stack.append(node)
 
+    def push_holder(self, node: Node) -> None:
+        # A dict or set is an object and a list, and takes as much memory as two tuples.
+        self.nodes += 2
+        self.stack.append(node)
+
     def op_dict(self) -> None:
-        self.push_node(Dict(self.pairs_to_mark()))
+        self.push_holder(Dict(self.pairs_to_mark()))
 
     def op_append(self) -> None:
         value = self.pop()
@@ -319,10 +335,15 @@ class _Machine(Reader):
         if isinstance(target, list):
             target.extend(values)
         elif isinstance(target, Call):
-            target.elements = target.elements or []
-            target.elements.extend(values)
+            self.add_to_call(target, values)
         else:
             self.odd("append-to-other", f"appends to {_kind(target)}")
+
+    def add_to_call(self, target: Call, values: list[Node]) -> None:
+        if not target.elements:
+            self.nodes += 2
+            target.elements = []
+        target.elements += values
 
     def op_setitem(self) -> None:
         value = self.pop()
@@ -334,18 +355,23 @@ class _Machine(Reader):
         self.store(self.top(), pairs)
 
     def store(self, target: Node, pairs: list[tuple[Node, Node]]) -> None:
-        if isinstance(target, (Dict, Call)):
-            target.pairs = target.pairs or []
-            target.pairs.extend(pairs)
+        if isinstance(target, Dict):
+            target.pairs += pairs
+        elif isinstance(target, Call):
+            if not target.pairs:
+                self.nodes += 2
+                target.pairs = []
+            target.pairs += pairs
         else:
             self.odd("setitem-on-other", f"sets items of {_kind(target)}")
 
     def op_additems(self) -> None:
         values = self.pop_to_mark()
         target = self.top()
-        if isinstance(target, (Set, Call)):
-            target.elements = target.elements or []
-            target.elements.extend(values)
+        if isinstance(target, Set):
+            target.elements += values
+        elif isinstance(target, Call):
+            self.add_to_call(target, values)
         else:
             self.odd("additems-to-other", f"adds to {_kind(target)} as to a set")
 
@@ -419,10 +445,10 @@ class _Machine(Reader):
         self.persistent(self.text_line("ascii"))
 
     def op_int(self) -> None:
-        self.push_integer(self.parsed(parse_int))
+        self.push_integer(self.parsed(parse_int, parse_integer_laxly))
 
     def op_long(self) -> None:
-        self.push_integer(self.parsed(parse_long))
+        self.push_integer(self.parsed(parse_long, parse_integer_laxly))
 
     def push_integer(self, value: Node) -> None:
         # To write it out in decimal takes time by the square of its length.
@@ -493,10 +519,6 @@ def _push_python2_string(width: int) -> Callable[[_Machine], None]:
     return lambda machine: machine.python2_string(machine.literal(machine.unsigned(width)))
 
 
-def _push_parsed(parse: Callable[[bytes], Node]) -> Callable[[_Machine], None]:
-    return lambda machine: machine.stack.append(machine.parsed(parse))
-
-
 def _push_tuple(length: int) -> Callable[[_Machine], None]:
     def handle(machine: _Machine) -> None:
         stack = machine.stack
@@ -520,7 +542,7 @@ _BY_OPCODE: dict[bytes, Callable[[_Machine], None]] = {
     b".": _Machine.op_stop,
     b"0": _Machine.op_pop,
     b"2": _Machine.op_dup,
-    b"F": _push_parsed(parse_float),
+    b"F": lambda m: m.stack.append(m.parsed(parse_float, parse_float_laxly)),
     b"I": _Machine.op_int,
     b"L": _Machine.op_long,
     b"N": _push_constant(lambda: None),
@@ -556,7 +578,7 @@ _BY_OPCODE: dict[bytes, Callable[[_Machine], None]] = {
     b"u": _Machine.op_setitems,
     b"]": lambda m: m.push_node([]),
     b")": _push_constant(tuple),
-    b"}": lambda m: m.push_node(Dict()),
+    b"}": lambda m: m.push_holder(Dict()),
     b"o": _Machine.op_obj,
     # Protocol 2
     b"\x80": _Machine.op_proto,
@@ -578,9 +600,9 @@ _BY_OPCODE: dict[bytes, Callable[[_Machine], None]] = {
     b"\x8c": _push_text(1),
     b"\x8d": _push_text(8),
     b"\x8e": _push_bytes(8),
-    b"\x8f": lambda m: m.push_node(Set([], frozen=False)),
+    b"\x8f": lambda m: m.push_holder(Set([], frozen=False)),
     b"\x90": _Machine.op_additems,
-    b"\x91": lambda m: m.push_node(Set(m.pop_to_mark(), frozen=True)),
+    b"\x91": lambda m: m.push_holder(Set(m.pop_to_mark(), frozen=True)),
     b"\x92": _Machine.op_newobj_ex,
     b"\x93": _Machine.op_stack_global,
     b"\x94": lambda m: m.remember(len(m.memo)),

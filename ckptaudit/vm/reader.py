@@ -179,9 +179,22 @@ class Reader(Cursor):
         except UnicodeDecodeError as err:
             raise self.malformed(f"text is not {encoding}") from err
 
-    def parsed(self, parse: Callable[[bytes], Node]) -> Node:
-        """What *parse* makes of a line; a ``ValueError`` of it becomes one of ours."""
+    def parsed(
+        self, parse: Callable[[bytes], Node], laxly: Callable[[bytes], Node] | None = None
+    ) -> Node:
+        """What *parse* makes of a line; a ``ValueError`` of it becomes one of ours.
+
+        If there are unpicklers that would go on, as *laxly* says, so do we.
+        """
+        line = self.line()
         try:
-            return parse(self.line())
+            return parse(line)
         except ValueError as err:
-            raise self.malformed("the text of a literal is not one") from err
+            try:
+                value = None if laxly is None else laxly(line)
+            except ValueError:
+                value = None
+            if value is None:
+                raise self.malformed("the text of a literal is not one") from err
+            self.odd("literal-lax", "a number that not every unpickler reads")
+            return value

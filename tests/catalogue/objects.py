@@ -96,6 +96,9 @@ def module_state(**parts: object) -> dict[str, object]:
 
 def dtype(name: str, order: str = "<") -> Raw:
     state = (3, order, None, None, None, -1, -1, 0)
+    if name.startswith("U"):
+        # Text says how long it is, aligned like a character; its flag is NPY_NEEDS_INIT.
+        state = (3, order, None, None, None, 4 * int(name[1:]), 4, 8)
     return Raw(call("numpy", "dtype", name, 0, 1) + value(state) + BUILD)
 
 
