@@ -84,7 +84,8 @@ from hypothesis import strategies as st
 
 from ckptaudit.errors import LimitExceeded
 from ckptaudit.source import BufferSource
-from ckptaudit.vm import Budget, Instruction, Limits, Trace, instructions, trace_pickle
+from ckptaudit.vm import Budget, Limits, Trace, trace_pickle
+from ckptaudit.vm.listing import Instruction, instructions
 from ckptaudit.vm.opcodes import OPCODES, TO_MARK
 
 if TYPE_CHECKING:

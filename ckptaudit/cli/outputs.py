@@ -77,6 +77,8 @@ class Outputs:
         Raises:
             click.BadParameter: A side file's place is taken, or is none.
         """
+        if not self.side_files:
+            return
         from ckptaudit.writer import check_destination
 
         taken: set[Path] = set()

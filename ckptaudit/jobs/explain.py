@@ -22,7 +22,8 @@ from ckptaudit.jobs.names import Names
 from ckptaudit.jobs.opening import File, notes_on, opened
 from ckptaudit.policy import judge, route_of, sentence, shown
 from ckptaudit.tensors import misfits
-from ckptaudit.vm import Oddity, escape, instructions
+from ckptaudit.vm import Oddity, escape
+from ckptaudit.vm.listing import instructions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.names import ExplainedGlobal
     from ckptaudit.jobs.opening import Opened
     from ckptaudit.policy import Coverage, Finding, Route, Severity
-    from ckptaudit.vm import Event, Instruction, Trace
+    from ckptaudit.vm import Event, Trace
+    from ckptaudit.vm.listing import Instruction
 
 __all__ = [
     "ExplainedFinding",

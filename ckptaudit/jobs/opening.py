@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers import Container, Kind, open_container
-from ckptaudit.jobs.hashing import Hashing
 from ckptaudit.source import FileSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from os import PathLike
 
+    from ckptaudit.jobs.hashing import Hashing
     from ckptaudit.vm import Limits
 
 __all__ = ["File", "Opened", "notes_on", "opened"]
@@ -83,12 +83,19 @@ def opened(
     source = FileSource(path)
     hashing = None
     try:
-        hashing = Hashing(source) if with_hash else None
+        hashing = _hashing(source) if with_hash else None
         yield Opened(open_container(source, limits), hashing)
     finally:
         if hashing is not None:
             hashing.stop()
         source.close()
+
+
+def _hashing(source: FileSource) -> Hashing:
+    # Threads, processes and hashlib take a tenth of a scan to load, and a scan may want no hash.
+    from ckptaudit.jobs.hashing import Hashing  # noqa: PLC0415
+
+    return Hashing(source)
 
 
 def notes_on(container: Container) -> tuple[str, ...]:
