@@ -9,8 +9,7 @@ Source: torch/serialization.py, _legacy_save and _save (persistent_id), 0.1.10 t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ckptaudit.dtypes import DType, by_storage, named
 from ckptaudit.vm import Global, Node, PersistentId
@@ -34,8 +33,7 @@ _MOST_ELEMENTS = 1 << 62
 _MOST_KEY = 1 << 64
 
 
-@dataclass(frozen=True, slots=True)
-class StorageRef:
+class StorageRef(NamedTuple):
     """What a persistent id says about a storage.
 
     Attributes:

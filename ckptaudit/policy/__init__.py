@@ -1,4 +1,7 @@
-"""Allowlist, rules and judgement: whether a file can be trusted."""
+"""Allowlist, rules and judgement: whether a file can be trusted.
+
+`sentences` is imported by whoever explains a finding, so that nobody else waits for it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from ckptaudit.policy.allowlist import allowed
 from ckptaudit.policy.findings import shown
 from ckptaudit.policy.judge import GlobalUse, Judgement, judge
 from ckptaudit.policy.rules import RULES, Coverage, Finding, Rule, Severity
-from ckptaudit.policy.sentences import Route, route_of, sentence
 
 __all__ = [
     "RULES",
@@ -14,12 +16,9 @@ __all__ = [
     "Finding",
     "GlobalUse",
     "Judgement",
-    "Route",
     "Rule",
     "Severity",
     "allowed",
     "judge",
-    "route_of",
-    "sentence",
     "shown",
 ]

@@ -31,7 +31,7 @@ __all__ = [
 SCHEMA_VERSION = "1"
 # Outside ASCII (msgspec escapes the control characters inside it, all but DEL), and what would
 # be a command in the log of a build.  `##` stands in no JSON but inside a string.
-_DOUBTFUL = re.compile(f"[\x7f-\U0010ffff]|{LOG_COMMAND.pattern}")
+_DOUBTFUL = re.compile(rf"[^\0-\x7e]|{LOG_COMMAND.pattern}")
 
 Result = TypeVar("Result")
 
