@@ -79,7 +79,7 @@ def test_a_command_that_has_nothing_to_do_loads_the_command_line_alone(args: lis
 
 
 def test_a_scan_loads_only_what_it_uses(tmp_path: Path) -> None:
-    """Half of a scan is loading code: what a plain checkpoint does not need, it must not pay for."""
+    """Half of a scan is loading code; a plain checkpoint does not pay for what others need."""
     checkpoint = tmp_path / "model.ckpt"
     checkpoint.write_bytes(torch_zip(state_dict({"weight": 1}), {"0": floats(1.0)}))
 
@@ -87,7 +87,7 @@ def test_a_scan_loads_only_what_it_uses(tmp_path: Path) -> None:
 
     assert "ckptaudit.containers.zip" in loaded
     assert not loaded & NEVER_BY_A_START
-    assert not loaded & {"bz2", "lzma", "json", "hashlib", "logging", "concurrent"}
+    assert not loaded & {"bz2", "lzma", "json", "hashlib", "logging", "concurrent", "pathlib"}
     rare = {"compressed", "npy", "sevenzip", "tar"}
     assert not loaded & {f"ckptaudit.containers.{framing}" for framing in rare}
     assert not loaded & {"ckptaudit.writer", "ckptaudit.jobs.hashing", "ckptaudit.vm.listing"}

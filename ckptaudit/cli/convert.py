@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -25,6 +24,7 @@ from ckptaudit.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from ckptaudit.cli.outputs import Outputs
     from ckptaudit.jobs.account import Conversion
@@ -151,6 +151,8 @@ def convert(
     stored once; whatever is left out, renamed or rounded away is in the report,
     MODEL.report.json beside MODEL.safetensors.
     """
+    from pathlib import Path
+
     from ckptaudit.jobs.convert import convert as job
 
     def status(_result: Conversion) -> int:
@@ -212,6 +214,8 @@ def _options(chosen: dict[str, str | bool]) -> Options:
 
 def _targets(path: str, output: str | None, *, several: bool) -> tuple[Path, Path]:
     """The safetensors file and the report that *path* becomes."""
+    from pathlib import Path
+
     source = Path(path)
     name = source.name
     length = next((len(s) for s in _SUFFIXES if name.lower().endswith(s)), 0)
@@ -250,6 +254,8 @@ def _check_side_files(outputs: Outputs, paths: tuple[str, ...], output: str | No
 
 def _is_done(path: str, output: str | None, *, several: bool, taken: dict[str, str]) -> bool:
     """Whether the output of *path* was there before; where it cannot be, converting says why."""
+    from pathlib import Path
+
     with contextlib.suppress(OSError, OutputFailed):
         target, _ = _targets(path, output, several=several)
         if Path(path).exists() and target.exists():

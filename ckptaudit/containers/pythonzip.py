@@ -13,8 +13,7 @@ Never asks: what is in the archive.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ckptaudit.containers.zipdirectory import SIGNATURE
 from ckptaudit.errors import LimitExceeded, MalformedInput
@@ -34,8 +33,7 @@ _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 _MOST_DIRECTORY_BYTES = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class PythonArchive:
+class PythonArchive(NamedTuple):
     """An archive as zipfile would find it.
 
     Attributes:

@@ -232,9 +232,10 @@ class Directory:
                 "zip-method-mismatch", "local header and directory differ in method", name, header
             )
         # Checksum and sizes; torch writes zeros, zip64 all ones.
-        if any(
+        stated = local[6:9]
+        if any(stated) and any(
             here not in (0, _MAX32, there)
-            for here, there in zip(local[6:9], central[7:10], strict=True)
+            for here, there in zip(stated, central[7:10], strict=True)
         ):
             self._odd(
                 "zip-size-mismatch", "local header and directory differ in size", name, header

@@ -148,10 +148,7 @@ class _Machine(Reader):
             else:
                 code = self.code_beyond()
             self.executed += 1
-            handler = handlers[code]
-            if handler is None:
-                raise self.malformed(f"no opcode 0x{code:02x} exists")
-            handler(self)
+            handlers[code](self)
             if not self.running:
                 return
 
@@ -204,14 +201,11 @@ class _Machine(Reader):
         memo = self.memo
         if len(memo) >= self.limits.memo:
             raise self.too_much("memo entries")
-        memo[index] = stack[-1]
-
-    def remember_far(self, index: int) -> None:
         # Modules/_pickle.c, _Unpickler_MemoPut: the memo is an array up to its highest index,
         # and picklers count from 0.
         if index > self.executed + _MEMO_AHEAD:
             self.odd("memo-index", f"stores under memo index {_shown(index)}")
-        self.remember(index)
+        memo[index] = stack[-1]
 
     def recall(self, index: int) -> None:
         try:
@@ -271,7 +265,7 @@ class _Machine(Reader):
         index = self.memo_index()
         if index < 0:
             raise self.malformed("stores under a negative memo index")
-        self.remember_far(index)
+        self.remember(index)
 
     def op_get(self) -> None:
         self.recall(self.memo_index())
@@ -283,6 +277,9 @@ class _Machine(Reader):
             self.remember(self.window[at])
         else:
             self.remember(self.take(1)[0])
+
+    def op_long_binput(self) -> None:
+        self.remember(self.unsigned(4))
 
     def op_binget(self) -> None:
         at = self.at
@@ -513,6 +510,13 @@ def _push_extension(op: str, width: int) -> Callable[[_Machine], None]:
     return lambda machine: machine.opaque(op, machine.unsigned(width))
 
 
+def _no_opcode(code: int) -> Callable[[_Machine], None]:
+    def handle(machine: _Machine) -> None:
+        raise machine.malformed(f"no opcode 0x{code:02x} exists")
+
+    return handle
+
+
 # Every opcode of Lib/pickle.py, protocol by protocol.
 _BY_OPCODE: dict[bytes, Callable[[_Machine], None]] = {
     # Protocol 0
@@ -552,7 +556,7 @@ _BY_OPCODE: dict[bytes, Callable[[_Machine], None]] = {
     b"h": _Machine.op_binget,
     b"j": lambda m: m.recall(m.unsigned(4)),
     b"q": _Machine.op_binput,
-    b"r": lambda m: m.remember_far(m.unsigned(4)),
+    b"r": _Machine.op_long_binput,
     b"u": _Machine.op_setitems,
     b"]": lambda m: m.push_node([]),
     b")": _push_constant(tuple),
@@ -590,6 +594,4 @@ _BY_OPCODE: dict[bytes, Callable[[_Machine], None]] = {
     b"\x97": lambda m: m.opaque("NEXT_BUFFER"),
     b"\x98": lambda m: m.opaque("READONLY_BUFFER", m.pop()),
 }
-_HANDLERS: list[Callable[[_Machine], None] | None] = [
-    _BY_OPCODE.get(bytes([code])) for code in range(256)
-]
+_HANDLERS = [_BY_OPCODE.get(bytes([code]), _no_opcode(code)) for code in range(256)]
