@@ -131,6 +131,14 @@ def resolutions(*parts: bytes) -> list[str]:
 # Names and depths
 
 
+def test_an_escape_that_python_warns_of_is_read_without_a_warning() -> None:
+    """Warnings are errors here; the unpickler goes on, and so do we, listing or not."""
+    lines = listed(pickled(string_line(rb"'\q'")))
+
+    assert [line.opcode for line in lines] == ["PROTO", "STRING", "STOP"]
+    assert lines[1].error is None
+
+
 def test_every_opcode_has_the_name_and_the_effect_that_pickletools_gives_it() -> None:
     assert set(OPCODES) == {ord(opcode.code) for opcode in pickletools.opcodes}
     for reference in pickletools.opcodes:

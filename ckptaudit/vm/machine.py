@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.errors import MalformedInput
 from ckptaudit.vm.limits import Budget
-from ckptaudit.vm.literals import parse_float, parse_int, parse_long, parse_string
+from ckptaudit.vm.literals import parse_float, parse_int, parse_long, parse_string, unwarned
 from ckptaudit.vm.nodes import (
     Build,
     Call,
@@ -132,10 +132,11 @@ class _Machine(Reader):
         self.memo: dict[int, Node] = {}
 
     def run(self) -> None:
-        while self.running:
-            self.check_budget()
-            # No opcode makes more than two values or events, so no round can overshoot by much.
-            self.execute(_ROUND)
+        with unwarned():
+            while self.running:
+                self.check_budget()
+                # No opcode makes more than two values or events, so no round overshoots by much.
+                self.execute(_ROUND)
 
     def execute(self, count: int) -> None:
         """Execute *count* opcodes, or those up to STOP if they are fewer."""
