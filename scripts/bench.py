@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 # Source, output and what torch holds of both; the source alone; a few hundred MB.
 CONVERT_ROOM, SCAN_ROOM, HEAVY_ROOM = 12 << 30, 6 << 30, 1 << 30
-DEFAULT_ROUNDS = {"convert": 5, "scan": 15, "start": 15}
+ROUNDS = {"convert": 5, "scan": 15, "heavy": 3, "start": 15}
 
 
 def main() -> None:
@@ -49,16 +49,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "part", nargs="?", default="convert", choices=["convert", "scan", "heavy", "start"]
-    )
+    parser.add_argument("part", nargs="?", default="convert", choices=list(ROUNDS))
     parser.add_argument("--ema", action="store_true")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--dir", type=Path)
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
-    rounds: int = arguments.rounds or DEFAULT_ROUNDS.get(arguments.part, 0)
+    rounds: int = arguments.rounds or ROUNDS[arguments.part]
     peers: Path | None = arguments.peers
 
     def convert(folder: Path) -> str:
@@ -67,15 +65,16 @@ def main() -> None:
     def scan(folder: Path) -> str:
         return bench_scan(checkpoint(folder, ema=arguments.ema), rounds, peers)
 
+    def heavy(folder: Path) -> str:
+        return bench_heavy(folder, rounds, peers)
+
     match arguments.part:
         case "convert":
             text = in_folder(convert, arguments.dir or roomy(CONVERT_ROOM))
         case "scan":
             text = in_folder(scan, arguments.dir or roomy(SCAN_ROOM))
         case "heavy":
-            text = in_folder(
-                lambda folder: bench_heavy(folder, peers), arguments.dir or roomy(HEAVY_ROOM)
-            )
+            text = in_folder(heavy, arguments.dir or roomy(HEAVY_ROOM))
         case _:
             text = bench_start(rounds)
     print(text)

@@ -27,7 +27,8 @@ __all__ = ["bench_heavy", "bench_scan"]
 ANSWERS = (0, 1, 2)
 # Seconds after which a scanner is not waited for.
 PATIENCE = 60
-HEAVY_ROUNDS = 3
+# Of smaller files a first run, which may have to compile the scanner, would tell less.
+LEAST_COLD_BYTES = 1 << 20
 
 
 def bench_scan(source: Path, rounds: int, peers: Path | None) -> str:
@@ -59,8 +60,8 @@ def bench_scan(source: Path, rounds: int, peers: Path | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def bench_heavy(folder: Path, peers: Path | None) -> str:
-    """Scan each of the heavy pickles, and describe what it took in Markdown."""
+def bench_heavy(folder: Path, rounds: int, peers: Path | None) -> str:
+    """Scan each of the heavy pickles *rounds* times, and describe what it took in Markdown."""
     rows = []
     for name, make in HEAVY.items():
         # Scanners that go by the name know this one for a pickle.
@@ -70,18 +71,21 @@ def bench_heavy(folder: Path, peers: Path | None) -> str:
             Contestant("ckptaudit, no hash", [*ours(), "--no-hash", str(file)], ANSWERS),
             *(Contestant(peer, [*run, str(file)], ANSWERS) for peer, run in scanners(peers)),
         ]
-        size = f"{file.stat().st_size / 1e6:.1f} MB"
-        rows += [(f"{name}, {size}", each.name, *cost(each)) for each in contestants]
+        size = file.stat().st_size
+        warm_up = size < LEAST_COLD_BYTES
+        shown = f"{name}, {size / 1e6:.1f} MB"
+        rows += [(shown, each.name, *cost(each, rounds, warm_up=warm_up)) for each in contestants]
         file.unlink()
     head = ("pickle", "contestant", "seconds, median (min to max)", "peak memory, MB", "status")
-    return "\n".join(table(head, rows)) + "\n"
+    lines = [f"{rounds} rounds.  {machine()}, {versions(peers)}.", "", *table(head, rows)]
+    return "\n".join(lines) + "\n"
 
 
-def cost(contestant: Contestant) -> tuple[str, str, str]:
+def cost(contestant: Contestant, rounds: int, *, warm_up: bool) -> tuple[str, str, str]:
     """Seconds, memory and exit status of a contestant, if it comes to an end."""
     try:
-        for number in range(HEAVY_ROUNDS + 1):
-            contestant.run(counted=number > 0, timeout=PATIENCE)
+        for number in range(rounds + warm_up):
+            contestant.run(counted=number >= warm_up, timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         return f"more than {PATIENCE}", "", ""
     contestant.weigh()
