@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["HEAVY"]
 
 PROTO_2, STOP = b"\x80\x02", b"."
-MARK, POP_MARK = b"(", b"1"
+MARK, POP, POP_MARK = b"(", b"0", b"1"
 EMPTY_DICT, EMPTY_LIST, EMPTY_TUPLE = b"}", b"]", b")"
 SETITEMS, APPENDS = b"u", b"e"
 TUPLE1, TUPLE2 = b"\x85", b"\x86"
@@ -108,8 +108,8 @@ def doubtful_strings() -> bytes:
 
 def memo_bomb() -> bytes:
     """Tuples of twice the one before, sixty times over: 2^60 leaves when it is walked."""
-    doubled = get(0) + get(0) + TUPLE2 + put(0)
-    return PROTO_2 + EMPTY_TUPLE + put(0) + doubled * 60 + STOP
+    doubled = get(0) + get(0) + TUPLE2 + put(0) + POP
+    return PROTO_2 + EMPTY_TUPLE + put(0) + POP + doubled * 60 + get(0) + STOP
 
 
 def nested_tuples() -> bytes:
