@@ -17,6 +17,7 @@ __all__ = [
     "NoSuchRecord",
     "OutputExists",
     "OutputFailed",
+    "PolicyInvalid",
     "Refused",
     "SourceChanged",
     "SourceUnreadable",
@@ -68,6 +69,10 @@ class NoSuchRecord(CkptauditError):
 
 class Refused(CkptauditError):
     """Policy forbids the job: the file may be dangerous, or the result would lose too much."""
+
+
+class PolicyInvalid(CkptauditError):
+    """What is to say which findings to disregard, a policy or a baseline, is not one."""
 
 
 class CastOverflow(Refused):

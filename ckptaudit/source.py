@@ -84,7 +84,7 @@ class FileSource:
         if not stat.S_ISREG(status.st_mode):
             os.close(self._fd)
             kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise SourceUnreadable(f"{self.name}: is {kind}; give the path of a checkpoint file")
+            raise SourceUnreadable(f"{self.name}: is {kind}; give the path of a file")
         self.size = status.st_size
         self.identity = _identity(status)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def schema() -> dict[str, Any]:
 
 def _name_types() -> None:
     """Give each module the types that it imports for type checkers alone: msgspec asks there."""
-    types = {
+    types: dict[str, type] = {"date": date} | {
         name: value
         for room in _ROOMS
         for name in room.__all__

@@ -9,11 +9,13 @@ import pytest
 from forge import (
     APPEND,
     APPENDS,
+    BINPERSID,
     BUILD,
     DUP,
     EMPTY_DICT,
     EMPTY_LIST,
     EMPTY_TUPLE,
+    LIST,
     MARK,
     NONE,
     POP,
@@ -21,6 +23,7 @@ from forge import (
     REDUCE,
     SETITEM,
     STOP,
+    TUPLE,
     TUPLE1,
     TUPLE2,
     Raw,
@@ -113,6 +116,29 @@ def test_two_to_the_sixtieth_values_are_counted_in_sixty_steps(enough: int) -> N
 )
 def test_a_circle_is_gone_round_once(circle: bytes) -> None:
     assert extent(circle).size < 20
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        global_("a", "b") + binget(0) + REDUCE,
+        binget(0) + BINPERSID,
+        global_("a", "b") + binget(0) + REDUCE + EMPTY_DICT + BUILD,
+        TUPLE1 + binget(0) + REDUCE,
+    ],
+    ids=["calls", "persistent-ids", "calls-with-state", "calls-of-something-else"],
+)
+def test_arguments_that_many_share_are_looked_at_once(use: bytes) -> None:
+    """And count as often as they are there; 100,000 for each of 10,000 would take minutes."""
+
+    def sharing(parts: int, times: int, enough: int) -> Extent:
+        shared = MARK + EMPTY_TUPLE * parts + TUPLE + binput(0) + POP
+        function = NONE if use.startswith(TUPLE1) else b""
+        return extent(shared, MARK + (function + use) * times + LIST, enough=enough)
+
+    assert sharing(10, 20, enough=0) == sharing(10, 20, enough=EVERYTHING)
+    of_one = sharing(100_000, 1, enough=0)
+    assert sharing(100_000, 10_000, enough=0) == Extent(10_000 * of_one.size, of_one.depth)
 
 
 def test_what_is_deeper_than_asked_for_is_one_deeper() -> None:

@@ -76,6 +76,12 @@ class Answers(Generic[Result]):
             self._statuses.add(NONE)
         return self.finish(outputs)
 
+    @property
+    def results(self) -> list[Result] | None:
+        """The answers, if there is one for every file."""
+        run = self._run()
+        return None if run.failures else run.results
+
     def stream(self, pieces: Iterable[str], format_: str) -> None:
         """Write an answer to standard output while it is made, in place of `deliver`."""
         if not stream_stdout(pieces, format_):

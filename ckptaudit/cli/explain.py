@@ -9,6 +9,7 @@ import click
 from ckptaudit.cli.answers import BAD, GOOD, NONE, Answers
 from ckptaudit.cli.formats import explanation_as
 from ckptaudit.cli.outputs import report_options
+from ckptaudit.cli.policy import chosen_policy, note_unused, policy_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +42,7 @@ _PIECE = 1 << 16
     show_default=True,
     help="Lowest severity that makes the exit status 1.",
 )
+@policy_option
 @click.pass_context
 def explain(
     ctx: click.Context,
@@ -51,6 +53,7 @@ def explain(
     outputs: Outputs,
     no_hash: bool,
     fail_on: str,
+    policy_path: str | None,
 ) -> None:
     """Say what PATH would do: its names, its calls, its instructions.
 
@@ -70,17 +73,21 @@ def explain(
 
     answers = Answers(status, explanation_as)
     outputs.check()
+    policy = chosen_policy(ctx, policy_path, no_hash=no_hash)
     began = False
 
     def work() -> Explanation:
         nonlocal began
-        with explaining(path, record=record, context=context, with_hash=not no_hash) as job:
+        with explaining(
+            path, record=record, context=context, with_hash=not no_hash, policy=policy
+        ) as job:
             if every:
                 began = True
                 answers.stream(_pieces(job, outputs.format_), outputs.format_)
             return job.explanation
 
     answers.ask(path, work)
+    note_unused(policy_path, policy, answers.results, no_hash=no_hash)
     # Of an answer that has begun nothing is written twice, though it may have broken off.
     ctx.exit(answers.finish(outputs) if began else answers.deliver(outputs))
 

@@ -9,7 +9,10 @@ Each format is imported when it is asked for: a scan that prints text waits for 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
+
+from ckptaudit.cli.policy import day_to_propose
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,11 +43,11 @@ def scan_as(format_: str, run: Run[ScanResult]) -> str:
         case "md":
             from ckptaudit.report.markdown import scan_markdown
 
-            return scan_markdown(run)
+            return scan_markdown(run, day_to_propose())
         case _:
             from ckptaudit.report import scan_text
 
-            return _as(format_, run, scan_text)
+            return _as(format_, run, partial(scan_text, expires=day_to_propose()))
 
 
 def explanation_as(format_: str, run: Run[Explanation]) -> str:

@@ -10,6 +10,13 @@ import click
 from ckptaudit.cli.answers import BAD, GOOD, NONE, Answers, paths_argument
 from ckptaudit.cli.formats import scan_as
 from ckptaudit.cli.outputs import report_options
+from ckptaudit.cli.policy import (
+    baseline_option,
+    chosen_baseline,
+    chosen_policy,
+    note_unused,
+    policy_option,
+)
 
 if TYPE_CHECKING:
     from ckptaudit.cli.outputs import Outputs
@@ -28,6 +35,8 @@ _SEVERITIES = ("review", "suspicious", "malicious")
     show_default=True,
     help="Lowest severity that makes the exit status 1.",
 )
+@policy_option
+@baseline_option
 @click.pass_context
 def scan(
     ctx: click.Context,
@@ -35,6 +44,8 @@ def scan(
     outputs: Outputs,
     no_hash: bool,
     fail_on: str,
+    policy_path: str | None,
+    baseline_path: str | None,
 ) -> None:
     """Say whether PATHS can be trusted: verdict, findings, coverage.
 
@@ -47,12 +58,17 @@ def scan(
     threshold = Severity(fail_on)
 
     def status(result: ScanResult) -> int:
-        if result.verdict >= threshold:
+        # Whatever is not known: without a baseline that is all of them.
+        if any(each.severity >= threshold for each in result.findings if not each.known):
             return BAD
         return GOOD if result.coverage.complete else NONE
 
     answers = Answers(status, scan_as)
     outputs.check()
+    policy = chosen_policy(ctx, policy_path, no_hash=no_hash)
+    baseline = chosen_baseline(ctx, baseline_path, no_hash=no_hash)
+    ask = partial(job, with_hash=not no_hash, policy=policy, baseline=baseline)
     for path in paths:
-        answers.ask(path, partial(job, path, with_hash=not no_hash))
+        answers.ask(path, partial(ask, path))
+    note_unused(policy_path, policy, answers.results, no_hash=no_hash)
     ctx.exit(answers.deliver(outputs))

@@ -1,4 +1,7 @@
-"""Framings: what kind of file this is, which pickles it holds, where its storages lie."""
+"""Framings: what kind of file this is, which pickles it holds, where its storages lie.
+
+`folder` is imported by whoever is given one, so that nobody else waits for it.
+"""
 
 from __future__ import annotations
 

@@ -63,6 +63,8 @@ class Kind(str, Enum):
     TAR = "tar"
     PICKLE = "pickle"
     SAFETENSORS = "safetensors"
+    # Several files that make up one model.
+    FOLDER = "diffusers folder"
     # What is no checkpoint itself, but may hold one.
     COMPRESSED = "compressed"
     ARCHIVE = "archive"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ckptaudit.layouts import Component, ComponentCount
     from ckptaudit.numerics import TensorStats
     from ckptaudit.plan import Alias, Drop, Options
-    from ckptaudit.policy import Coverage, Finding, Severity
+    from ckptaudit.policy import Coverage, Finding, Permitted, Severity
     from ckptaudit.tensors import Leftover
 
 __all__ = ["Conversion", "Source", "TensorEntry"]
@@ -79,6 +79,8 @@ class Conversion:
         family: Name of the model family, or ``unknown``.
         variant: Which variant of it, or None.
         evidence: What the family was recognised by.
+        prediction: What the denoiser predicts, ``epsilon`` or ``v_prediction``; None where there
+            is none.
         options: What was asked for.
         components: What is there, missing and unexpected, component by component.
         outputs: The files written, their hashes read back after writing; a dry run has none.
@@ -87,6 +89,7 @@ class Conversion:
         dropped: Tensors not written.
         leftovers: Values of the source that are no tensors.
         findings: What the scan found, and what became of weights that did not fit.
+        permitted: What the policy permits of what the scan found.
         notes: What is worth knowing besides.
     """
 
@@ -95,6 +98,7 @@ class Conversion:
     family: str
     variant: str | None
     evidence: tuple[str, ...]
+    prediction: str | None
     options: Options
     components: tuple[ComponentCount, ...]
     outputs: tuple[File, ...]
@@ -103,4 +107,5 @@ class Conversion:
     dropped: tuple[Drop, ...]
     leftovers: tuple[Leftover, ...]
     findings: tuple[Finding, ...]
+    permitted: tuple[Permitted, ...]
     notes: tuple[str, ...]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.errors import Incomplete, OutputFailed, Refused
 from ckptaudit.jobs.opening import opened
-from ckptaudit.plan import Options
+from ckptaudit.plan import Layout, Options
 from ckptaudit.policy import Severity, judge
 from ckptaudit.tensors import misfits
-from ckptaudit.writer import check_destination, path_text
+from ckptaudit.writer import check_destination, check_folder, path_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.containers import Container
     from ckptaudit.jobs.account import Conversion
-    from ckptaudit.policy import Judgement
+    from ckptaudit.policy import Judgement, Policy
 
 __all__ = ["convert"]
 
@@ -39,6 +39,7 @@ def convert(
     overwrite: bool = False,
     allow_unsafe: bool = False,
     dry_run: bool = False,
+    policy: Policy | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Conversion:
     """Convert the checkpoint at *path* into the safetensors file *output*.
@@ -47,14 +48,16 @@ def convert(
 
     Args:
         path: The checkpoint.
-        output: The file to write, named ``.safetensors``; it appears under this name only when
-            it is whole.
+        output: The file to write, named ``.safetensors``, or the folder, of the diffusers layout;
+            it appears under this name only when it is whole.
         options: What to do with weights, copies and names.
         with_hash: Compute the SHA-256 of source and output.
         overwrite: Replace *output* if it is there.
         allow_unsafe: Convert a file that a scan distrusts or could not read completely;
             nothing of it is executed all the same.
         dry_run: Write nothing; the result says what would be written.
+        policy: What of the scan's findings is permitted; what it permits in one file by its
+            SHA-256 needs *with_hash*.
         progress: Told bytes of weights done, and in all.
 
     Raises:
@@ -66,10 +69,18 @@ def convert(
     """
     options = options or Options()
     target = Path(output)
-    with opened(path, with_hash=with_hash and not dry_run) as file:
+    # What is permitted in this file alone is known when its hash is.
+    of_file = policy is not None and bool(policy.files)
+    with_digest = with_hash and (of_file or not dry_run)
+    with opened(path, with_hash=with_digest, takes_folders=True) as file:
         # A dry run, too, is refused what the conversion would be.
-        _check_target(target, path, overwrite=overwrite or dry_run)
-        judgement = judge(file.container, misfits)
+        if options.layout is Layout.DIFFUSERS:
+            check_folder(target, overwrite=overwrite or dry_run)
+        else:
+            _check_target(target, path, overwrite=overwrite or dry_run)
+        judgement = judge(file.container, misfits, policy)
+        if judgement.hangs_on_hash(policy):
+            judgement = judgement.of_file(file.digest(), policy)
         if not allow_unsafe:
             _refuse_unsafe(file.container, judgement)
         # Only now, when the hash has begun: to load numpy takes a twentieth of a second.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ckptaudit.containers import Container, Kind
     from ckptaudit.jobs.names import ExplainedGlobal
     from ckptaudit.jobs.opening import Opened
-    from ckptaudit.policy import Coverage, Finding, Severity
+    from ckptaudit.policy import Coverage, Finding, Permitted, Policy, Severity
     from ckptaudit.policy.sentences import Route
     from ckptaudit.vm import Event, Trace
     from ckptaudit.vm.listing import Instruction
@@ -139,7 +139,8 @@ class Explanation(File):
         container: Its framing.
         verdict: That of a scan.
         coverage: Whether all of it was read.
-        findings: All that a scan finds, each with a sentence.
+        findings: All that a scan finds and no policy permits, each with a sentence.
+        permitted: What the policy permits; it has no part in the verdict.
         notes: What is worth knowing besides.
         more_pickles: How many pickles, in which nothing was found, are not explained.
         pickles: The pickles, in file order.
@@ -149,6 +150,7 @@ class Explanation(File):
     verdict: Severity
     coverage: Coverage
     findings: tuple[ExplainedFinding, ...]
+    permitted: tuple[Permitted, ...]
     notes: tuple[str, ...]
     more_pickles: int
     pickles: tuple[ExplainedPickle, ...]
@@ -160,6 +162,7 @@ def explain(
     record: str | None = None,
     context: int = CONTEXT,
     with_hash: bool = True,
+    policy: Policy | None = None,
 ) -> Explanation:
     """Say what the file's pickles would do; nothing is executed.
 
@@ -168,11 +171,14 @@ def explain(
         record: Explain only the pickle of this record; all are judged in any case.
         context: Instructions to list before and after each finding.
         with_hash: Read the whole file once for its SHA-256.
+        policy: What of the findings is permitted; see `scan`.
 
     Raises:
         CkptauditError: There is no answer.
     """
-    with explaining(path, record=record, context=context, with_hash=with_hash) as job:
+    with explaining(
+        path, record=record, context=context, with_hash=with_hash, policy=policy
+    ) as job:
         return job.explanation
 
 
@@ -183,6 +189,7 @@ def explaining(
     record: str | None = None,
     context: int = CONTEXT,
     with_hash: bool = True,
+    policy: Policy | None = None,
 ) -> Iterator[Explaining]:
     """What `explain` does, with the file held open so that every instruction can be listed.
 
@@ -190,7 +197,7 @@ def explaining(
         CkptauditError: There is no answer.
     """
     with opened(path, with_hash=with_hash) as file:
-        yield Explaining(file, record, context)
+        yield Explaining(file, record, context, policy)
 
 
 class Explaining:
@@ -200,9 +207,13 @@ class Explaining:
         explanation: The answer.
     """
 
-    def __init__(self, file: Opened, record: str | None, context: int) -> None:
+    def __init__(
+        self, file: Opened, record: str | None, context: int, policy: Policy | None = None
+    ) -> None:
         self._source = file.container.source
-        judgement = judge(file.container, misfits)
+        judgement = judge(file.container, misfits, policy)
+        if judgement.hangs_on_hash(policy):
+            judgement = judgement.of_file(file.digest(), policy)
         found = list(_pickles_in(file.container))
         by_place = _by_place(found)
         _match(by_place, judgement.findings)
@@ -217,6 +228,7 @@ class Explaining:
             verdict=judgement.verdict,
             coverage=judgement.coverage,
             findings=tuple(_explained(finding, by_place) for finding in judgement.findings),
+            permitted=judgement.permitted,
             notes=notes_on(file.container),
             more_pickles=len(chosen) - len(explained),
             pickles=explained,

@@ -7,6 +7,7 @@ Never asks: what the job is.
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from ckptaudit.jobs.hashing import Hashing
+    from ckptaudit.source import ByteSource
     from ckptaudit.vm import Limits
 
 __all__ = ["File", "Opened", "notes_on", "opened"]
@@ -73,25 +75,43 @@ class Opened:
 
 @contextmanager
 def opened(
-    path: str | PathLike[str], *, with_hash: bool, limits: Limits | None = None
+    path: str | PathLike[str],
+    *,
+    with_hash: bool,
+    limits: Limits | None = None,
+    takes_folders: bool = False,
 ) -> Iterator[Opened]:
     """Open *path* for one job and close it after; its hash, if wanted, begins at once.
+
+    Args:
+        path: A file, or, for a job that *takes_folders*, the folder of a diffusers model.
+        with_hash: Whether its SHA-256 is wanted; of a folder that of its files laid end to end.
+        limits: The most it may cost.
+        takes_folders: Whether the job can do anything with a folder.
 
     Raises:
         CkptauditError: It cannot be read, or is no checkpoint.
     """
-    source = FileSource(path)
+    folder = _folder(path, limits) if takes_folders and os.path.isdir(path) else None  # noqa: PTH112 - a name that is too long is none
+    source = FileSource(path) if folder is None else folder.source
     hashing = None
     try:
         hashing = _hashing(source) if with_hash else None
-        yield Opened(open_container(source, limits), hashing)
+        container = open_container(source, limits) if folder is None else folder
+        yield Opened(container, hashing)
     finally:
         if hashing is not None:
             hashing.stop()
         source.close()
 
 
-def _hashing(source: FileSource) -> Hashing:
+def _folder(path: str | PathLike[str], limits: Limits | None) -> Container:
+    from ckptaudit.containers.folder import open_folder  # noqa: PLC0415 - as hashing, below
+
+    return open_folder(path, limits)
+
+
+def _hashing(source: ByteSource) -> Hashing:
     # Threads, processes and hashlib take a tenth of a scan to load, and a scan may want no hash.
     from ckptaudit.jobs.hashing import Hashing  # noqa: PLC0415
 
@@ -103,6 +123,6 @@ def notes_on(container: Container) -> tuple[str, ...]:
     is_named = container.source.name.lower().endswith(".safetensors")
     if container.kind is Kind.SAFETENSORS and not is_named:
         return ("is a safetensors file under another name; it was read as what it is",)
-    if container.kind is not Kind.SAFETENSORS and is_named:
+    if container.kind not in {Kind.SAFETENSORS, Kind.FOLDER} and is_named:
         return (f"is named .safetensors but is a {container.kind.value} checkpoint",)
     return ()

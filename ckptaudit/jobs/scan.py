@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from ckptaudit.containers import Kind
+    from ckptaudit.jobs.baseline import Baseline
+    from ckptaudit.policy import Permitted, Policy
 
 __all__ = ["ScanResult", "scan"]
 
@@ -31,6 +33,9 @@ class ScanResult(File):
         verdict: The worst severity among *findings*.
         coverage: Whether all of it was read.
         findings: Reasons for distrust.
+        permitted: Those that the policy permits; they have no part in the verdict.
+        to_permit: Lines that the policy would need to permit the others, each with a
+            justification and a date to be filled in.
         globals: Names its pickles ask for.
         notes: What is worth knowing besides.
     """
@@ -39,16 +44,27 @@ class ScanResult(File):
     verdict: Severity
     coverage: Coverage
     findings: tuple[Finding, ...]
+    permitted: tuple[Permitted, ...]
+    to_permit: tuple[str, ...]
     globals: tuple[GlobalUse, ...]
     notes: tuple[str, ...]
 
 
-def scan(path: str | PathLike[str], *, with_hash: bool = True) -> ScanResult:
+def scan(
+    path: str | PathLike[str],
+    *,
+    with_hash: bool = True,
+    policy: Policy | None = None,
+    baseline: Baseline | None = None,
+) -> ScanResult:
     """Read the file's directory and pickles and judge them; nothing is executed.
 
     Args:
         path: The file.
         with_hash: Read the whole file once for its SHA-256.
+        policy: What of the findings is permitted; what it permits in one file by its SHA-256
+            needs *with_hash*.
+        baseline: Which findings are known, of which it takes none away; needs *with_hash*.
 
     Raises:
         CkptauditError: There is no answer: the file cannot be read, is no checkpoint, or
@@ -56,15 +72,21 @@ def scan(path: str | PathLike[str], *, with_hash: bool = True) -> ScanResult:
     """
     with opened(path, with_hash=with_hash) as file:
         container = file.container
-        judgement = judge(container, misfits)
+        judgement = judge(container, misfits, policy)
+        digest = file.finish()
+        judgement = judgement.of_file(digest, policy)
+        if baseline is not None:
+            judgement = baseline.marked(judgement, digest)
         return ScanResult(
             path=container.source.name,
             size=container.source.size,
-            sha256=file.finish(),
+            sha256=digest,
             container=container.kind,
             verdict=judgement.verdict,
             coverage=judgement.coverage,
             findings=judgement.findings,
+            permitted=judgement.permitted,
+            to_permit=judgement.proposals(digest),
             globals=judgement.globals,
             notes=notes_on(container),
         )

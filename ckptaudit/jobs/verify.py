@@ -21,7 +21,7 @@ from ckptaudit.errors import Unsupported
 from ckptaudit.jobs.opening import File, Opened, opened
 from ckptaudit.jobs.planning import meaning_of, planner
 from ckptaudit.jobs.receipt import receipt_in
-from ckptaudit.jobs.stream import Nowhere, digest_of, stream
+from ckptaudit.jobs.stream import JobId, Nowhere, Tally, digest_of, stream
 from ckptaudit.layouts import Component
 from ckptaudit.plan import Dedupe, Ema, OnOverflow, Options, Precision
 from ckptaudit.policy import judge
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.containers import Container, StoredTensor
     from ckptaudit.dtypes import DType
-    from ckptaudit.plan import Alias, ConversionPlan, Drop, TensorJob
+    from ckptaudit.plan import Alias, ConversionPlan, Drop, OutputTensor, TensorJob
     from ckptaudit.policy import Coverage
 
 __all__ = ["TensorProof", "Verification", "verify"]
@@ -111,7 +111,10 @@ def verify(
     Raises:
         CkptauditError: There is no answer: one of the files cannot be read.
     """
-    with opened(source, with_hash=with_hash) as one, opened(converted, with_hash=with_hash) as two:
+    with (
+        opened(source, with_hash=with_hash, takes_folders=True) as one,
+        opened(converted, with_hash=with_hash) as two,
+    ):
         return _Proof(one, two).run(progress)
 
 
@@ -128,17 +131,19 @@ class _Proof:
                 "name the source first and the converted file second"
             )
         self.problems: list[str] = [escape(mishap.message) for mishap in self.file.mishaps]
-        self.tensor_problems: dict[str, str] = {}
+        self.tensor_problems: dict[JobId, str] = {}
         self.receipt = receipt_in(self.file.metadata)
         self.options = self.receipt.options if self.receipt is not None else None
-        # By source key, how many elements differ.
-        self.differing: dict[str, int] = {}
+        self.outputs: Mapping[str, OutputTensor] = {}
+        # How many elements differ.
+        self.differing: dict[JobId, int] = {}
         self.notes: list[str] = []
         if self.options is None:
             self.notes.append("was not written by ckptaudit; names and types are its own")
 
     def run(self, progress: Callable[[int, int], None]) -> Verification:
         plan = self.plan()
+        self.outputs = {tensor.name: tensor for output in plan.outputs for tensor in output.tensors}
         pairs = [
             (job, stored)
             for job in plan.jobs
@@ -166,8 +171,8 @@ class _Proof:
 
     def plan(self) -> ConversionPlan:
         state_dict = find_state_dict(self.source.container)
-        meaning = meaning_of(state_dict)
         options = self.options or _FOREIGN
+        meaning = meaning_of(state_dict, options.family)
         digests = partial(digest_of, self.source.container)
         return planner(state_dict, meaning, options, digests)({})
 
@@ -185,12 +190,13 @@ class _Proof:
 
     def job_for(self, job: TensorJob, stored: StoredTensor) -> TensorJob | None:
         """The job that would give what is stored, or None if nothing would."""
-        if stored.shape != job.view.shape:
-            shapes = f"{list(stored.shape)} where its source is {list(job.view.shape)}"
-            self.tensor_problems[job.source] = f"has shape {shapes}"
+        shape = self.outputs[job.name].shape
+        if stored.shape != shape:
+            shapes = f"{list(stored.shape)} where its source is {list(shape)}"
+            self.tensor_problems[job.id] = f"has shape {shapes}"
             return None
         if not self.may_be(stored.dtype, job):
-            self.tensor_problems[job.source] = (
+            self.tensor_problems[job.id] = (
                 f"is {stored.dtype.name} where {job.target.name} was to be written"
             )
             return None
@@ -210,7 +216,8 @@ class _Proof:
             done += nbytes
             progress(done, total)
 
-        sink = _Comparison(self.file, {job.source: self.home(job) for job in jobs}, self.differing)
+        homes = {job.id: self.home(job) for job in jobs}
+        sink = _Comparison(self.file, homes, self.differing)
         clamp = self.options is not None and self.options.on_overflow is OnOverflow.CLAMP
         cast = stream(
             self.source.container,
@@ -232,7 +239,7 @@ class _Proof:
     def overflows(self, job: TensorJob, count: int) -> None:
         """We never write an infinity that the source does not have; another tool may."""
         if self.options is not None:
-            self.tensor_problems[job.source] = (
+            self.tensor_problems[job.id] = (
                 f"{count} of {job.view.numel} weights are infinite, which the source has finite"
             )
 
@@ -241,8 +248,15 @@ class _Proof:
         return self.source.cores_taken + self.converted.cores_taken
 
     def home(self, job: TensorJob) -> int:
+        """Where in the converted file what *job* writes begins, in bytes."""
         stored = self.stored(job)
-        return self.file.storages[stored.storage].offset if stored is not None else 0
+        if stored is None:
+            return 0
+        # Of a tensor that was put together from parts, each has its own beginning.
+        output = self.outputs[job.name]
+        before = (job.offset - output.offset) // output.dtype.itemsize
+        start = self.file.storages[stored.storage].offset
+        return start + before * stored.dtype.itemsize
 
     def prove_unfit(self, pairs: list[tuple[TensorJob, StoredTensor | None]]) -> None:
         """A tensor that was not cast must have had a weight that does not fit."""
@@ -253,17 +267,17 @@ class _Proof:
             for job, stored in pairs
             if stored is not None
             and stored.dtype is not job.target
-            and job.source not in self.tensor_problems
+            and job.id not in self.tensor_problems
         ]
         if self.options.on_overflow is not OnOverflow.KEEP:
             for job in kept:
-                self.tensor_problems[job.source] = f"was not cast to {job.target.name}"
+                self.tensor_problems[job.id] = f"was not cast to {job.target.name}"
             return
         cast = stream(self.source.container, kept, Nowhere(), beside=self.cores_taken)
         with closing(cast):
             for job, stats in cast:
                 if not stats.overflowed:
-                    self.tensor_problems[job.source] = (
+                    self.tensor_problems[job.id] = (
                         f"was not cast to {job.target.name}, though every weight fits"
                     )
 
@@ -286,11 +300,11 @@ class _Proof:
             self.problems.append("lists other aliases than its source gives")
 
     def proof(self, job: TensorJob, stored: StoredTensor | None) -> TensorProof:
-        problem = self.tensor_problems.get(job.source)
+        problem = self.tensor_problems.get(job.id)
         if stored is None:
             problem = "is missing"
-        elif self.differing.get(job.source):
-            problem = f"{self.differing[job.source]} of {job.view.numel} elements differ"
+        elif self.differing.get(job.id):
+            problem = f"{self.differing[job.id]} of {job.view.numel} elements differ"
         name = stored.key if stored is not None else job.name
         return TensorProof(name, job.source, problem is None, problem)
 
@@ -301,28 +315,28 @@ class _Comparison:
 
     Attributes:
         file: What to compare with.
-        homes: By source key, where its tensor begins in *file*, in bytes.
-        differing: By source key, how many elements were found to differ.
+        homes: Where what a job writes begins in *file*, in bytes.
+        differing: How many elements of it were found to differ.
     """
 
     file: Container
-    homes: Mapping[str, int]
-    differing: dict[str, int]
+    homes: Mapping[JobId, int]
+    differing: dict[JobId, int]
 
     def position(self, job: TensorJob, first: int) -> int:
-        return self.homes[job.source] + first * job.target.itemsize
+        return self.homes[job.id] + first * job.target.itemsize
 
     def take(self, job: TensorJob, first: int, data: memoryview) -> None:
         there = self.file.source.read_at(self.position(job, first), len(data))
         if data != there:
-            self.recall({job.source: _differing(bytes(data), there, job)})
+            self.recall(((job.id, _differing(bytes(data), there, job)),))
 
-    def tally(self) -> Mapping[str, int]:
-        return self.differing
+    def tally(self) -> Tally:
+        return tuple(self.differing.items())
 
-    def recall(self, tally: Mapping[str, int]) -> None:
-        for source, count in tally.items():
-            self.differing[source] = self.differing.get(source, 0) + count
+    def recall(self, tally: Tally) -> None:
+        for job, count in tally:
+            self.differing[job] = self.differing.get(job, 0) + count
 
 
 def _file(container: Container, digest: str | None) -> File:

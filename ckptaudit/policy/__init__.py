@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from ckptaudit.policy.allowlist import allowed
 from ckptaudit.policy.findings import shown
-from ckptaudit.policy.judge import GlobalUse, Judgement, judge
+from ckptaudit.policy.judge import judge
+from ckptaudit.policy.judgement import GlobalUse, Judgement
+from ckptaudit.policy.permissions import Permission, Permitted, Policy, dated, parse_policy
 from ckptaudit.policy.rules import RULES, Coverage, Finding, Rule, Severity
 
 __all__ = [
@@ -16,9 +18,14 @@ __all__ = [
     "Finding",
     "GlobalUse",
     "Judgement",
+    "Permission",
+    "Permitted",
+    "Policy",
     "Rule",
     "Severity",
     "allowed",
+    "dated",
     "judge",
+    "parse_policy",
     "shown",
 ]

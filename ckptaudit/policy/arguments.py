@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ckptaudit.vm import Trace
 
 __all__ = [
+    "FACTORIES",
     "Arguments",
     "State",
     "any_values",
@@ -38,8 +39,10 @@ __all__ = [
     "factory_and_pairs",
     "fraction",
     "function",
+    "functions_given",
     "hidden_names",
     "inner_call",
+    "is_plain",
     "latin1",
     "made_array",
     "nothing",
@@ -64,7 +67,7 @@ __all__ = [
 Arguments: TypeAlias = "Callable[[tuple[Node, ...]], bool]"
 State: TypeAlias = "Callable[[Node], bool]"
 
-_FACTORIES = {
+FACTORIES = {
     *(
         (module, name)
         for module in ("builtins", "__builtin__")
@@ -88,6 +91,7 @@ _DTYPE_FLAGS = 7
 _NEEDS_INIT = 8
 _MOST_ARGUMENTS = 16
 _MOST_ATTRIBUTES = 100
+_MOST_PLAIN = 100
 
 
 # Arguments
@@ -205,7 +209,7 @@ def factory_and_pairs(args: tuple[Node, ...]) -> bool:
         case (None, *rest):
             return pairs(tuple(rest))
         case (Global() as factory, *rest):
-            return (factory.module, factory.name) in _FACTORIES and pairs(tuple(rest))
+            return (factory.module, factory.name) in FACTORIES and pairs(tuple(rest))
         case _:
             return False
 
@@ -350,6 +354,36 @@ def partial_state(state: Node) -> bool:
             return _set_later(others)
         case _:
             return False
+
+
+def functions_given(call: Call) -> list[Global]:
+    """The names that *call* is handed, by themselves or in a partial."""
+    args = call.args if isinstance(call.args, tuple) else (call.args,)
+    kwargs = call.kwargs.pairs if isinstance(call.kwargs, Dict) else []
+    given: list[Node] = [*args, *(value for _, value in kwargs)]
+    for arg in tuple(given):
+        if isinstance(arg, Call) and _calls(arg, "functools", "partial"):
+            for part in (arg.args, arg.state):
+                given += part[:1] if isinstance(part, tuple) else []
+    return [arg for arg in given if isinstance(arg, Global)]
+
+
+def is_plain(node: Node) -> bool:
+    """Whether *node* is numbers and text, or few of them in lists, tuples and dicts."""
+    pending = [node]
+    for _ in range(_MOST_PLAIN):
+        if not pending:
+            return True
+        match pending.pop():
+            case None | str() | int() | float():
+                pass
+            case Dict(pairs=pairs) if len(pairs) <= _MOST_PLAIN:
+                pending += [part for pair in pairs for part in pair]
+            case list() | tuple() as items if len(items) <= _MOST_PLAIN:
+                pending += items
+            case _:
+                return False
+    return not pending
 
 
 def octets_in(trace: Trace) -> set[int]:

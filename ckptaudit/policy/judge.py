@@ -13,17 +13,25 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers import Gap, Kind, Place, key_of, module_of, storage_of
 from ckptaudit.policy.allowlist import MAPPINGS, SEQUENCES, UNCHECKED, allowed, reviewed
-from ckptaudit.policy.arguments import attribute_dicts, hidden_names, inner_call, octets_in
+from ckptaudit.policy.arguments import (
+    FACTORIES,
+    attribute_dicts,
+    functions_given,
+    hidden_names,
+    inner_call,
+    is_plain,
+    octets_in,
+)
 from ckptaudit.policy.carried import CarriedFiles, is_constant
 from ckptaudit.policy.dangerous import LOADS_CHECKPOINT, dangerous
 from ckptaudit.policy.findings import Findings, shown
+from ckptaudit.policy.judgement import GlobalUse, Judgement
 from ckptaudit.policy.modules import (
     class_behind,
     class_made,
@@ -32,7 +40,7 @@ from ckptaudit.policy.modules import (
     module_classes,
     package_of,
 )
-from ckptaudit.policy.rules import RULES, Coverage, Finding, Severity
+from ckptaudit.policy.rules import RULES, Coverage, Severity
 from ckptaudit.vm import (
     Build,
     Call,
@@ -50,9 +58,10 @@ if TYPE_CHECKING:
 
     from ckptaudit.containers import Container, Mishap, Nested
     from ckptaudit.policy.allowlist import Allowed
+    from ckptaudit.policy.permissions import Policy
     from ckptaudit.vm import Node, Trace
 
-__all__ = ["GlobalUse", "Judgement", "judge"]
+__all__ = ["judge"]
 
 # So many gaps, and so many different names, are listed one by one.
 _MOST_GAPS = 1000
@@ -81,6 +90,8 @@ _MOST_NAMES = 4
 # Modules with functions that call another, or make an object of a class they are given.
 _AT_SECOND_HAND = {"copyreg", "copy_reg", "torch._tensor", "torch.tensor"}
 _MODULE = re.compile(r"[A-Za-z0-9_.-]+")
+# The rules about names of which nothing is known but that they are not on the allowlist.
+_OF_UNKNOWN_NAMES = {"CKA102", "CKA108"}
 # How a sentence about a name ends.
 _WHY = {
     "CKA101": " when unpickled",
@@ -138,43 +149,10 @@ _MISHAP_RULES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class GlobalUse:
-    """A name the file asks for.
-
-    Attributes:
-        module: As the pickle spells it, escaped.
-        name: As the pickle spells it, escaped.
-        count: How often it is asked for.
-        allowed: Why it is allowed, or None.
-    """
-
-    module: str
-    name: str
-    count: int
-    allowed: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """The answer of a scan.
-
-    Attributes:
-        verdict: The worst severity among *findings*; clean without any.
-        coverage: Whether the whole file was read.
-        findings: In file order, pickle by pickle; of each rule the first few hundred, and
-            then how many more there were.
-        globals: The names asked for, in order of first mention; the first thousand of them.
-    """
-
-    verdict: Severity
-    coverage: Coverage
-    findings: tuple[Finding, ...]
-    globals: tuple[GlobalUse, ...]
-
-
 def judge(
-    container: Container, examine: Callable[[Container], Iterable[Mishap | Gap]] = lambda _: ()
+    container: Container,
+    examine: Callable[[Container], Iterable[Mishap | Gap]] = lambda _: (),
+    policy: Policy | None = None,
 ) -> Judgement:
     """Judge everything *container* holds, and what is inside that.
 
@@ -182,8 +160,10 @@ def judge(
         container: An open file.
         examine: What else is wrong with a container, or left unread, beside its framing;
             asked for the file and for each one inside it.
+        policy: Which names are permitted; of what it permits in one file `Judgement.of_file` is
+            told when the file's hash is known.
     """
-    findings = Findings()
+    findings = Findings(policy)
     gaps = _Gaps()
     uses: Counter[tuple[str, str]] = Counter()
     pending = [Place((), 0, container)]
@@ -200,7 +180,10 @@ def judge(
         verdict=findings.verdict,
         coverage=Coverage(complete=not gaps.times, gaps=gaps.all()),
         findings=findings.all(),
+        permitted=findings.permitted(),
         globals=_global_uses(uses),
+        pairs=findings.pairs(),
+        rules=findings.rules(),
     )
 
 
@@ -291,6 +274,9 @@ class _TraceJudge:
         self.known: dict[int, tuple[str | None, Allowed | None]] = {}
         # By module and name, which may be long and asked for many times.
         self.rules: dict[tuple[str, str], str | None] = {}
+        # By ids of arguments, which may be long and given to many calls: whether there is a
+        # function among them that must not be called with others.
+        self.functions: dict[tuple[int, int], bool] = {}
         self.carried = carried
         # By id, calls that load a file which has been read.
         self.loads: set[int] = set()
@@ -345,9 +331,13 @@ class _TraceJudge:
                 lambda: f"makes {trace.opcodes} opcodes stand for {_counted(extent.size)} values",
             )
 
-    def found(self, rule_id: str, at: int, describe: Callable[[], str]) -> None:
+    def found(
+        self, rule_id: str, at: int, describe: Callable[[], str], about: Global | None = None
+    ) -> None:
+        """Add a finding; *about* a name, if to permit the name is to permit what was found."""
         offset = None if self.start is None else self.start + at
-        self.findings.add(rule_id, describe, self.record, offset, stream_offset=at)
+        pair = (about.module, about.name) if about is not None else None
+        self.findings.add(rule_id, describe, self.record, offset, stream_offset=at, pair=pair)
 
     def rule_of(self, name: Global) -> str | None:
         """The rule that asking for *name* falls under, or None if it is allowed."""
@@ -394,13 +384,14 @@ class _TraceJudge:
                 rule_id,
                 event.offset,
                 lambda: f"holds an object of class {brief(event)}, whose code is not in the file",
+                about=event,
             )
         elif id(event) not in self.called:
             # Else each call says so, with its arguments.
             if rule_id == "CKA102" and is_layer(event) and id(event) not in self.made:
                 rule_id = "CKA108"
             why = _WHY[rule_id]
-            self.found(rule_id, event.offset, lambda: f"asks for {brief(event)}{why}")
+            self.found(rule_id, event.offset, lambda: f"asks for {brief(event)}{why}", event)
 
     def judge_call(self, event: Call) -> None:
         """Judge a call, and those that it would make of what it is given."""
@@ -432,16 +423,38 @@ class _TraceJudge:
                 and not self.loads_what_was_read(event, func)
             ):
                 why = _WHY[rule_id]
-                self.refused(rule_id, event, lambda: f"would call {brief(event)}{why}")
-        else:
-            rule_id, said = _thought_of(event, func, entry) or (rule_id, "would call {}")
-            if rule_id is not None:
-                self.refused(rule_id, event, lambda: said.format(brief(event)))
+                about = func if self.is_about_the_name(rule_id, event, func) else None
+                self.refused(rule_id, event, lambda: f"would call {brief(event)}{why}", about)
+        elif (thought := _thought_of(event, func, entry)) is not None:
+            thought_of, said = thought
+            self.refused(thought_of, event, lambda: said.format(brief(event)))
+        elif rule_id is not None:
+            self.refused(rule_id, event, lambda: f"would call {brief(event)}", func)
         self.judge_contents(event, func)
 
-    def refused(self, rule_id: str, event: Call, describe: Callable[[], str]) -> None:
-        """A call that is not allowed: the bytes it is given may be what it would load."""
-        self.found(rule_id, event.offset, describe)
+    def is_about_the_name(self, rule_id: str, event: Call, func: Global) -> bool:
+        """Whether to permit *func* is to permit this call of it.
+
+        What runs code is permitted with numbers and text only: nobody can tell what it would make
+        of a name, of a result, or of bytes that hold who knows what.  Any other may be handed no
+        function that the allowlist allows with some arguments only: it might call it with others.
+        """
+        if RULES[rule_id].severity is Severity.MALICIOUS:
+            is_loader = (func.module, func.name) == LOADS_CHECKPOINT
+            return not is_loader and is_plain((event.args, event.kwargs))
+        given = id(event.args), id(event.kwargs)
+        if given not in self.functions:
+            self.functions[given] = any(map(_is_allowed_for_some, functions_given(event)))
+        return not self.functions[given]
+
+    def refused(
+        self, rule_id: str, event: Call, describe: Callable[[], str], about: Global | None = None
+    ) -> None:
+        """A call that is not allowed: the bytes it is given may be what it would load.
+
+        They are looked at whoever permits the call: what is in them is permitted by nobody.
+        """
+        self.found(rule_id, event.offset, describe, about)
         self.carried.open(event)
 
     def loads_what_was_read(self, event: Call, func: Global) -> bool:
@@ -472,6 +485,7 @@ class _TraceJudge:
                 "CKA103",
                 event.offset,
                 lambda: f"would store items in the result of {brief(event)}",
+                about=made if self.is_of_its_class(event, made) else None,
             )
 
     def judge_persistent_id(self, event: PersistentId) -> None:
@@ -524,6 +538,29 @@ class _TraceJudge:
                     f"would set the state of what {brief(target)} returns to {brief(event.state)}"
                 ),
             )
+        elif isinstance(made, Global) and entry is None and isinstance(target, Call):
+            self.judge_state_of_permitted(event, target, made)
+
+    def judge_state_of_permitted(self, event: Build, target: Call, made: Global) -> None:
+        """The call of a name speaks for the state of its result, unless the name is permitted.
+
+        What a function returns may be anything that is there already, such as a class.
+        """
+        pair = made.module, made.name
+        if self.findings.permits(pair) and not self.is_of_its_class(target, made):
+            self.found(
+                "CKA107",
+                event.offset,
+                lambda: f"would set the state of what {brief(target)} returns",
+            )
+
+    def is_of_its_class(self, call: Call, cls: Global) -> bool:
+        """Whether *call* makes an object of *cls*, a class of which nothing worse is known.
+
+        Modules/_pickle.c, load_newobj: it must be a class, whose own ``__new__`` makes the object.
+        """
+        is_made = class_made(call) is cls or (call.func is cls and call.op.startswith("NEWOBJ"))
+        return is_made and _entry(cls) is None and self.rule_of(cls) in _OF_UNKNOWN_NAMES
 
 
 def _hidden_attributes(target: Node, names: list[str]) -> str:
@@ -549,6 +586,14 @@ def _thought_of(event: Call, func: Global, entry: Allowed) -> tuple[str, str] | 
     if may_make_empty and not _may_be_empty(class_made(event)):
         return "CKA103", "would make an empty object: {}"
     return None
+
+
+def _is_allowed_for_some(name: Global) -> bool:
+    """Whether *name* may be called, but not with whatever a function would call it with."""
+    entry = _entry(name)
+    return (
+        entry is not None and entry.takes is not None and (name.module, name.name) not in FACTORIES
+    )
 
 
 def _may_be_empty(cls: Global | None) -> bool:

@@ -82,6 +82,7 @@ class Finding:
         record: The record it stands in, or "" for the file as a whole.
         offset: Byte offset in the file, or None where the record is compressed.
         stream_offset: Byte offset in the record's own, uncompressed bytes, or None.
+        known: Whether the baseline has it; None where there is no baseline.
     """
 
     rule: str
@@ -90,6 +91,7 @@ class Finding:
     record: str
     offset: int | None
     stream_offset: int | None = None
+    known: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +147,9 @@ _rule(
     run code have been found in more than a hundred ordinary library functions, so that no list of
     bad names is ever complete. Checkpoints of weights get by with the few names of the allowlist;
     training scripts sometimes add a class of their own. Find out what the name is and why it is
-    there; if you trust neither, ask the author for the weights alone, or convert with
-    --allow-unsafe, which executes nothing and keeps the tensors only.
+    there. If you can vouch for it, permit the pair in a policy; if not, ask the author for the
+    weights alone, or convert with --allow-unsafe, which executes nothing and keeps the tensors
+    only.
     """,
     cwe="CWE-502",
     advisories=("CVE-2025-10157",),

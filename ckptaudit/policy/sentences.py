@@ -111,7 +111,7 @@ def _route(place: Place, index: int) -> Route:
             return _UNREAD
         case Kind.ZIP | Kind.LEGACY:
             return _LOADED
-        case Kind.PICKLE | Kind.SAFETENSORS:
+        case Kind.PICKLE | Kind.SAFETENSORS | Kind.FOLDER:
             # To torch.load both are legacy streams: the first pickle is to be the magic number.
             return _FIRST if index == 0 else _FOLLOWING
 

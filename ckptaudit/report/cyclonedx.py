@@ -21,7 +21,7 @@ import msgspec
 from ckptaudit import __version__
 from ckptaudit.policy import RULES, Severity
 from ckptaudit.report.document import json_text
-from ckptaudit.report.facts import first_of, place_of
+from ckptaudit.report.facts import first_of, permitted, place_of
 
 if TYPE_CHECKING:
     from ckptaudit.jobs.scan import ScanResult
@@ -132,6 +132,7 @@ def _component(ref: str, result: ScanResult) -> _Component:
     }
     listed = [_Property(f"ckptaudit:{name}", value) for name, value in told.items()]
     listed += [_Property("ckptaudit:not-read", str(gap)) for gap in result.coverage.gaps]
+    listed += [_Property("ckptaudit:permitted", told) for told in permitted(result.permitted)]
     listed += [_Property("ckptaudit:note", note) for note in result.notes]
     return _Component(
         "machine-learning-model",

@@ -52,6 +52,7 @@ def _text(answer: Explanation, listing: Listing | None) -> Iterator[str]:
     yield from (f"  note: {note}\n" for note in answer.notes)
     for explained in sorted(answer.findings, key=lambda each: -each.finding.severity.rank):
         yield from _finding(explained)
+    yield from (f"  permitted {told}\n" for told in facts.permitted(answer.permitted))
     yield from (
         f"  {line}\n" for line in facts.first_of(f"not read: {gap}" for gap in answer.coverage.gaps)
     )
@@ -70,9 +71,7 @@ def _text(answer: Explanation, listing: Listing | None) -> Iterator[str]:
 
 def _finding(explained: ExplainedFinding) -> Iterator[str]:
     finding = explained.finding
-    where = ", ".join(facts.place_of(finding))
-    said = f"{where}: {finding.message}" if where else finding.message
-    yield f"  {finding.severity.value} {finding.rule}: {said}\n"
+    yield f"  {finding.severity.value} {finding.rule}: {facts.said_of(finding)}\n"
     yield f"    -> {explained.sentence}\n"
 
 

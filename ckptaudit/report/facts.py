@@ -11,32 +11,44 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from ckptaudit.policy import dated
+from ckptaudit.report.escaping import printable
 from ckptaudit.vm import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import date
 
     from ckptaudit.jobs.account import Conversion, TensorEntry
     from ckptaudit.jobs.inspect import InspectedTensor
+    from ckptaudit.jobs.opening import File
     from ckptaudit.layouts import ComponentCount
     from ckptaudit.plan import Drop
-    from ckptaudit.policy import Finding
+    from ckptaudit.policy import Finding, Permitted
     from ckptaudit.tensors import Leftover
 
 __all__ = [
+    "HOW_TO_PERMIT",
     "drops",
     "first_of",
+    "known",
     "leftovers",
     "losses",
+    "permitted",
     "place_of",
+    "said_of",
     "size_text",
     "sizes_by_dtype",
     "stored_once",
+    "tensors_in",
+    "to_permit",
     "worst_first",
     "wrong_with",
 ]
 
 _MOST_SENTENCES = 20
+_MOST_LINES = 10
+HOW_TO_PERMIT = "to permit what you have looked at, say why in a line and put it into a --policy:"
 _FIRST_STEP = re.compile(r"\w+|\[(?:'(?:[^'\\]|\\.)*'|[^'\]]*)\]")
 
 
@@ -56,11 +68,12 @@ def size_text(nbytes: int) -> str:
 
 def first_of(sentences: Iterable[str]) -> list[str]:
     """The first of *sentences*, and how many more there are; JSON has them all."""
-    every = list(sentences)
-    if len(every) <= _MOST_SENTENCES:
-        return every
-    more = len(every) - _MOST_SENTENCES
-    return [*every[:_MOST_SENTENCES], f"... and {more} more; see --format json"]
+    return _cut(list(sentences), _MOST_SENTENCES)
+
+
+def _cut(sentences: list[str], most: int) -> list[str]:
+    more = len(sentences) - most
+    return [*sentences[:most], *([f"... and {more} more; see --format json"] if more > 0 else [])]
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
@@ -76,6 +89,31 @@ def place_of(finding: Finding) -> list[str]:
     if finding.offset is not None:
         place.append(f"file offset {finding.offset}")
     return place
+
+
+def known(finding: Finding) -> str:
+    """A word behind the rule if the baseline has it."""
+    return " (known)" if finding.known else ""
+
+
+def said_of(finding: Finding) -> str:
+    """What was found, and where, as far as that is known."""
+    where = ", ".join(place_of(finding))
+    return f"{where}: {finding.message}" if where else finding.message
+
+
+def permitted(found: Iterable[Permitted]) -> list[str]:
+    """What a policy permits, a sentence for each finding, the worst first."""
+    return first_of(
+        f"{each.finding.severity.value} {each.finding.rule}{known(each.finding)}: "
+        f"{said_of(each.finding)} (until {each.expires}: {printable(each.justification)})"
+        for each in sorted(found, key=lambda each: -each.finding.severity.rank)
+    )
+
+
+def to_permit(lines: Iterable[str], expires: date) -> list[str]:
+    """Lines that a policy would need, up to a day; each a justification short of one."""
+    return _cut([dated(line, expires) for line in lines], _MOST_LINES)
 
 
 def wrong_with(part: ComponentCount) -> list[str]:
@@ -98,6 +136,12 @@ def sizes_by_dtype(tensors: Iterable[InspectedTensor]) -> list[tuple[str, str]]:
     for tensor in tensors:
         sizes[tensor.dtype] += tensor.nbytes
     return [(dtype, size_text(nbytes)) for dtype, nbytes in sorted(sizes.items())]
+
+
+def tensors_in(result: Conversion, output: File) -> str:
+    """How many tensors are in *output*; one that was put together from parts is one."""
+    names = {entry.name for entry in result.tensors if output.path.endswith(entry.file)}
+    return f"{len(names)} tensors" if output.path.endswith(".safetensors") else "settings"
 
 
 def stored_once(result: Conversion) -> list[str]:

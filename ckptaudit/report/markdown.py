@@ -20,12 +20,14 @@ from ckptaudit.report.facts import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import date
 
     from ckptaudit.jobs.account import Conversion
     from ckptaudit.jobs.inspect import Inspection
+    from ckptaudit.jobs.opening import File
     from ckptaudit.jobs.scan import ScanResult
     from ckptaudit.layouts import ComponentCount
-    from ckptaudit.policy import Coverage, Finding
+    from ckptaudit.policy import Coverage, Finding, Permitted
     from ckptaudit.report.document import Run
 
 __all__ = ["conversion_markdown", "inspection_markdown", "scan_markdown"]
@@ -33,8 +35,13 @@ __all__ = ["conversion_markdown", "inspection_markdown", "scan_markdown"]
 _NO_ANSWER = "**no answer**"
 
 
-def scan_markdown(run: Run[ScanResult]) -> str:
-    """Verdicts in a table; then for each file why, and what was not read; then the rules."""
+def scan_markdown(run: Run[ScanResult], expires: date) -> str:
+    """Verdicts in a table; then for each file why, and what was not read; then the rules.
+
+    Args:
+        run: What the scans came to.
+        expires: When a permission would expire that is given now.
+    """
     rows = [
         [code(answer.path), _NO_ANSWER, "", "", "", ""]
         if isinstance(answer, Failure)
@@ -51,7 +58,7 @@ def scan_markdown(run: Run[ScanResult]) -> str:
     return _document(
         "# ckptaudit scan",
         _table(["file", "verdict", "coverage", "format", "size", "sha256"], rows),
-        *(block for result in run.results for block in _scanned(result)),
+        *(block for result in run.results for block in _scanned(result, expires)),
         *_failures(run.failures),
         *_rules(finding for result in run.results for finding in result.findings),
     )
@@ -102,14 +109,16 @@ def conversion_markdown(run: Run[Conversion]) -> str:
     )
 
 
-def _scanned(result: ScanResult) -> list[str]:
-    if not (result.findings or result.notes or result.coverage.gaps):
+def _scanned(result: ScanResult, expires: date) -> list[str]:
+    if not (result.findings or result.permitted or result.notes or result.coverage.gaps):
         return []
     return [
         f"## {code(result.path)}",
         _list(result.notes),
         *_findings(result.findings),
+        *_permitted(result.permitted),
         *_not_read(result.coverage),
+        *_to_permit(result.to_permit, expires),
     ]
 
 
@@ -140,10 +149,7 @@ def _converted(result: Conversion) -> list[str]:
         f"## {code(result.source.path)}",
         _list(
             [
-                *(
-                    f"{code(output.path)}: {len(result.tensors)} tensors, {_hash(output.sha256)}"
-                    for output in result.outputs
-                ),
+                *(_output(result, output) for output in result.outputs),
                 *result.notes,
                 *facts.losses(result.tensors),
                 *map(code, told),
@@ -151,8 +157,13 @@ def _converted(result: Conversion) -> list[str]:
         ),
         *_components(result.components),
         *_findings(result.findings),
+        *_permitted(result.permitted),
         *_not_read(result.source.coverage),
     ]
+
+
+def _output(result: Conversion, output: File) -> str:
+    return f"{code(output.path)}: {facts.tensors_in(result, output)}, {_hash(output.sha256)}"
 
 
 def _findings(findings: Sequence[Finding]) -> list[str]:
@@ -163,8 +174,19 @@ def _findings(findings: Sequence[Finding]) -> list[str]:
         place = ", ".join(facts.place_of(finding))
         rule = f"[{finding.rule}](#{finding.rule.lower()})"
         where = f"{rule}, {code(place)}" if place else rule
-        items.append(f"{_verdict(finding.severity)} {where}: {code(finding.message)}")
+        known = facts.known(finding)
+        items.append(f"{_verdict(finding.severity)} {where}{known}: {code(finding.message)}")
     return ["Findings:", _list(facts.first_of(items))]
+
+
+def _permitted(found: Sequence[Permitted]) -> list[str]:
+    return ["Permitted:", _list(map(code, facts.permitted(found)))] if found else []
+
+
+def _to_permit(lines: Sequence[str], expires: date) -> list[str]:
+    told = facts.to_permit(lines, expires)
+    how = f"{facts.HOW_TO_PERMIT[0].upper()}{facts.HOW_TO_PERMIT[1:]}"
+    return [how, _list(map(code, told))] if told else []
 
 
 def _not_read(coverage: Coverage) -> list[str]:

@@ -26,12 +26,13 @@ import msgspec
 from ckptaudit import __version__
 from ckptaudit.policy import RULES, Severity
 from ckptaudit.report.document import Failure, json_text
+from ckptaudit.report.escaping import printable
 from ckptaudit.report.rules import cwe_url
 
 if TYPE_CHECKING:
     from ckptaudit.containers import Gap
     from ckptaudit.jobs.scan import ScanResult
-    from ckptaudit.policy import Finding, Rule
+    from ckptaudit.policy import Finding, Permitted, Rule
     from ckptaudit.report.document import Run
 
 __all__ = ["scan_sarif"]
@@ -46,6 +47,7 @@ _SECURITY_SEVERITY = {
     Severity.SUSPICIOUS: "7.5",
     Severity.MALICIOUS: "9.5",
 }
+_BASELINE_STATES = {None: None, True: "unchanged", False: "new"}
 # Rules about weights say nothing about security.
 _WEIGHTS = "CKA3"
 _RULE_INDEX = {rule_id: index for index, rule_id in enumerate(RULES)}
@@ -129,6 +131,12 @@ class _Invocation(_Object):
     tool_execution_notifications: list[_Notification]
 
 
+class _Suppression(_Object):
+    kind: str
+    status: str
+    justification: str
+
+
 class _Result(_Object):
     rule_id: str
     rule_index: int
@@ -137,6 +145,8 @@ class _Result(_Object):
     locations: list[_Location]
     partial_fingerprints: dict[str, str]
     related_locations: list[_Location] | None = None
+    suppressions: list[_Suppression] | None = None
+    baseline_state: str | None = None
 
 
 class _Driver(_Object):
@@ -214,7 +224,8 @@ class _Writer:
         """Add a file, what was found in it and what was not read of it."""
         file = _File(self.artifacts, scan)
         times: Counter[tuple[str, str, str]] = Counter()
-        for finding in scan.findings:
+        permitted = [(each.finding, [_suppression(each)]) for each in scan.permitted]
+        for finding, suppressions in (*((each, None) for each in scan.findings), *permitted):
             same = (finding.rule, finding.record, finding.message)
             times[same] += 1
             fingerprint = f"{_digest(*same)}:{times[same]}"
@@ -226,6 +237,8 @@ class _Writer:
                     message=_message(finding.message),
                     locations=[file.location(finding)],
                     related_locations=file.related(finding),
+                    suppressions=suppressions,
+                    baseline_state=_BASELINE_STATES[finding.known],
                     # The second is the only one that GitHub looks at, whatever it is made from.
                     partial_fingerprints={
                         "ckptaudit/v1": fingerprint,
@@ -306,6 +319,12 @@ def _region(offset: int | None, size: int | None = None) -> _Region | None:
     if offset is None or (size is not None and offset > size):
         return None
     return _Region(offset, int(offset != size))
+
+
+def _suppression(permitted: Permitted) -> _Suppression:
+    """What takes a result out of account: a policy, which lies outside of what was scanned."""
+    why = f"{printable(permitted.justification)} (until {permitted.expires})"
+    return _Suppression("external", "accepted", why)
 
 
 def _rule(rule: Rule) -> _Descriptor:

@@ -20,26 +20,34 @@ from ckptaudit.vm import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import date
 
     from ckptaudit.jobs.account import Conversion
     from ckptaudit.jobs.inspect import Inspection
     from ckptaudit.jobs.scan import ScanResult
     from ckptaudit.jobs.verify import Verification
     from ckptaudit.layouts import ComponentCount
-    from ckptaudit.policy import Coverage, Finding
+    from ckptaudit.policy import Coverage, Finding, Permitted
 
 __all__ = ["conversion_text", "inspection_text", "scan_text", "verification_text"]
 
 
-def scan_text(result: ScanResult) -> str:
-    """The verdict, why, and what was not read."""
+def scan_text(result: ScanResult, expires: date) -> str:
+    """The verdict, why, and what was not read.
+
+    Args:
+        result: The answer.
+        expires: When a permission would expire that is given now.
+    """
     coverage = "complete" if result.coverage.complete else "incomplete"
     return _lines(
         f"{printable(result.path)}: {result.verdict.value}, coverage {coverage}",
         f"{result.container.value}, {size_text(result.size)}{_hash(result.sha256)}",
         *_notes(result.notes),
         *_findings(result.findings),
+        *_permitted(result.permitted),
         *_not_read(result.coverage),
+        *_to_permit(result.to_permit, expires),
     )
 
 
@@ -70,7 +78,7 @@ def conversion_text(result: Conversion) -> str:
     return _lines(
         f"{printable(result.source.path)}: {result.family}, {before} {verb} {after}",
         *(
-            f"{printable(output.path)}: {len(result.tensors)} tensors{_hash(output.sha256)}"
+            f"{printable(output.path)}: {facts.tensors_in(result, output)}{_hash(output.sha256)}"
             for output in result.outputs
         ),
         *_notes(result.notes),
@@ -79,6 +87,7 @@ def conversion_text(result: Conversion) -> str:
         *facts.stored_once(result),
         *facts.drops(result.dropped),
         *_findings(result.findings),
+        *_permitted(result.permitted),
         *_not_read(result.source.coverage),
     )
 
@@ -119,12 +128,19 @@ def _not_read(coverage: Coverage) -> list[str]:
 
 
 def _findings(findings: Iterable[Finding]) -> list[str]:
-    lines = []
-    for finding in facts.worst_first(findings):
-        where = ", ".join(facts.place_of(finding))
-        said = f"{where}: {finding.message}" if where else finding.message
-        lines.append(f"{finding.severity.value} {finding.rule}: {said}")
-    return facts.first_of(lines)
+    return facts.first_of(
+        f"{finding.severity.value} {finding.rule}{facts.known(finding)}: {facts.said_of(finding)}"
+        for finding in facts.worst_first(findings)
+    )
+
+
+def _permitted(found: Iterable[Permitted]) -> list[str]:
+    return [f"permitted {told}" for told in facts.permitted(found)]
+
+
+def _to_permit(lines: Iterable[str], expires: date) -> list[str]:
+    told = facts.to_permit(lines, expires)
+    return [facts.HOW_TO_PERMIT, *(f"  {line}" for line in told)] if told else []
 
 
 def _components(components: Iterable[ComponentCount]) -> list[str]:

@@ -79,16 +79,20 @@ def _of_shared(roots: list[Node]) -> Extent:
         node, done = stack.pop()
         if not done and id(node) in begun:
             continue
-        parts = _parts(node)
+        args = _arguments(node)
+        parts = _parts_beside(node) if args else _parts(node)
         held = [part for part in parts if type(part) in _HOLDERS]
         if done:
             size = len(parts) + sum(sizes.get(id(part), 0) for part in held)
-            sizes[id(node)] = min(size, _TOO_MANY)
-            depths[id(node)] = 1 + max((depths.get(id(part), 0) for part in held), default=0)
+            sizes[id(node)] = min(size + sizes.get(id(args), 0), _TOO_MANY)
+            deepest = max((depths.get(id(part), 0) for part in held), default=0)
+            depths[id(node)] = 1 + max(deepest, depths.get(id(args), 1) - 1)
         else:
             begun.add(id(node))
             stack.append((node, True))
             stack += [(part, False) for part in held]
+            if args:
+                stack.append((args, False))
     size = sum(sizes[id(root)] for root in roots)
     return Extent(min(size, _TOO_MANY), max(depths[id(root)] for root in roots))
 
@@ -108,9 +112,28 @@ def _parts(node: Node) -> Sequence[Node]:
     return node.args if isinstance(node, Opaque) else ()
 
 
+def _arguments(node: Node) -> tuple[Node, ...]:
+    """The tuple that *node* was made with, if it has parts and other nodes may share it.
+
+    Its parts count as those of the node, and the tuple itself for nothing.
+    """
+    if isinstance(node, Call):
+        return node.args if isinstance(node.args, tuple) else ()
+    return node.pid if isinstance(node, PersistentId) and isinstance(node.pid, tuple) else ()
+
+
 def _parts_of_call(node: Call) -> Sequence[Node]:
     args = node.args if isinstance(node.args, tuple) else (node.args,)
     if node.state is None and node.kwargs is None and not (node.pairs or node.elements):
         return args if isinstance(node.func, Global) else (node.func, *args)
+    return [*_parts_beside(node), *args]
+
+
+def _parts_beside(node: Node) -> Sequence[Node]:
+    """What a call, or a persistent id, holds beside its `_arguments`."""
+    if not isinstance(node, Call):
+        return ()
+    if node.state is None and node.kwargs is None and not (node.pairs or node.elements):
+        return () if isinstance(node.func, Global) else (node.func,)
     whole = (node.func, node.kwargs, node.state)
-    return [*whole, *args, *chain.from_iterable(node.pairs), *node.elements]
+    return [*whole, *chain.from_iterable(node.pairs), *node.elements]

@@ -1,0 +1,125 @@
+"""A diffusers folder: safetensors files that make up one model, read as one source.
+
+Knows:      which files of such a folder hold weights.
+Is told:    its path.
+Never asks: what a key means, or what else lies in the folder.
+
+The files are laid end to end in the order of their paths; that is what offsets, and a hash of
+the whole, are counted in.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptaudit.containers.container import Container, Kind
+from ckptaudit.containers.dispatch import open_container
+from ckptaudit.errors import SourceUnreadable, Unsupported
+from ckptaudit.source import FileSource, SplicedSource
+
+if TYPE_CHECKING:
+    from ckptaudit.vm import Limits
+
+__all__ = ["open_folder"]
+
+# diffusers/utils/constants.py and transformers/utils: what weights are called, alone or in
+# pieces; a variant such as ``fp16`` stands before the ending.
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|model)(?P<variant>\.\w+)?(?P<piece>-\d+-of-\d+)?\.safetensors"
+)
+_PICKLED = re.compile(r"(?:diffusion_pytorch_model|pytorch_model)(?:\.\w+)?\.bin")
+
+
+class _Folder(SplicedSource):
+    """The files of a folder, laid end to end, and open as long as it is."""
+
+    def __init__(self, name: str, sources: list[FileSource]) -> None:
+        super().__init__(name, *((source, 0, source.size) for source in sources))
+        self._sources = sources
+
+    def close(self) -> None:
+        for source in self._sources:
+            source.close()
+
+
+def open_folder(path: str | os.PathLike[str], limits: Limits | None = None) -> Container:
+    """Open the model in the folder *path*; who gets it closes it.
+
+    Raises:
+        SourceUnreadable: A file cannot be read, or none holds weights.
+        Unsupported: Weights are in another format than safetensors.
+        MalformedInput: A file breaks the rules of its format.
+    """
+    folder = Path(path)
+    name = os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
+    files = _weights_in(folder, name)
+    sources: list[FileSource] = []
+    try:
+        sources += (FileSource(folder / file) for file in files)
+        parts = [open_container(source, limits) for source in sources]
+        return _joined(_Folder(name, sources), dict(zip(files, parts, strict=True)))
+    except BaseException:
+        for source in sources:
+            source.close()
+        raise
+
+
+def _weights_in(folder: Path, name: str) -> list[str]:
+    """The files that hold weights, by their paths in *folder*, sorted."""
+    homes = [folder, *sorted(child for child in folder.iterdir() if child.is_dir())]
+    files = []
+    for home in homes:
+        names = sorted(child.name for child in home.iterdir() if child.is_file())
+        found = [match for each in names if (match := _WEIGHTS.fullmatch(each))]
+        # Of a component in several precisions the first that stands for itself is taken.
+        variants = {match["variant"] for match in found}
+        wanted = None if None in variants else min(map(str, variants), default=None)
+        chosen = [match.group() for match in found if match["variant"] == wanted]
+        pickled = [each for each in names if _PICKLED.fullmatch(each)]
+        if pickled and not chosen:
+            raise Unsupported(
+                f"{name}: {(home / pickled[0]).relative_to(folder)} is pickled; convert it to "
+                "safetensors first, into the same folder"
+            )
+        files += [str((home / each).relative_to(folder)) for each in chosen]
+    if not files:
+        raise SourceUnreadable(
+            f"{name}: is a directory, and not of a diffusers model; give the path of a file"
+        )
+    return files
+
+
+def _joined(source: _Folder, parts: dict[str, Container]) -> Container:
+    """One container of all *parts*, whose names begin with the folder they are in."""
+    storages, tensors, metadata, mishaps, gaps, base = {}, {}, {}, [], [], 0
+    for file, part in parts.items():
+        if part.kind is not Kind.SAFETENSORS:
+            raise Unsupported(f"{source.name}: {file} is no safetensors file")
+        home = file[: file.rfind("/") + 1]
+        for key, storage in part.storages.items():
+            storages[home + key] = replace(
+                storage, key=home + key, record=home + key, offset=base + storage.offset
+            )
+        for key, tensor in part.tensors.items():
+            tensors[home + key] = replace(tensor, key=home + key, storage=home + key)
+        for key, text in part.metadata.items():
+            if key != "format":
+                metadata[home + key] = home + text if text in part.tensors else text
+        mishaps += [replace(each, record=f"{file}: {each.record}") for each in part.mishaps]
+        gaps += [replace(each, record=f"{file}: {each.record}") for each in part.gaps]
+        base += part.source.size
+    return Container(
+        source=source,
+        kind=Kind.FOLDER,
+        records=(),
+        traces=(),
+        storages=storages,
+        tensors=tensors,
+        metadata=metadata,
+        mishaps=tuple(mishaps),
+        gaps=tuple(gaps),
+    )
