@@ -107,6 +107,12 @@ class FileSource:
     def read_at(self, offset: int, length: int) -> bytes:
         """See `ByteSource.read_at`."""
         _check_range(self, offset, length)
+        try:
+            data = os.pread(self._fd, length, offset)
+        except OSError as err:
+            raise _unreadable(self.name, err) from err
+        if len(data) == length:
+            return data
         buffer = bytearray(length)
         self.read_into(offset, memoryview(buffer))
         return bytes(buffer)

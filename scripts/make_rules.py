@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptaudit.policy import RULES, Rule
-from ckptaudit.report import cwe_url
+from ckptaudit.report.rules import cwe_url
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

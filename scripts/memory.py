@@ -14,22 +14,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Mapping, Sequence
 
 __all__ = ["peak_mb"]
 
 
-def peak_mb(command: Sequence[str], cwd: Path | None = None) -> float:
+def peak_mb(
+    command: Sequence[str],
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    answers: Container[int] = (0,),
+) -> float:
     """The most memory that *command* and the processes it makes held at once, in MB.
 
     What several processes share is counted once (proc(5), Pss in smaps_rollup).
+
+    Raises:
+        subprocess.CalledProcessError: It ended with another status than one of *answers*.
     """
     peak = 0
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=cwd) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=cwd, env=env) as process:
         while process.poll() is None:
             peak = max(peak, sum(pss_kb(pid) for pid in (process.pid, *children(process.pid))))
             time.sleep(0.005)
-    if process.returncode:
+    if process.returncode not in answers:
         raise subprocess.CalledProcessError(process.returncode, command)
     return peak * 1024 / 1e6
 

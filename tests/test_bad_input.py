@@ -17,7 +17,7 @@ from forge import ZipEntry, zip_archive
 from memory import peak_mb
 from oracle import converted, rewrite, torch
 
-from ckptaudit.tensors import BLOCK_BYTES
+from ckptaudit.tensors.blocks import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

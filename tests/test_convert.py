@@ -31,7 +31,7 @@ from ckptaudit.jobs.convert import convert
 from ckptaudit.jobs.verify import verify
 from ckptaudit.plan import Dedupe, OnOverflow, Options, Precision
 from ckptaudit.report import to_json
-from ckptaudit.tensors import BLOCK_BYTES
+from ckptaudit.tensors.blocks import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -56,9 +56,10 @@ from ckptaudit import explain, scan
 from ckptaudit.containers import Place, open_container
 from ckptaudit.errors import CkptauditError, NoSuchRecord, SourceChanged
 from ckptaudit.jobs.explain import Explanation, explaining
-from ckptaudit.policy import allowed, route_of
+from ckptaudit.policy import allowed
 from ckptaudit.policy.dangerous import dangerous
-from ckptaudit.report import explanation_text
+from ckptaudit.policy.sentences import route_of
+from ckptaudit.report.explanation import explanation_text
 from ckptaudit.source import BufferSource
 
 if TYPE_CHECKING:

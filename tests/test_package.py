@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from forge import floats, state_dict, torch_zip
 
 import ckptaudit
 
@@ -40,6 +41,56 @@ def test_the_verbs_are_callable_in_any_order(order: str) -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'no_such'"):
         _ = ckptaudit.no_such
+
+
+def loaded_by(*args: str) -> set[str]:
+    """Every module that Python has loaded once it has done what *args* tell it."""
+    script = (
+        "import atexit, sys; "
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr)); "
+        f"sys.argv = {['ckptaudit', *args]!r}; "
+        + ("from ckptaudit.cli import run; run()" if args else "import ckptaudit")
+    )
+    done = subprocess.run(  # noqa: S603 - our own interpreter
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return set(done.stderr.split())
+
+
+NEVER_BY_A_START = {"msgspec", "numkong", "numpy", "rich", "safetensors", "torch"}
+
+
+def test_importing_the_package_loads_none_of_its_dependencies() -> None:
+    loaded = loaded_by()
+
+    assert "ckptaudit" in loaded
+    assert not loaded & (NEVER_BY_A_START | {"click"})
+    assert not [name for name in loaded if name.startswith("ckptaudit.")]
+
+
+@pytest.mark.parametrize("args", [["--version"], ["--help"], ["scan", "--help"]], ids=" ".join)
+def test_a_command_that_has_nothing_to_do_loads_the_command_line_alone(args: list[str]) -> None:
+    loaded = loaded_by(*args)
+
+    assert "click" in loaded
+    assert not loaded & NEVER_BY_A_START
+    rooms = {name.split(".")[1] for name in loaded if name.startswith("ckptaudit.")}
+    assert rooms == {"cli", "errors"}
+
+
+def test_a_scan_loads_only_what_it_uses(tmp_path: Path) -> None:
+    """Half of a scan is loading code; a plain checkpoint does not pay for what others need."""
+    checkpoint = tmp_path / "model.ckpt"
+    checkpoint.write_bytes(torch_zip(state_dict({"weight": 1}), {"0": floats(1.0)}))
+
+    loaded = loaded_by("scan", "--no-hash", str(checkpoint))
+
+    assert "ckptaudit.containers.zip" in loaded
+    assert not loaded & NEVER_BY_A_START
+    assert not loaded & {"bz2", "lzma", "json", "hashlib", "logging", "concurrent", "pathlib"}
+    rare = {"compressed", "npy", "sevenzip", "tar"}
+    assert not loaded & {f"ckptaudit.containers.{framing}" for framing in rare}
+    assert not loaded & {"ckptaudit.writer", "ckptaudit.jobs.hashing", "ckptaudit.vm.listing"}
 
 
 # What a user would have typed, without a file to load: it may be named in a sentence.

@@ -55,7 +55,8 @@ def test_a_file_fills_exactly_the_buffer_it_is_given(source: FileSource) -> None
 def test_short_reads_of_the_system_are_continued(
     source: FileSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preadv = os.preadv
+    pread, preadv = os.pread, os.preadv
+    monkeypatch.setattr(os, "pread", lambda fd, length, at: pread(fd, min(length, 3), at))
     monkeypatch.setattr(os, "preadv", lambda fd, views, at: preadv(fd, [views[0][:3]], at))
 
     assert source.read_at(100, 50) == DATA[100:150]
@@ -102,10 +103,13 @@ def test_a_disk_that_fails_is_an_error_of_ours(
     def fail(*_: object) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
+    monkeypatch.setattr(os, "pread", fail)
     monkeypatch.setattr(os, "preadv", fail)
 
     with pytest.raises(SourceUnreadable, match=os.strerror(errno.EIO)):
         source.read_at(0, 1)
+    with pytest.raises(SourceUnreadable, match=os.strerror(errno.EIO)):
+        source.read_into(0, memoryview(bytearray(1)))
 
 
 def test_a_file_cut_short_while_it_is_read_is_an_error(source: FileSource, path: Path) -> None:

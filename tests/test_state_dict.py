@@ -12,7 +12,8 @@ from forge import floats, torch_zip
 from ckptaudit.containers import open_container
 from ckptaudit.jobs.stream import read_block
 from ckptaudit.source import BufferSource
-from ckptaudit.tensors import StateDict, blocks, blocks_of, find_state_dict
+from ckptaudit.tensors import StateDict, blocks, find_state_dict
+from ckptaudit.tensors.blocks import blocks_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,8 @@ from ckptaudit.dtypes import DTYPES, DType, by_name
 from ckptaudit.errors import LimitExceeded, MalformedInput
 from ckptaudit.jobs.stream import read_block
 from ckptaudit.source import BufferSource
-from ckptaudit.tensors import TensorView, blocks, blocks_of, pieces_of
+from ckptaudit.tensors import TensorView, blocks
+from ckptaudit.tensors.blocks import blocks_of, pieces_of
 
 RAMP = 4096
 

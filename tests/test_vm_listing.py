@@ -84,7 +84,8 @@ from hypothesis import strategies as st
 
 from ckptaudit.errors import LimitExceeded
 from ckptaudit.source import BufferSource
-from ckptaudit.vm import Budget, Instruction, Limits, Trace, instructions, trace_pickle
+from ckptaudit.vm import Budget, Limits, Trace, trace_pickle
+from ckptaudit.vm.listing import Instruction, instructions
 from ckptaudit.vm.opcodes import OPCODES, TO_MARK
 
 if TYPE_CHECKING:
@@ -128,6 +129,14 @@ def resolutions(*parts: bytes) -> list[str]:
 
 
 # Names and depths
+
+
+def test_an_escape_that_python_warns_of_is_read_without_a_warning() -> None:
+    """Warnings are errors here; the unpickler goes on, and so do we, listing or not."""
+    lines = listed(pickled(string_line(rb"'\q'")))
+
+    assert [line.opcode for line in lines] == ["PROTO", "STRING", "STOP"]
+    assert lines[1].error is None
 
 
 def test_every_opcode_has_the_name_and_the_effect_that_pickletools_gives_it() -> None:

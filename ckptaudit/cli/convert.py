@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -26,6 +25,7 @@ from ckptaudit.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from ckptaudit.cli.outputs import Outputs
     from ckptaudit.jobs.account import Conversion
@@ -168,6 +168,8 @@ def convert(
     stored once; whatever is left out, renamed or rounded away is in the report,
     MODEL.report.json beside MODEL.safetensors.
     """
+    from pathlib import Path
+
     from ckptaudit.jobs.convert import convert as job
 
     def status(_result: Conversion) -> int:
@@ -240,6 +242,8 @@ def _options(chosen: dict[str, str | bool]) -> Options:
 
 def _targets(path: str, output: str | None, *, several: bool, is_folder: bool) -> tuple[Path, Path]:
     """The safetensors file, or the folder, and the report that *path* becomes."""
+    from pathlib import Path
+
     source = Path(path)
     name = source.name
     length = next((len(s) for s in _SUFFIXES if name.lower().endswith(s)), 0)
@@ -267,6 +271,8 @@ def _folder_target(beside: Path, output: str | None, *, several: bool) -> Path:
     """The folder that a source becomes, which would lie *beside* it under that name."""
     if output is None:
         return beside
+    from pathlib import Path
+
     if output.endswith(".safetensors"):
         raise OutputFailed(f"{output}: the diffusers layout is a folder; name one")
     return Path(output) / beside.name if several else Path(output)
@@ -306,6 +312,8 @@ def _show_skipped(path: str, target: Path, report_target: Path) -> None:
 
 def _is_done(path: str, targets: Callable[[str], tuple[Path, Path]], taken: dict[str, str]) -> bool:
     """Whether the output of *path* was there before; where it cannot be, converting says why."""
+    from pathlib import Path
+
     with contextlib.suppress(OSError, OutputFailed):
         target, _ = targets(path)
         if Path(path).exists() and target.exists():

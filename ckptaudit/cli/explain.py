@@ -94,9 +94,9 @@ def explain(
 
 def _pieces(job: Explaining, format_: str) -> Iterator[str]:
     """The whole answer, as it is made, in pieces worth a write."""
-    from ckptaudit import report
+    from ckptaudit.report.explanation import explanation_json, explanation_text
 
-    render = report.explanation_json if format_ == "json" else report.explanation_text
+    render = explanation_json if format_ == "json" else explanation_text
     piece: list[str] = []
     length = 0
     for part in render(job.explanation, job.listing):

@@ -52,7 +52,7 @@ def scan_as(format_: str, run: Run[ScanResult]) -> str:
 
 def explanation_as(format_: str, run: Run[Explanation]) -> str:
     """The answer of ``explain``, in the format named."""
-    from ckptaudit.report import explanation_text
+    from ckptaudit.report.explanation import explanation_text
 
     return _as(format_, run, lambda result: "".join(explanation_text(result)))
 

@@ -1,4 +1,7 @@
-"""Framings: what kind of file this is, which pickles it holds, where its storages lie."""
+"""Framings: what kind of file this is, which pickles it holds, where its storages lie.
+
+`folder` is imported by whoever is given one, so that nobody else waits for it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,6 @@ from ckptaudit.containers.container import (
     check_rank,
 )
 from ckptaudit.containers.dispatch import open_container
-from ckptaudit.containers.folder import open_folder
 from ckptaudit.containers.inside import Inside
 from ckptaudit.containers.persistent import (
     StorageRef,
@@ -49,7 +51,6 @@ __all__ = [
     "key_of",
     "module_of",
     "open_container",
-    "open_folder",
     "places",
     "storage_of",
     "storage_type",

@@ -7,8 +7,7 @@ Never asks: what kind of archive it was.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ckptaudit.containers.container import Gap, Kind, Nested
 
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Member", "Members", "open_members"]
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A file in an archive.
 
     Attributes:
@@ -42,8 +40,7 @@ class Member:
     otherwise: str = "is in none of the formats that are read"
 
 
-@dataclass(frozen=True, slots=True)
-class Members:
+class Members(NamedTuple):
     """What was found in the members of an archive.
 
     Attributes:

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
 
-__all__ = ["ARCHIVED", "head_of", "what_it_is"]
+__all__ = ["ARCHIVED", "NUMPY", "SEVEN_ZIP", "head_of", "what_it_is"]
+
+NUMPY = b"\x93NUMPY"
+SEVEN_ZIP = b"7z\xbc\xaf\x27\x1c"
 
 _LONGEST = 64
 # What nothing of ours looks into; letter case and white space before it do not count.

@@ -4,7 +4,7 @@ torch.load uncompresses nothing, but joblib and those who download do, and a pay
 breaks off halfway has run by then.  So whatever comes out before an error or a limit is
 looked at as well.
 
-Knows:      gzip, bzip2, xz, lzma and zlib, and how each puts several streams behind each other.
+Knows:      what uncompresses gzip, bzip2, xz, lzma and zlib, a stream behind the other.
 Is told:    a source, and what may be opened inside it.
 Never asks: what comes out.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 import bz2
 import lzma
 import zlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ckptaudit.containers.container import (
@@ -28,6 +27,7 @@ from ckptaudit.containers.container import (
     Use,
 )
 from ckptaudit.containers.ledger import Ledger
+from ckptaudit.containers.packings import LONGEST_HEAD, packings_of
 from ckptaudit.errors import LimitExceeded, MalformedInput, Unsupported
 from ckptaudit.source import BufferSource
 
@@ -35,27 +35,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ckptaudit.containers.inside import Inside
+    from ckptaudit.containers.packings import Packing
     from ckptaudit.source import ByteSource
     from ckptaudit.vm import Budget
 
-__all__ = ["is_compressed", "may_be_compressed", "open_compressed"]
+__all__ = ["open_compressed"]
 
 _CHUNK = 1 << 18
 # Of a stream that may be a short one among many little is read.
 _FIRST_CHUNK = 1 << 12
 # xz -9 has a dictionary of 64 MiB and takes one MiB more.
 _MOST_MEMORY = 80 << 20
-_LONGEST_HEAD = 16
-# RFC 1952, 2.3.1: the upper three flags are reserved.
-_GZIP_RESERVED = 0xE0
-# RFC 1950, 2.2: 8 is deflate, its window has up to 2^15 bytes; a preset dictionary is nowhere.
-_ZLIB_DEFLATE = 8
-_ZLIB_MOST_WINDOW = 7
-_ZLIB_DICTIONARY = 0x20
-# lzma/7zC.txt: lc + 9 * (lp + 5 * pb), so less than 9 * 5 * 5.
-_LZMA_PROPERTIES = 225
-_LZMA_LEAST_DICTIONARY = 1 << 12
-_LZMA_MOST_DICTIONARY = 0xFFFFFFFF
 
 
 class _Decoder(Protocol):
@@ -92,100 +82,14 @@ class _Inflater:
         return self._stream.decompress(self._stream.unconsumed_tail + data, max_length)
 
 
-@dataclass(frozen=True, slots=True)
-class _Packing:
-    """One way to compress a file.
-
-    Attributes:
-        name: What it is called.
-        begins: Whether a stream may begin so.
-        decoder: Makes what uncompresses one stream.
-        is_sure: Whether nothing else begins so; else it is known by coming to its end.
-        repeats: Whether several streams behind each other are one file.
-        padding: Zeros between them come in multiples of so many; 0 if there may be none.
-    """
-
-    name: str
-    begins: Callable[[bytes], bool]
-    decoder: Callable[[], _Decoder]
-    is_sure: bool = True
-    repeats: bool = True
-    padding: int = 0
-
-
-def _begins_gzip(head: bytes) -> bool:
-    return head.startswith(b"\x1f\x8b\x08") and (len(head) < 4 or not head[3] & _GZIP_RESERVED)  # noqa: PLR2004 - the flags, if they are there
-
-
-def _begins_bzip2(head: bytes) -> bool:
-    # The block size, then the digits of pi before a block or those of its root at the end.
-    return head[:3] == b"BZh" and head[3:4] in b"123456789" and (
-        head[4:10] in (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90")
-    )  # fmt: skip
-
-
-def _begins_xz(head: bytes) -> bool:
-    return head.startswith(b"\xfd7zXZ\0")
-
-
-def _begins_zlib(head: bytes) -> bool:
-    if len(head) < 2:  # noqa: PLR2004 - the header
-        return False
-    method, flags = head[0], head[1]
-    return (
-        method & 15 == _ZLIB_DEFLATE
-        and method >> 4 <= _ZLIB_MOST_WINDOW
-        and not flags & _ZLIB_DICTIONARY
-        and (method << 8 | flags) % 31 == 0
-    )
-
-
-def _begins_lzma(head: bytes) -> bool:
-    """Properties, the size of the dictionary, which every writer rounds, and a size or none."""
-    dictionary = int.from_bytes(head[1:5], "little")
-    least_bit = dictionary & -dictionary
-    return (
-        len(head) > 13  # noqa: PLR2004 - the header, and at least one byte
-        and head[0] < _LZMA_PROPERTIES
-        and dictionary >= _LZMA_LEAST_DICTIONARY
-        and (dictionary in (least_bit, 3 * least_bit) or dictionary == _LZMA_MOST_DICTIONARY)
-        and (head[5:13] == b"\xff" * 8 or head[10:13] == bytes(3))
-    )
-
-
-_PACKINGS = (
-    _Packing("gzip", _begins_gzip, lambda: _Inflater(zlib.MAX_WBITS | 16), padding=1),
-    _Packing("bzip2", _begins_bzip2, bz2.BZ2Decompressor),
-    _Packing(
-        "xz",
-        _begins_xz,
-        lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MOST_MEMORY),
-        padding=4,
-    ),
-    _Packing("zlib", _begins_zlib, lambda: _Inflater(zlib.MAX_WBITS), is_sure=False, repeats=False),
-    _Packing(
-        "lzma",
-        _begins_lzma,
-        lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_MOST_MEMORY),
-        is_sure=False,
-        repeats=False,
-    ),
-)
-
-
-def is_compressed(source: ByteSource) -> bool:
-    """Whether *source* begins with the signature of a compressed file."""
-    return any(packing.is_sure for packing in _packings(source))
-
-
-def may_be_compressed(source: ByteSource) -> bool:
-    """Whether *source* begins as a compressed file might that has no signature."""
-    return bool(_packings(source))
-
-
-def _packings(source: ByteSource) -> list[_Packing]:
-    head = source.read_at(0, min(_LONGEST_HEAD, source.size))
-    return [packing for packing in _PACKINGS if packing.begins(head)]
+# What uncompresses one stream, by what the packing is called.
+_DECODERS: dict[str, Callable[[], _Decoder]] = {
+    "gzip": lambda: _Inflater(zlib.MAX_WBITS | 16),
+    "bzip2": bz2.BZ2Decompressor,
+    "xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MOST_MEMORY),
+    "zlib": lambda: _Inflater(zlib.MAX_WBITS),
+    "lzma": lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_MOST_MEMORY),
+}
 
 
 def open_compressed(source: ByteSource, inside: Inside) -> Container | None:
@@ -194,7 +98,7 @@ def open_compressed(source: ByteSource, inside: Inside) -> Container | None:
     A file without a signature is one only if it can be uncompressed to its end, or as far as
     the budget reaches, or if what comes out before it breaks off is a file.
     """
-    for packing in _packings(source):
+    for packing in packings_of(source):
         content = _Content(source, packing, inside.budget)
         if packing.is_sure or content.is_convincing(inside):
             return _container(content, packing, inside)
@@ -211,7 +115,7 @@ class _Content:
         error: Why there may be more, or None.
     """
 
-    def __init__(self, source: ByteSource, packing: _Packing, budget: Budget) -> None:
+    def __init__(self, source: ByteSource, packing: Packing, budget: Budget) -> None:
         self.source = source
         self.packing = packing
         self.budget = budget
@@ -244,7 +148,7 @@ class _Content:
             self.end = following
 
     def _begins_at(self, at: int) -> bool:
-        head = self.source.read_at(at, min(_LONGEST_HEAD, self.source.size - at))
+        head = self.source.read_at(at, min(LONGEST_HEAD, self.source.size - at))
         return self.packing.begins(head)
 
     def _past_padding(self, at: int) -> int:
@@ -262,7 +166,7 @@ class _Content:
 
     def _read_stream(self, start: int) -> int:
         """Uncompress the stream that begins at *start*; returns the offset just past its end."""
-        decoder = self.packing.decoder()
+        decoder = _DECODERS[self.packing.name]()
         at = start
         ended = False
         while not ended:
@@ -290,7 +194,7 @@ class _Content:
             raise MalformedInput(reason, where=self.source.name) from err
 
 
-def _container(content: _Content, packing: _Packing, inside: Inside) -> Container:
+def _container(content: _Content, packing: Packing, inside: Inside) -> Container:
     source = content.source
     refusal = f"is {packing.name}-compressed; uncompress it first"
     ledger = Ledger(source, inside.budget)

@@ -19,19 +19,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers.beginnings import ARCHIVED, head_of, what_it_is
-from ckptaudit.containers.compressed import open_compressed
+from ckptaudit.containers.beginnings import ARCHIVED, NUMPY, SEVEN_ZIP, head_of, what_it_is
 from ckptaudit.containers.container import Container, Gap, Kind, Mishap, Nested, Record, Role, Use
 from ckptaudit.containers.inside import Inside
 from ckptaudit.containers.ledger import Ledger
 from ckptaudit.containers.legacy import begins_with_magic, open_legacy
-from ckptaudit.containers.npy import MAGIC, open_npy
+from ckptaudit.containers.packings import may_be_compressed
 from ckptaudit.containers.pythonzip import PythonArchive, find_archive
 from ckptaudit.containers.safetensors import looks_like_safetensors, open_safetensors
-from ckptaudit.containers.sevenzip import SIGNATURE as SEVEN_ZIP
-from ckptaudit.containers.sevenzip import open_seven_zip
-from ckptaudit.containers.tar import open_tar
-from ckptaudit.containers.tarmembers import has_tar_header
+from ckptaudit.containers.tarheader import has_tar_header
 from ckptaudit.containers.zip import SIGNATURE, open_zip
 from ckptaudit.errors import LimitExceeded, MalformedInput, Unsupported
 from ckptaudit.vm import Budget, Oddity, PersistentId, Trace, trace_pickle
@@ -93,7 +89,7 @@ def _open(source: ByteSource, inside: Inside) -> Container:
         is_damaged = isinstance(err, MalformedInput) and not isinstance(err, LimitExceeded)
         if archive is None or (archive.is_torchs and not (is_damaged and archive.may_be_read)):
             raise
-        archive = replace(archive, is_torchs=False)
+        archive = archive._replace(is_torchs=False)
         container = _unread(source, str(err.args[0]).removeprefix(f"{source.name}: "))
     found = list(_around(container, archive, inside))
     nested = tuple(inner for inner in found if isinstance(inner, Nested))
@@ -129,20 +125,33 @@ def _open_as_torch(source: ByteSource, inside: Inside) -> Container:
 
 
 def _open_framed(source: ByteSource, inside: Inside) -> Container | None:
-    """The container, if *source* has a framing that its first bytes tell; None if not."""
+    """The container, if *source* has a framing that its first bytes tell; None if not.
+
+    What reads a rare one is loaded by the file that has it.
+    """
     if looks_like_safetensors(source):
         return open_safetensors(source, inside.budget)
     if has_tar_header(source):
+        from ckptaudit.containers.tar import open_tar
+
         return open_tar(source, inside.budget)
     head = head_of(source)
-    if head.startswith(MAGIC):
+    if head.startswith(NUMPY):
+        from ckptaudit.containers.npy import open_npy
+
         return open_npy(source, inside)
     if head.startswith(SEVEN_ZIP):
+        from ckptaudit.containers.sevenzip import open_seven_zip
+
         return open_seven_zip(source, inside)
     for beginning, what in ARCHIVED.items():
         if head.startswith(beginning):
             return _unread(source, f"is {what}")
-    return open_compressed(source, inside)
+    if may_be_compressed(source):
+        from ckptaudit.containers.compressed import open_compressed
+
+        return open_compressed(source, inside)
+    return None
 
 
 def _unread(source: ByteSource, why: str) -> Container:

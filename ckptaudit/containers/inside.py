@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers.beginnings import ARCHIVED, head_of
-from ckptaudit.containers.compressed import is_compressed, may_be_compressed
+from ckptaudit.containers.beginnings import ARCHIVED, NUMPY, SEVEN_ZIP, head_of
 from ckptaudit.containers.container import Gap, Kind, Nested
-from ckptaudit.containers.npy import MAGIC
+from ckptaudit.containers.packings import is_compressed, may_be_compressed
 from ckptaudit.containers.pythonzip import find_archive
 from ckptaudit.containers.safetensors import looks_like_safetensors
-from ckptaudit.containers.sevenzip import SIGNATURE as SEVEN_ZIP
-from ckptaudit.containers.tarmembers import has_tar_header
+from ckptaudit.containers.tarheader import has_tar_header
 from ckptaudit.containers.trial import begins_like_a_pickle, may_act
 from ckptaudit.containers.zipdirectory import SIGNATURE
 from ckptaudit.errors import LimitExceeded, MalformedInput, Unsupported
@@ -122,7 +120,7 @@ def _is_framed(source: ByteSource) -> bool:
     """Whether *source* begins or ends as only files do."""
     head = head_of(source)
     return (
-        head.startswith((SIGNATURE, SEVEN_ZIP, MAGIC, *ARCHIVED))
+        head.startswith((SIGNATURE, SEVEN_ZIP, NUMPY, *ARCHIVED))
         or is_compressed(source)
         or has_tar_header(source)
         or looks_like_safetensors(source)

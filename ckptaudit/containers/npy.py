@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ckptaudit.containers.beginnings import NUMPY
 from ckptaudit.containers.container import Container, Gap, Kind, Nested, Record, Role, Use
 from ckptaudit.containers.ledger import Ledger
 from ckptaudit.containers.npyheader import ArrayHeader, NotAHeader, parse_header
@@ -21,13 +22,11 @@ if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
     from ckptaudit.vm import Trace
 
-__all__ = ["MAGIC", "open_npy"]
-
-MAGIC = b"\x93NUMPY"
+__all__ = ["open_npy"]
 
 _REFUSAL = "is a NumPy array, not a torch checkpoint"
 # Two bytes of version behind the magic.
-_LENGTH_AT = len(MAGIC) + 2
+_LENGTH_AT = len(NUMPY) + 2
 # By version: bytes of the header's length, its encoding.
 _VERSIONS = {1: (2, "latin-1"), 2: (4, "latin-1"), 3: (4, "utf-8")}
 # NumPy itself takes no more than 10,000 unless it trusts the file.
@@ -91,7 +90,7 @@ class _Reading:
 
     def header(self) -> tuple[int, str]:
         """The offset of the first byte behind the header, and its text."""
-        version = self.source.read_at(len(MAGIC), 2)
+        version = self.source.read_at(len(NUMPY), 2)
         if version[0] not in _VERSIONS or version[1]:
             raise NotAHeader(f"is of version {version[0]}.{version[1]}, which there is not")
         width, encoding = _VERSIONS[version[0]]
@@ -134,7 +133,7 @@ class _Reading:
     def look_behind(self, end: int) -> None:
         """Open the array that follows, if one does: numpy.save may be called again on a file."""
         size = self.source.size
-        if self.source.read_at(end, min(len(MAGIC), size - end)) != MAGIC:
+        if self.source.read_at(end, min(len(NUMPY), size - end)) != NUMPY:
             return
         found = self.inside.look(self.source, end, size, "next", end)
         if isinstance(found, Nested):

@@ -9,8 +9,7 @@ Source: torch/serialization.py, _legacy_save and _save (persistent_id), 0.1.10 t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ckptaudit.dtypes import DType, by_storage, named
 from ckptaudit.vm import Global, Node, PersistentId
@@ -29,13 +28,14 @@ _UNTYPED = {
     ("torch", "UntypedStorage"),
     ("torch.cuda", "UntypedStorage"),
 }
+# Of the tuples, without and with a view.
+_LENGTHS = (5, 6)
 # No real file has more dimensions or elements; beyond it sizes stop being file offsets.
 _MOST_ELEMENTS = 1 << 62
 _MOST_KEY = 1 << 64
 
 
-@dataclass(frozen=True, slots=True)
-class StorageRef:
+class StorageRef(NamedTuple):
     """What a persistent id says about a storage.
 
     Attributes:
@@ -90,21 +90,19 @@ def storage_of(pid: PersistentId) -> StorageRef | None:
     The forms are ``('storage', type, key, location, numel)`` (zip) and the same with
     ``None`` or ``(view_key, offset, numel)`` behind it (legacy stream).
     """
-    if not isinstance(pid.pid, tuple):
+    # Taken apart by hand: every tensor is asked for its storage three times, and patterns of
+    # classes take twice as long.
+    parts = pid.pid
+    if not isinstance(parts, tuple) or len(parts) not in _LENGTHS or parts[0] != "storage":
         return None
-    match pid.pid:
-        case ("storage", cls, number_or_text, str(location), int(numel)):
-            view: Node = None
-        case ("storage", cls, number_or_text, str(location), int(numel), view):
-            pass
-        case _:
-            return None
+    _, cls, number_or_text, location, numel, *views = parts
     kind = storage_type(cls)
     key = key_of(number_or_text)
-    if kind is None or key is None or isinstance(numel, bool):
+    if kind is None or key is None or not isinstance(location, str):
         return None
-    if not 0 <= numel < _MOST_ELEMENTS:
+    if type(numel) is not int or not 0 <= numel < _MOST_ELEMENTS:
         return None
+    view = views[0] if views else None
     offset, length = 0, numel
     if view is not None:
         match view:

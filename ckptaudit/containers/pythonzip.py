@@ -13,8 +13,7 @@ Never asks: what is in the archive.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ckptaudit.containers.zipdirectory import SIGNATURE
 from ckptaudit.errors import LimitExceeded, MalformedInput
@@ -36,8 +35,7 @@ _MOST_COMMENT = 1 << 16
 _MOST_DIRECTORY_BYTES = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class PythonArchive:
+class PythonArchive(NamedTuple):
     """An archive as zipfile would find it.
 
     Attributes:

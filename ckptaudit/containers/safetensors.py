@@ -11,7 +11,6 @@ with spaces; then the data, which the tensors must cover without gap or overlap.
 
 from __future__ import annotations
 
-import json
 from itertools import accumulate, chain
 from math import prod
 from operator import mul
@@ -65,6 +64,9 @@ def read_header(
         MalformedInput: The header is not one.
         LimitExceeded: It could be of more values than the budget allows.
     """
+    # Loaded by the file that needs it: most files are no safetensors.
+    import json  # noqa: PLC0415
+
     length = int.from_bytes(source.read_at(0, _PREFIX), "little")
     if length > _MOST_HEADER_BYTES:
         raise MalformedInput("has a header over 100 MB", where=source.name, offset=0)

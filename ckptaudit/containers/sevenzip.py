@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
     from ckptaudit.vm import Budget
 
-__all__ = ["SIGNATURE", "open_seven_zip"]
-
-SIGNATURE = b"7z\xbc\xaf\x27\x1c"
+__all__ = ["open_seven_zip"]
 
 _REFUSAL = "is a 7z archive; unpack it first"
 _MOST_REASON = 200

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers.container import Gap, Mishap, Use
+from ckptaudit.containers.tarheader import BLOCK, CHECKSUM, checksum_fits, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
     from ckptaudit.containers.ledger import Ledger
     from ckptaudit.source import ByteSource
 
-__all__ = ["TarMember", "has_tar_header", "list_members"]
+__all__ = ["TarMember", "list_members"]
 
-_BLOCK = 512
 _TYPE = 156
 _PLAIN = (0, ord("0"))
 _PAX = ord("x")
@@ -60,7 +60,7 @@ _FIELDS = {
     "gid": (116, 124, _NUMBER),
     "size": (124, 136, _NUMBER),
     "mtime": (136, 148, _NUMBER),
-    "checksum": (148, 156, _OCTAL),
+    "checksum": (*CHECKSUM, _OCTAL),
     "link": (157, 257, _ZEROS),
     "magic": (257, 265, re.compile(rb"ustar\x0000|ustar  \0|\0{8}")),
     "owner": (265, 297, _NAME),
@@ -98,11 +98,6 @@ class _Fault(Exception):
     """The block at hand cannot be followed."""
 
 
-def has_tar_header(source: ByteSource) -> bool:
-    """Whether *source* begins with a tar header whose checksum is right."""
-    return source.size >= _BLOCK and _checksum_fits(source.read_at(0, _BLOCK))
-
-
 def list_members(source: ByteSource, ledger: Ledger) -> tuple[TarMember, ...]:
     """Follow the headers of the archive in *source* to its end or the first fault.
 
@@ -111,24 +106,24 @@ def list_members(source: ByteSource, ledger: Ledger) -> tuple[TarMember, ...]:
     """
     members: list[TarMember] = []
     at = 0
-    while at + _BLOCK <= source.size and len(members) < _MOST_MEMBERS:
-        block = source.read_at(at, _BLOCK)
+    while at + BLOCK <= source.size and len(members) < _MOST_MEMBERS:
+        block = source.read_at(at, BLOCK)
         if not any(block):
             ledger.claim_zeros(at, source.size)
             return tuple(members)
         try:
-            if _checksum_fits(block) and _is_without_data(block):
+            if checksum_fits(block) and _is_without_data(block):
                 # It is not followed: a loader that did would read another file.
                 message = "has a member that is no plain file"
-                ledger.disown(at, at + _BLOCK, "tar-gap", message, _name(block))
-                at += _BLOCK
+                ledger.disown(at, at + BLOCK, "tar-gap", message, _name(block))
+                at += BLOCK
                 continue
             member = _read_member(source, at, ledger)
         except _Fault as err:
             ledger.disown(at, source.size, "tar-gap", str(err))
             return tuple(members)
         members.append(member)
-        at = member.end + -member.size % _BLOCK
+        at = member.end + -member.size % BLOCK
         ledger.claim_zeros(member.end, min(at, source.size))
     if len(members) < _MOST_MEMBERS:
         message = "ends without the empty block that ends an archive"
@@ -147,17 +142,17 @@ def _read_member(source: ByteSource, header: int, ledger: Ledger) -> TarMember:
     extended = range(at, at)
     if block[_TYPE] == _PAX:
         length = _size(block)
-        if not 0 < length <= min(_MOST_PAX_BYTES, source.size - at - _BLOCK):
+        if not 0 < length <= min(_MOST_PAX_BYTES, source.size - at - BLOCK):
             raise _Fault("has an extended header of a strange length")
-        extended = range(at + _BLOCK, at + _BLOCK + length)
+        extended = range(at + BLOCK, at + BLOCK + length)
         pax = _read_pax(source.read_at(extended.start, length))
-        at = extended.stop + -length % _BLOCK
+        at = extended.stop + -length % BLOCK
         block = _read_header(source, at)
         heads.append((at, block))
     if block[_TYPE] not in _PLAIN or _is_without_data(block):
         raise _Fault("has a member that is no plain file")
     size = _decimal(pax["size"][0]) if "size" in pax else _size(block)
-    data = at + _BLOCK
+    data = at + BLOCK
     if size > source.size - data:
         raise _Fault(
             f"has a member of {size} bytes where {source.size - data} are left; "
@@ -166,7 +161,7 @@ def _read_member(source: ByteSource, header: int, ledger: Ledger) -> TarMember:
     name = pax["path"][0].rstrip("/") if "path" in pax else _name(block)
     member = TarMember(name, header, data, size)
     for start, head in heads:
-        _account(ledger, start, start + _BLOCK, _strange_fields(head), member.name)
+        _account(ledger, start, start + BLOCK, _strange_fields(head), member.name)
     _account(ledger, extended.start, extended.stop, _strange_records(pax), member.name)
     if extended:
         ledger.claim_zeros(extended.stop, at)
@@ -200,34 +195,10 @@ def _strange_records(pax: dict[str, tuple[str, int, int]]) -> Iterator[tuple[int
 
 
 def _read_header(source: ByteSource, at: int) -> bytes:
-    block = source.read_at(at, _BLOCK) if at + _BLOCK <= source.size else b""
-    if not _checksum_fits(block):
+    block = source.read_at(at, BLOCK) if at + BLOCK <= source.size else b""
+    if not checksum_fits(block):
         raise _Fault("has a damaged header")
     return block
-
-
-def _checksum_fits(block: bytes) -> bool:
-    field = _SLICES["checksum"]
-    stated = _number(block[field])
-    # The checksum is taken with its own eight bytes as spaces; some old tars summed signed bytes.
-    rest = block[: field.start] + block[field.stop :]
-    unsigned = sum(rest) + 8 * ord(" ")
-    return stated in (unsigned, unsigned - 256 * sum(byte > 127 for byte in rest))  # noqa: PLR2004
-
-
-def _number(field: bytes) -> int | None:
-    """A number as tarfile.nti reads it, as lax as that is; None if it is none.
-
-    A header that tarfile takes and we do not would hide an archive.
-    """
-    if field[:1] in (b"\x80", b"\xff"):
-        negative = 256 ** (len(field) - 1) if field[0] == 0xFF else 0  # noqa: PLR2004
-        return int.from_bytes(field[1:], "big") - negative
-    try:
-        # As text: of bytes, int() and strip() know fewer kinds of white space.
-        return int(field.split(b"\0", 1)[0].decode("ascii").strip() or "0", 8)
-    except ValueError:
-        return None
 
 
 def _is_without_data(block: bytes) -> bool:
@@ -240,7 +211,7 @@ def _is_without_data(block: bytes) -> bool:
 
 
 def _size(block: bytes) -> int:
-    size = _number(block[_SLICES["size"]])
+    size = number(block[_SLICES["size"]])
     if size is None or size < 0:
         raise _Fault("has a member whose size is no number")
     return size

@@ -39,7 +39,11 @@ _LOCAL = struct.Struct("<4s5H3I2H")
 # time, date, crc, compressed size, size, name length, extra length, comment length,
 # disk, internal attributes, external attributes, local header offset.
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
-_MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
+_MAX16, _MAX32, _MAX64 = 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
+# Data descriptor: an optional signature, crc, compressed size, size; what the sizes are cut to.
+_DESCRIPTOR_MARK = b"PK\7\10"
+_NARROW_SIZES = struct.Struct("<3I"), _MAX32
+_WIDE_SIZES = struct.Struct("<I2Q"), _MAX64
 _ENCRYPTED = 0x0001 | 0x0040 | 0x2000
 _HAS_DESCRIPTOR = 0x0008
 # How well it was compressed, descriptor, UTF-8: what writers of checkpoints and packers set.
@@ -228,9 +232,10 @@ class Directory:
                 "zip-method-mismatch", "local header and directory differ in method", name, header
             )
         # Checksum and sizes; torch writes zeros, zip64 all ones.
-        if any(
+        stated = local[6:9]
+        if any(stated) and any(
             here not in (0, _MAX32, there)
-            for here, there in zip(local[6:9], central[7:10], strict=True)
+            for here, there in zip(stated, central[7:10], strict=True)
         ):
             self._odd(
                 "zip-size-mismatch", "local header and directory differ in size", name, header
@@ -271,17 +276,14 @@ class Directory:
     def _descriptor_length(self, at: int, crc: int, packed: int, size: int) -> int:
         """Bytes of the data descriptor at *at*: 16 or 24, 12 or 20 without signature, 0 if none."""
         tail = self.source.read_at(at, min(24, self.start - at))
-        forms = (
-            struct.pack("<4s3I", b"PK\7\10", crc, packed & _MAX32, size & _MAX32),
-            struct.pack("<4sI2Q", b"PK\7\10", crc, packed, size),
-            struct.pack("<3I", crc, packed & _MAX32, size & _MAX32),
-            struct.pack("<I2Q", crc, packed, size),
-        )
         # A size that needs 64 bits cannot be told from its low half: try the wide form first.
-        wide_first = (forms[1], forms[0], forms[3], forms[2])
-        for form in wide_first if max(packed, size) >= _MAX32 else forms:
-            if tail.startswith(form):
-                return len(form)
+        widths = (_WIDE_SIZES, _NARROW_SIZES)
+        widths = widths if max(packed, size) >= _MAX32 else widths[::-1]
+        for mark in (_DESCRIPTOR_MARK, b""):
+            for numbers, mask in widths:
+                form = mark + numbers.pack(crc, packed & mask, size & mask)
+                if tail.startswith(form):
+                    return len(form)
         return 0
 
     def _check_names(self) -> None:

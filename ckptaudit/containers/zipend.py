@@ -12,7 +12,6 @@ Never asks: what is in the directory.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from ckptaudit.containers.container import Mishap, Use
@@ -47,8 +46,7 @@ class DirectoryPlace(NamedTuple):
     start: int
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """What the end records say.
 
     Attributes:

@@ -20,9 +20,11 @@ from ckptaudit.containers import places
 from ckptaudit.errors import NoSuchRecord
 from ckptaudit.jobs.names import Names
 from ckptaudit.jobs.opening import File, notes_on, opened
-from ckptaudit.policy import judge, route_of, sentence, shown
+from ckptaudit.policy import judge, shown
+from ckptaudit.policy.sentences import route_of, sentence
 from ckptaudit.tensors import misfits
-from ckptaudit.vm import Oddity, escape, instructions
+from ckptaudit.vm import Oddity, escape
+from ckptaudit.vm.listing import instructions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
     from ckptaudit.containers import Container, Kind
     from ckptaudit.jobs.names import ExplainedGlobal
     from ckptaudit.jobs.opening import Opened
-    from ckptaudit.policy import Coverage, Finding, Permitted, Policy, Route, Severity
-    from ckptaudit.vm import Event, Instruction, Trace
+    from ckptaudit.policy import Coverage, Finding, Permitted, Policy, Severity
+    from ckptaudit.policy.sentences import Route
+    from ckptaudit.vm import Event, Trace
+    from ckptaudit.vm.listing import Instruction
 
 __all__ = [
     "ExplainedFinding",

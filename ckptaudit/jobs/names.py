@@ -16,7 +16,7 @@ from ckptaudit.policy import allowed, shown
 from ckptaudit.vm import Call, Global, PersistentId, brief
 
 if TYPE_CHECKING:
-    from ckptaudit.vm import Instruction, Use
+    from ckptaudit.vm.listing import Instruction, Use
 
 __all__ = ["ExplainedGlobal", "Names"]
 

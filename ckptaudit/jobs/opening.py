@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers import Container, Kind, open_container, open_folder
-from ckptaudit.jobs.hashing import Hashing
+from ckptaudit.containers import Container, Kind, open_container
 from ckptaudit.source import FileSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from os import PathLike
 
+    from ckptaudit.jobs.hashing import Hashing
+    from ckptaudit.source import ByteSource
     from ckptaudit.vm import Limits
 
 __all__ = ["File", "Opened", "notes_on", "opened"]
@@ -91,17 +92,30 @@ def opened(
     Raises:
         CkptauditError: It cannot be read, or is no checkpoint.
     """
-    folder = open_folder(path, limits) if takes_folders and os.path.isdir(path) else None  # noqa: PTH112 - a name that is too long is none
+    folder = _folder(path, limits) if takes_folders and os.path.isdir(path) else None  # noqa: PTH112 - a name that is too long is none
     source = FileSource(path) if folder is None else folder.source
     hashing = None
     try:
-        hashing = Hashing(source) if with_hash else None
+        hashing = _hashing(source) if with_hash else None
         container = open_container(source, limits) if folder is None else folder
         yield Opened(container, hashing)
     finally:
         if hashing is not None:
             hashing.stop()
         source.close()
+
+
+def _folder(path: str | PathLike[str], limits: Limits | None) -> Container:
+    from ckptaudit.containers.folder import open_folder  # noqa: PLC0415 - as hashing, below
+
+    return open_folder(path, limits)
+
+
+def _hashing(source: ByteSource) -> Hashing:
+    # Threads, processes and hashlib take a tenth of a scan to load, and a scan may want no hash.
+    from ckptaudit.jobs.hashing import Hashing  # noqa: PLC0415
+
+    return Hashing(source)
 
 
 def notes_on(container: Container) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ import numpy as np
 
 from ckptaudit.jobs.lanes import Lane, Say, lanes_at_hand, run_lanes
 from ckptaudit.numerics import PIECE, Caster, TensorStats
-from ckptaudit.tensors import BLOCK_BYTES, Block, blocks_of, pieces_of
+from ckptaudit.tensors.blocks import BLOCK_BYTES, Block, blocks_of, pieces_of
 from ckptaudit.writer import PAGE
 
 if TYPE_CHECKING:

@@ -1,4 +1,7 @@
-"""Allowlist, rules and judgement: whether a file can be trusted."""
+"""Allowlist, rules and judgement: whether a file can be trusted.
+
+`sentences` is imported by whoever explains a finding, so that nobody else waits for it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from ckptaudit.policy.judge import judge
 from ckptaudit.policy.judgement import GlobalUse, Judgement
 from ckptaudit.policy.permissions import Permission, Permitted, Policy, dated, parse_policy
 from ckptaudit.policy.rules import RULES, Coverage, Finding, Rule, Severity
-from ckptaudit.policy.sentences import Route, route_of, sentence
 
 __all__ = [
     "RULES",
@@ -19,14 +21,11 @@ __all__ = [
     "Permission",
     "Permitted",
     "Policy",
-    "Route",
     "Rule",
     "Severity",
     "allowed",
     "dated",
     "judge",
     "parse_policy",
-    "route_of",
-    "sentence",
     "shown",
 ]

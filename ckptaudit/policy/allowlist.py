@@ -14,8 +14,7 @@ refused a benign file for them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ckptaudit.dtypes import DTYPES
 from ckptaudit.policy import arguments as given
@@ -36,8 +35,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Allowed:
+class Allowed(NamedTuple):
     """Why a name is allowed, and for what.
 
     Attributes:

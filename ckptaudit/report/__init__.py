@@ -1,7 +1,7 @@
 """Results in, text out: for people and for programs.
 
-`markdown`, `sarif` and `cyclonedx` are imported by whoever asks for these formats, so that
-nobody else waits for them.
+`markdown`, `sarif` and `cyclonedx`, `explanation` and `rules` are imported by whoever asks for
+these formats and answers, so that nobody else waits for them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from ckptaudit.report.document import (
     to_jsonl,
 )
 from ckptaudit.report.escaping import code, one_line, printable
-from ckptaudit.report.explanation import Listing, explanation_json, explanation_text
 from ckptaudit.report.facts import size_text
-from ckptaudit.report.rules import cwe_url, rule_text, rules_json, rules_text
 from ckptaudit.report.text import (
     conversion_text,
     inspection_text,
@@ -29,21 +27,14 @@ from ckptaudit.report.text import (
 __all__ = [
     "SCHEMA_VERSION",
     "Failure",
-    "Listing",
     "Run",
     "Tool",
     "code",
     "conversion_text",
-    "cwe_url",
-    "explanation_json",
-    "explanation_text",
     "inspection_text",
     "json_text",
     "one_line",
     "printable",
-    "rule_text",
-    "rules_json",
-    "rules_text",
     "scan_text",
     "size_text",
     "to_json",

@@ -11,8 +11,6 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-import msgspec
-
 from ckptaudit import __version__
 from ckptaudit.report.escaping import LOG_COMMAND
 
@@ -33,7 +31,7 @@ __all__ = [
 SCHEMA_VERSION = "1"
 # Outside ASCII (msgspec escapes the control characters inside it, all but DEL), and what would
 # be a command in the log of a build.  `##` stands in no JSON but inside a string.
-_DOUBTFUL = re.compile(f"[\x7f-\U0010ffff]|{LOG_COMMAND.pattern}")
+_DOUBTFUL = re.compile(rf"[^\0-\x7e]|{LOG_COMMAND.pattern}")
 
 Result = TypeVar("Result")
 
@@ -110,6 +108,8 @@ def to_jsonl(answers: Sequence[object]) -> str:
 
 def json_line(value: object) -> str:
     """*value* as JSON in one line, without its end; escaped as `json_text` does it."""
+    import msgspec  # noqa: PLC0415 - as below: whoever wants text waits for no encoder
+
     return _safe(msgspec.json.encode(value))
 
 
@@ -119,6 +119,8 @@ def json_text(value: object) -> str:
     What a terminal would obey, or not show, is escaped as JSON does it, and so is what
     would be a command to whoever runs the build; letters of any script stay.
     """
+    import msgspec  # noqa: PLC0415
+
     return f"{_safe(msgspec.json.format(msgspec.json.encode(value), indent=2))}\n"
 
 

@@ -11,8 +11,8 @@ pieces are put together, exactly, up to a number of pieces.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from ckptaudit.containers import Mishap, key_of, storage_of
 from ckptaudit.tensors.rebuild import beside_storage
@@ -32,8 +32,7 @@ __all__ = ["Cover"]
 _MOST_PIECES = 500_000
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(NamedTuple):
     """Bytes of a record, as half-open ranges of one length, that are not left over.
 
     Attributes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 from ckptaudit.containers import check_rank, key_of, storage_of
 from ckptaudit.dtypes import DType, by_name
@@ -36,8 +36,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """A dense tensor as its pickle describes it, not yet checked against its storage.
 
     Attributes:
@@ -296,7 +295,7 @@ def _unpacked(window: Tensor, packed: int) -> Tensor:
     for size, step in zip(window.shape, window.stride, strict=True):
         last += (size - 1) * step
     first = window.offset // packed
-    return replace(window, shape=(last // packed - first + 1,), stride=(1,), offset=first)
+    return window._replace(shape=(last // packed - first + 1,), stride=(1,), offset=first)
 
 
 def _tensor_v2(call: Call) -> Rebuilt:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from math import prod
+from operator import mul
 from typing import TYPE_CHECKING
 
 from ckptaudit.errors import LimitExceeded, MalformedInput
@@ -97,9 +98,8 @@ class TensorView:
         """Storage elements the view can touch, as a half-open range; empty if numel is 0."""
         if 0 in self.shape:
             return range(self.offset, self.offset)
-        last = self.offset
-        for size, step in zip(self.shape, self.stride, strict=True):
-            last += (size - 1) * step
+        # The last element is (size - 1) steps away in each dimension.
+        last = self.offset + sum(map(mul, self.shape, self.stride)) - sum(self.stride)
         return range(self.offset, last + 1)
 
     @property

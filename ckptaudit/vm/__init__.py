@@ -1,11 +1,14 @@
-"""Pickle opcodes in, an inert tree and a list of events out; nothing is executed."""
+"""Pickle opcodes in, an inert tree and a list of events out; nothing is executed.
+
+`listing` is imported by whoever explains a pickle instruction by instruction, so that nobody
+else waits for it.
+"""
 
 from __future__ import annotations
 
 from ckptaudit.vm.brief import brief, escape
 from ckptaudit.vm.extent import Extent, extent_of
 from ckptaudit.vm.limits import Budget, Limits
-from ckptaudit.vm.listing import Instruction, Use, instructions
 from ckptaudit.vm.machine import trace_pickle
 from ckptaudit.vm.nodes import (
     Build,
@@ -29,7 +32,6 @@ __all__ = [
     "Event",
     "Extent",
     "Global",
-    "Instruction",
     "Limits",
     "Node",
     "Oddity",
@@ -37,10 +39,8 @@ __all__ = [
     "PersistentId",
     "Set",
     "Trace",
-    "Use",
     "brief",
     "escape",
     "extent_of",
-    "instructions",
     "trace_pickle",
 ]

@@ -11,12 +11,14 @@ Never asks: what a name means, or which instruction matters.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptaudit.errors import MalformedInput
 from ckptaudit.vm.brief import brief, escape
 from ckptaudit.vm.limits import Budget
+from ckptaudit.vm.literals import unwarned
 from ckptaudit.vm.machine import _Machine
 from ckptaudit.vm.nodes import Build, Call, Global, Oddity, Opaque, PersistentId
 from ckptaudit.vm.opcodes import OPCODES, TO_MARK, Argument, Opcode
@@ -190,7 +192,9 @@ class _Listing(_Machine):
         self.events.clear()
         self.dropped.clear()
         try:
-            self.execute(1)
+            # Nothing else has escapes that Python would warn of.
+            with unwarned() if opcode.name == "STRING" else nullcontext():
+                self.execute(1)
         except MalformedInput as err:
             return self.broken(opcode, before, err)
         events = tuple(self.events)

@@ -13,7 +13,12 @@ from __future__ import annotations
 import codecs
 import re
 import warnings
+from contextlib import contextmanager
 from math import isinf
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "parse_float",
@@ -22,12 +27,15 @@ __all__ = [
     "parse_integer_laxly",
     "parse_long",
     "parse_string",
+    "unwarned",
 ]
 
 # strtol(3) with base 0: white space, a sign, then 0x…, 0… (octal) or decimal digits.
 _STRTOL = re.compile(
     rb"[ \t\n\v\f\r]*([+-]?)(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))(?:\0|\Z)"
 )
+# Of the digits in each group; the first is the sign.
+_BASES = {2: 16, 3: 8, 4: 10}
 # No number of more digits fits a C long, whatever its base.
 _MOST_LONG_DIGITS = 22
 _LONG_RANGE = range(-(1 << 63), 1 << 63)
@@ -115,7 +123,7 @@ def parse_integer_laxly(line: bytes) -> int:
 
 
 def parse_string(line: bytes) -> bytes:
-    r"""The bytes of a STRING line: quoted, with Python 2 escapes.
+    r"""The bytes of a STRING line: quoted, with Python 2 escapes; see `unwarned`.
 
     Raises:
         ValueError: The quotes or an escape are wrong; the C unpickler refuses it too.
@@ -126,12 +134,19 @@ def parse_string(line: bytes) -> bytes:
     inner = line[1:-1]
     if line[:1] not in (b"'", b'"') or line != line[:1] + inner + line[:1]:
         raise ValueError("not quoted")
-    if b"\\" not in inner:
-        return inner
+    return codecs.escape_decode(inner)[0] if b"\\" in inner else inner
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Let `parse_string` read unknown escapes without Python's warning of them.
+
+    They stay as they are; the unpickler warns and goes on.  To be put around many strings, for
+    it takes longer than a string does.
+    """
     with warnings.catch_warnings():
-        # An unknown escape stays as it is; the unpickler warns about it and goes on.
         warnings.simplefilter("ignore", DeprecationWarning)
-        return codecs.escape_decode(inner)[0]
+        yield
 
 
 def _strtol(line: bytes) -> int | None:
@@ -141,13 +156,12 @@ def _strtol(line: bytes) -> int | None:
     match = _STRTOL.match(line)
     if not match:
         return None
-    sign, hexadecimal, octal, decimal = match.groups()
-    for digits, base in ((hexadecimal, 16), (octal, 8), (decimal, 10)):
-        significant = (digits or b"").lstrip(b"0")
-        if digits is not None and len(significant) <= _MOST_LONG_DIGITS:
-            value = int(significant or b"0", base) * (-1 if sign == b"-" else 1)
-            return value if value in _LONG_RANGE else None
-    return None
+    group = match.lastindex or 0
+    significant = match[group].lstrip(b"0")
+    if len(significant) > _MOST_LONG_DIGITS:
+        return None
+    value = int(significant or b"0", _BASES[group]) * (-1 if match[1] == b"-" else 1)
+    return value if value in _LONG_RANGE else None
 
 
 def _python_int(line: bytes) -> int:

@@ -30,6 +30,7 @@ from ckptaudit.vm.literals import (
     parse_integer_laxly,
     parse_long,
     parse_string,
+    unwarned,
 )
 from ckptaudit.vm.nodes import (
     Build,
@@ -143,10 +144,11 @@ class _Machine(Reader):
         self.memo: dict[int, Node] = {}
 
     def run(self) -> None:
-        while self.running:
-            self.check_budget()
-            # No opcode makes more than two values or events, so no round can overshoot by much.
-            self.execute(_ROUND)
+        with unwarned():
+            while self.running:
+                self.check_budget()
+                # No opcode makes more than two values or events, so no round overshoots by much.
+                self.execute(_ROUND)
 
     def execute(self, count: int) -> None:
         """Execute *count* opcodes, or those up to STOP if they are fewer."""
@@ -159,10 +161,7 @@ class _Machine(Reader):
             else:
                 code = self.code_beyond()
             self.executed += 1
-            handler = handlers[code]
-            if handler is None:
-                raise self.malformed(f"no opcode 0x{code:02x} exists")
-            handler(self)
+            handlers[code](self)
             if not self.running:
                 return
 
@@ -215,14 +214,11 @@ class _Machine(Reader):
         memo = self.memo
         if len(memo) >= self.limits.memo:
             raise self.too_much("memo entries")
-        memo[index] = stack[-1]
-
-    def remember_far(self, index: int) -> None:
         # Modules/_pickle.c, _Unpickler_MemoPut: the memo is an array up to its highest index,
         # and picklers count from 0.
         if index > self.executed + _MEMO_AHEAD:
             self.odd("memo-index", f"stores under memo index {_shown(index)}")
-        self.remember(index)
+        memo[index] = stack[-1]
 
     def recall(self, index: int) -> None:
         try:
@@ -282,7 +278,7 @@ class _Machine(Reader):
         index = self.memo_index()
         if index < 0:
             raise self.malformed("stores under a negative memo index")
-        self.remember_far(index)
+        self.remember(index)
 
     def op_get(self) -> None:
         self.recall(self.memo_index())
@@ -294,6 +290,9 @@ class _Machine(Reader):
             self.remember(self.window[at])
         else:
             self.remember(self.take(1)[0])
+
+    def op_long_binput(self) -> None:
+        self.remember(self.unsigned(4))
 
     def op_binget(self) -> None:
         at = self.at
@@ -535,6 +534,13 @@ def _push_extension(op: str, width: int) -> Callable[[_Machine], None]:
     return lambda machine: machine.opaque(op, machine.unsigned(width))
 
 
+def _no_opcode(code: int) -> Callable[[_Machine], None]:
+    def handle(machine: _Machine) -> None:
+        raise machine.malformed(f"no opcode 0x{code:02x} exists")
+
+    return handle
+
+
 # Every opcode of Lib/pickle.py, protocol by protocol.
 _BY_OPCODE: dict[bytes, Callable[[_Machine], None]] = {
     # Protocol 0
@@ -574,7 +580,7 @@ _BY_OPCODE: dict[bytes, Callable[[_Machine], None]] = {
     b"h": _Machine.op_binget,
     b"j": lambda m: m.recall(m.unsigned(4)),
     b"q": _Machine.op_binput,
-    b"r": lambda m: m.remember_far(m.unsigned(4)),
+    b"r": _Machine.op_long_binput,
     b"u": _Machine.op_setitems,
     b"]": lambda m: m.push_node([]),
     b")": _push_constant(tuple),
@@ -612,6 +618,4 @@ _BY_OPCODE: dict[bytes, Callable[[_Machine], None]] = {
     b"\x97": lambda m: m.opaque("NEXT_BUFFER"),
     b"\x98": lambda m: m.opaque("READONLY_BUFFER", m.pop()),
 }
-_HANDLERS: list[Callable[[_Machine], None] | None] = [
-    _BY_OPCODE.get(bytes([code])) for code in range(256)
-]
+_HANDLERS = [_BY_OPCODE.get(bytes([code]), _no_opcode(code)) for code in range(256)]

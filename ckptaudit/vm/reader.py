@@ -151,8 +151,19 @@ class Reader(Cursor):
 
     def line(self) -> bytes:
         """The bytes up to the end of the line, which is left out."""
+        at = self.at
+        end = self.window.find(b"\n", at)
+        length = end - at
         one = self.limits.literal
         all_left = self.limits.literals - self.budget.literals - self.literals
+        if end < 0 or length > one or length > all_left:
+            return self.far_line(one, all_left)
+        self.at = end + 1
+        self.literals += length
+        return self.window[at:end]
+
+    def far_line(self, one: int, all_left: int) -> bytes:
+        """The same, where the line's end is not at hand or it is longer than the limits allow."""
         most = min(one, all_left)
         try:
             line = self.take_line(most)
