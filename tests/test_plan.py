@@ -140,7 +140,10 @@ def test_only_weights_are_cast(precision: Precision) -> None:
     )
     wanted = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}.get(precision.value)
 
-    made = targets(plan(tensors, precision=precision, ema=Ema.KEEP))
+    made = targets(plan(tensors, precision=precision, ema=Ema.KEEP, other=Action.COPY)) | targets(
+        plan(MODEL, precision=precision, ema=Ema.KEEP)
+    )
+    made |= targets(plan(tensors[len(MODEL) :], detection=STRANGE, precision=precision))
 
     for tensor in tensors:
         key = tensor.placement.key
@@ -150,6 +153,44 @@ def test_only_weights_are_cast(precision: Precision) -> None:
         )
         if known(tensor.dtype).safetensors is not None:
             assert made[key] == (wanted if weight and wanted else tensor.dtype), key
+
+
+def test_an_integer_that_no_loader_asks_for_is_left_out_because_one_stops_at_it() -> None:
+    tensors = (*MODEL, stranger("steps", "9", "int64"), stranger("mask", "8", "bool"))
+
+    made = plan(tensors)
+
+    assert [(drop.source, "int64" in drop.reason) for drop in made.drops if drop.source == "steps"]
+    assert "mask" in names(made)
+    for kept in (
+        plan(tensors, other=Action.COPY),
+        plan(tensors, precision=Precision.KEEP),
+        plan(tensors, dedupe=Dedupe.NONE),
+        plan(tensors, keep_names=True),
+        plan(tensors, detection=STRANGE),
+    ):
+        assert "steps" in names(kept)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_schedule_of_half_precision_is_left_out_and_one_of_single_is_written(dtype: str) -> None:
+    half = Given(Placement("betas", Component.SCHEDULE, "betas"), "9", dtype)
+    single = Given(Placement("betas", Component.SCHEDULE, "betas"), "9")
+    rest = [tensor for tensor in MODEL if tensor.placement.key != "betas"]
+
+    assert "betas" not in names(plan([*rest, half]))
+    assert "betas" in names(plan([*rest, half], precision=Precision.KEEP))
+    assert targets(plan([*rest, single]))["betas"] == "float32"
+
+
+def test_a_vae_that_overflows_in_fp16_is_spared_it_unless_the_user_insists() -> None:
+    sdxl = Detection("sdxl", None, ())
+
+    assert targets(plan(MODEL, detection=sdxl))[VAE] == "float32"
+    assert targets(plan(MODEL, detection=sdxl))[UNET] == "float16"
+    assert targets(plan(MODEL, detection=sdxl, precision=Precision.BF16))[VAE] == "bfloat16"
+    assert targets(plan(MODEL, detection=sdxl, vae=Action.CONVERT))[VAE] == "float16"
+    assert targets(plan(MODEL))[VAE] == "float16"
 
 
 def test_every_tensor_is_written_aliased_or_dropped_and_only_once() -> None:

@@ -108,10 +108,11 @@ _ADVICE: dict[type[CkptauditError], str] = {
 )
 @click.option(
     "--vae",
-    type=click.Choice(_ACTIONS),
-    default="convert",
+    type=click.Choice(("auto", *_ACTIONS)),
+    default="auto",
     show_default=True,
-    help="The VAE; convert casts it, copy writes it as it is, drop leaves it out.",
+    help="The VAE; convert casts it, copy writes it as it is, drop leaves it out; auto converts, "
+    "but not SDXL's to fp16, in which it overflows while it runs.",
 )
 @click.option(
     "--text-encoder",

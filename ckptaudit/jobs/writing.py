@@ -24,7 +24,17 @@ from ckptaudit.jobs.planning import meaning_of, planner, prediction_of
 from ckptaudit.jobs.receipt import metadata_of
 from ckptaudit.jobs.stream import digest_of, std_of, stream
 from ckptaudit.layouts import Component
-from ckptaudit.plan import ConversionPlan, Ema, Layout, OnOverflow, Options, Output, TensorJob
+from ckptaudit.plan import (
+    Action,
+    ConversionPlan,
+    Ema,
+    Layout,
+    OnOverflow,
+    Options,
+    Output,
+    Precision,
+    TensorJob,
+)
 from ckptaudit.policy import RULES, Finding, Judgement
 from ckptaudit.tensors import find_state_dict
 from ckptaudit.vm import escape
@@ -273,6 +283,7 @@ class _Run:
                 *notes_on(container),
                 *self.empty_notes(),
                 *self.ema_notes(plan),
+                *self.vae_notes(plan),
                 *self.dry_notes(written=written),
             ),
         )
@@ -314,6 +325,20 @@ class _Run:
         if not without:
             return []
         return [f"{without} weights of the unet have no averaged copy and are written themselves"]
+
+    def vae_notes(self, plan: ConversionPlan) -> list[str]:
+        """Say so where a VAE was spared a type in which it cannot run."""
+        options = self.options
+        spared = [
+            job
+            for job in plan.jobs
+            if job.component is Component.VAE and job.target.name == "float32"
+        ]
+        is_asked = options.vae is Action.AUTO and options.precision is Precision.FP16
+        if not (is_asked and self.meaning.detection.vae_overflows and spared):
+            return []
+        why = "in fp16 this family's overflows while it runs, and images turn black"
+        return [f"the VAE stays float32: {why}; --vae convert casts it"]
 
     def numeric_findings(self, plan: ConversionPlan) -> list[Finding]:
         found = []

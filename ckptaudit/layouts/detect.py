@@ -72,6 +72,11 @@ class Detection:
             return None
         return FAMILIES[self.family].undecided
 
+    @property
+    def vae_overflows(self) -> bool:
+        """Whether the VAE gives infinities and black images when it runs in fp16."""
+        return self.has_inventory and FAMILIES[self.family].vae_overflows
+
     def weights_file(self, component: Component) -> str:
         """Where in the folder that diffusers opens the weights of *component* lie."""
         return weights_file(FAMILIES[self.family], component)

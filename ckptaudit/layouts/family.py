@@ -245,6 +245,7 @@ class Family:
         size: Side of the images it was trained on, in pixels; where it predicts v, of a family
             whose files differ, it is half as large again.
         scaling: What latents are multiplied with.
+        vae_overflows: Whether the VAE gives infinities and black images when it runs in fp16.
         is_named_only: Whether a file is taken for it only where the user says so: its keys are
             those of another family.
     """
@@ -262,6 +263,7 @@ class Family:
     undecided: Undecided | None = None
     size: int = 512
     scaling: float = 0.18215
+    vae_overflows: bool = False
     is_named_only: bool = False
 
     @property

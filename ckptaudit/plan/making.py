@@ -37,6 +37,7 @@ _TARGETS = {
 _RESERVED_NAME = "__metadata__"
 # Types we can cast from; float8 weights stay as they are.
 _CASTABLE = {"float64", "float32", "float16", "bfloat16"}
+_HALVES = {"float16", "bfloat16"}
 
 
 @dataclass(slots=True)
@@ -66,10 +67,18 @@ def make_plan(
         digests: By source key, a hash of the tensor's elements, for keys that
             `comparable_groups` named.  Tensors of one hash, dtype and shape are equal.
     """
-    draft = _sort_out(state_dict, list(placements), options)
+    draft = _sort_out(state_dict, detection, list(placements), options)
     aliases = deduplicate(draft.candidates, detection, options, digests or {})
     left_out = {alias.source for alias in aliases}
-    written = [candidate for candidate in draft.candidates if candidate.view.key not in left_out]
+    written = []
+    for candidate in draft.candidates:
+        reason = _harm(candidate, detection, options)
+        if candidate.view.key in left_out:
+            continue
+        if reason is None:
+            written.append(candidate)
+        else:
+            draft.drops.append(Drop(candidate.view.key, described(candidate.view), reason))
     # Only now: the aliases of a tensor that does not fit are its equals and do not fit either.
     arranged = arrange(written, detection, options, unfit or {})
     outside = [
@@ -101,7 +110,7 @@ def comparable_groups(
     """
     if options.layout is Layout.DIFFUSERS:
         return ()
-    draft = _sort_out(state_dict, list(placements), options)
+    draft = _sort_out(state_dict, detection, list(placements), options)
     groups: dict[tuple[object, ...], list[Candidate]] = defaultdict(list)
     if options.dedupe is Dedupe.ALL:
         for candidate in draft.candidates:
@@ -123,6 +132,7 @@ def comparable_groups(
 
 def _sort_out(
     state_dict: StateDict,
+    detection: Detection,
     placements: list[Placement],
     options: Options,
 ) -> _Draft:
@@ -146,7 +156,7 @@ def _sort_out(
         # An averaged copy that takes a weight's place takes its name as well.
         key = replaces.get(view.key, view.key)
         name = key if options.keep_names else canonical[key]
-        target = _target(view, placement, options)
+        target = _target(view, placement, detection, options)
         draft.candidates.append(
             Candidate(
                 view,
@@ -171,6 +181,22 @@ def _bar(view: TensorView, placement: Placement, options: Options) -> str | None
         return "safetensors reserves this name for its metadata"
     if _action(placement.component, options) is Action.DROP:
         return f"component {placement.component.value} is dropped on request"
+    return None
+
+
+def _harm(candidate: Candidate, detection: Detection, options: Options) -> str | None:
+    """Why loaders of a known family do better without a tensor, which they do not need."""
+    view, placement = candidate.view, candidate.placement
+    writes_all = options.precision is Precision.KEEP or options.dedupe is Dedupe.NONE
+    is_verbatim = writes_all or options.keep_names
+    if is_verbatim or not detection.has_inventory or candidate.demanded:
+        return None
+    if placement.component is Component.SCHEDULE and view.dtype.name in _HALVES:
+        return f"is a schedule in {view.dtype.name}; loaders make a better one themselves"
+    is_extra = placement.component is Component.OTHER and options.other is not Action.COPY
+    if is_extra and view.dtype.name == "int64":
+        # stable-diffusion.cpp, convert: any int64 tensor but position_ids.
+        return "is an int64 tensor that no loader asks for, and one of them stops at it"
     return None
 
 
@@ -224,14 +250,20 @@ def _action(component: Component, options: Options) -> Action:
             return Action.COPY
 
 
-def _target(view: TensorView, placement: Placement, options: Options) -> DType:
+def _target(
+    view: TensorView, placement: Placement, detection: Detection, options: Options
+) -> DType:
     """The type *view* is written in: only weights are cast, and only where asked."""
+    action = _action(placement.component, options)
+    if action is Action.AUTO:
+        is_fragile = detection.vae_overflows and options.precision is Precision.FP16
+        action = Action.COPY if is_fragile else Action.CONVERT
     is_bookkeeping = placement.component is Component.EMA and placement.of is None
     is_weight = placement.component is not Component.SCHEDULE and not is_bookkeeping
     if (
         not is_weight
         or options.precision is Precision.KEEP
-        or _action(placement.component, options) is Action.COPY
+        or action is Action.COPY
         or view.dtype.name not in _CASTABLE
     ):
         return view.dtype

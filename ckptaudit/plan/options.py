@@ -54,8 +54,9 @@ class Dedupe(str, Enum):
 
 
 class Action(str, Enum):
-    """What to do with a component."""
+    """What to do with a component; ``auto`` is ``convert``, where the result can run."""
 
+    AUTO = "auto"
     CONVERT = "convert"
     COPY = "copy"
     DROP = "drop"
@@ -90,7 +91,7 @@ class Options:
     dedupe: Dedupe = Dedupe.SAFE
     keep_names: bool = False
     unet: Action = Action.CONVERT
-    vae: Action = Action.CONVERT
+    vae: Action = Action.AUTO
     text_encoder: Action = Action.CONVERT
     other: Action = Action.CONVERT
     family: str = ""

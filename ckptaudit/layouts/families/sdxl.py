@@ -98,6 +98,7 @@ def _sdxl(
         pipeline=pipeline,
         size=1024,
         scaling=_SCALING,
+        vae_overflows=True,
     )
 
 
@@ -204,4 +205,5 @@ SDXL_REFINER = Family(
     ),
     size=1024,
     scaling=_SCALING,
+    vae_overflows=True,
 )
