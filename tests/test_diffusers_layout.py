@@ -358,6 +358,39 @@ def test_a_file_is_no_folder_to_write_to(thin_family: Family, tmp_path: Path) ->
         convert(tmp_path / "a.ckpt", tmp_path / "out", KEEP, overwrite=True)
 
 
+@pytest.mark.parametrize("thin_family", ["sd1", "sdxl"], indirect=True)
+def test_a_split_file_is_all_of_the_source_in_a_file_for_each_part(
+    thin_family: Family, tmp_path: Path
+) -> None:
+    tensors = checkpoint(thin_family, tmp_path / "a.ckpt")
+    tensors["extra.weight"] = torch.ones(3)
+    torch.save(tensors, tmp_path / "a.ckpt")
+
+    result = convert(tmp_path / "a.ckpt", tmp_path / "out", replace(ORIGINAL, split=True))
+
+    parts = {p.name: load_file(p) for p in sorted((tmp_path / "out").iterdir())}
+    encoders = ["text_encoder", *(["text_encoder_2"] if thin_family.name == "sdxl" else [])]
+    assert list(parts) == [
+        f"out.{part}.safetensors" for part in ("other", *encoders, "unet", "vae")
+    ]
+    # An autoencoder alone has bare names, or its loaders refuse it.
+    bare = {key.removeprefix("first_stage_model."): tensor for key, tensor in tensors.items()}
+    together = {key: tensor for part in parts.values() for key, tensor in part.items()}
+    assert together.keys() == bare.keys()
+    assert all(torch.equal(together[key], bare[key]) for key in bare)
+    assert "encoder.conv_in.weight" in parts["out.vae.safetensors"]
+    assert not result.dropped
+
+
+def test_a_file_whose_parts_are_not_known_is_not_split(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(3)}, tmp_path / "a.ckpt")
+
+    with pytest.raises(Unsupported, match="cannot be split"):
+        convert(tmp_path / "a.ckpt", tmp_path / "out", replace(ORIGINAL, split=True))
+
+
 def test_names_of_the_source_and_of_diffusers_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="keep_names"):
         replace(KEEP, keep_names=True)
+    with pytest.raises(ValueError, match="split"):
+        replace(KEEP, split=True)

@@ -76,6 +76,7 @@ _ADVICE: dict[type[CkptauditError], str] = {
     help="original is the single file that a WebUI opens, diffusers the folder that diffusers "
     "opens; what has no place there is left out and listed.",
 )
+@click.option("--split", is_flag=True, help="Write a file for each component, into a folder.")
 @click.option(
     "--family",
     default="",
@@ -176,10 +177,11 @@ def convert(
     def status(_result: Conversion) -> int:
         return GOOD
 
-    if chosen["keep_names"] and chosen["layout"] == "diffusers":
-        raise click.UsageError("--keep-names: the diffusers layout has names of its own")
-    options = _options(chosen)
-    is_folder = chosen["layout"] == "diffusers"
+    try:
+        options = _options(chosen)
+    except ValueError as err:
+        raise click.UsageError(f"--{str(err).replace('_', '-')}") from err
+    is_folder = options.makes_folder
     overwrite = if_exists == "overwrite"
     # Where each path leads, links and ".." followed.
     sources = {os.path.realpath(path): path for path in paths}
@@ -230,6 +232,7 @@ def _options(chosen: dict[str, str | bool]) -> Options:
         precision=Precision(chosen["precision"]),
         layout=Layout(chosen["layout"]),
         family=str(chosen["family"]),
+        split=bool(chosen["split"]),
         on_overflow=OnOverflow(chosen["on_overflow"]),
         ema=Ema(chosen["ema"]),
         dedupe=Dedupe(chosen["dedupe"]),
@@ -275,7 +278,7 @@ def _folder_target(beside: Path, output: str | None, *, several: bool) -> Path:
     from pathlib import Path
 
     if output.endswith(".safetensors"):
-        raise OutputFailed(f"{output}: the diffusers layout is a folder; name one")
+        raise OutputFailed(f"{output}: a folder is to be written; name one")
     return Path(output) / beside.name if several else Path(output)
 
 

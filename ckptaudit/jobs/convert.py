@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.errors import Incomplete, OutputFailed, Refused
 from ckptaudit.jobs.opening import opened
-from ckptaudit.plan import Layout, Options
+from ckptaudit.plan import Options
 from ckptaudit.policy import Severity, judge
 from ckptaudit.tensors import misfits
 from ckptaudit.writer import check_destination, check_folder, path_text
@@ -48,7 +48,7 @@ def convert(
 
     Args:
         path: The checkpoint.
-        output: The file to write, named ``.safetensors``, or the folder, of the diffusers layout;
+        output: The file to write, named ``.safetensors``, or the folder, where there are several;
             it appears under this name only when it is whole.
         options: What to do with weights, copies and names.
         with_hash: Compute the SHA-256 of source and output.
@@ -74,7 +74,7 @@ def convert(
     with_digest = with_hash and (of_file or not dry_run)
     with opened(path, with_hash=with_digest, takes_folders=True) as file:
         # A dry run, too, is refused what the conversion would be.
-        if options.layout is Layout.DIFFUSERS:
+        if options.makes_folder:
             check_folder(target, overwrite=overwrite or dry_run)
         else:
             _check_target(target, path, overwrite=overwrite or dry_run)

@@ -102,11 +102,7 @@ class _Run:
         self.progress = progress
         self.state_dict = find_state_dict(file.container)
         self.meaning = meaning_of(self.state_dict, options.family)
-        if self.makes_folder and not self.meaning.detection.has_diffusers_layout:
-            raise Unsupported(
-                f"{file.container.source.name}: is of family {self.meaning.detection.family}, of "
-                "which no diffusers folder is made; --family names another"
-            )
+        self.check_family()
         self.prediction, self.hints = prediction_of(
             self.meaning.detection, self.state_dict, partial(std_of, file.container)
         )
@@ -120,6 +116,20 @@ class _Run:
         self.in_vain = 0
         # One byte that lanes share: not 0 once the attempt under way has come to nothing.
         self.is_vain = mmap(-1, 1)
+
+    def check_family(self) -> None:
+        """Refuse what a family must be known for, where it is not."""
+        found, name = self.meaning.detection, self.file.container.source.name
+        if self.options.split and not found.has_inventory:
+            raise Unsupported(
+                f"{name}: is of family {found.family}, whose parts are not known, so it cannot be "
+                "split; --family names another"
+            )
+        if self.options.layout is Layout.DIFFUSERS and not found.has_diffusers_layout:
+            raise Unsupported(
+                f"{name}: is of family {found.family}, of which no diffusers folder is made; "
+                "--family names another"
+            )
 
     def dry(self, *, with_hash: bool) -> Conversion:
         plan = self.plan_with({})
@@ -156,11 +166,14 @@ class _Run:
         self.is_vain[0] = 0
         starts = self.starts(plan, with_hash=with_hash)
         with ExitStack() as stack:
-            folder = stack.enter_context(DraftFolder(self.target)) if self.makes_folder else None
+            folder = (
+                stack.enter_context(DraftFolder(self.target)) if self.options.makes_folder else None
+            )
             drafts = {}
             for output in plan.outputs:
-                final = self.target / output.file
-                place = final if folder is None else folder.place(output.file)
+                file = self.within(output.file)
+                final = self.target / file
+                place = final if folder is None else folder.place(file)
                 size = starts[output.file] + output.nbytes
                 drafts[output.file] = stack.enter_context(Draft(place, size, final))
             self.cast(plan, DraftSink(drafts, starts, self.is_vain))
@@ -184,13 +197,9 @@ class _Run:
                 folder.publish(overwrite=overwrite)
             return tuple(written)
 
-    @property
-    def makes_folder(self) -> bool:
-        return self.options.layout is Layout.DIFFUSERS
-
     def texts(self, plan: ConversionPlan) -> dict[str, bytes]:
         """The JSON files of a folder, by path in it."""
-        if not self.makes_folder:
+        if self.options.layout is not Layout.DIFFUSERS:
             return {}
         weights = [output.file for output in plan.outputs]
         files = self.meaning.detection.folder_files(weights, self.prediction or "epsilon")
@@ -204,8 +213,15 @@ class _Run:
         digest = _NO_HASH if with_hash else None
         return {output.file: len(self.header(plan, output, digest)) for output in plan.outputs}
 
+    def within(self, file: str) -> str:
+        """What *file* of the plan is called in the folder that is written; "" without one.
+
+        A part keeps the name of the whole: InvokeAI tells by it whose an autoencoder is.
+        """
+        return f"{self.target.name}.{file}.safetensors" if self.options.split else file
+
     def path_of(self, file: str) -> str:
-        return path_text(self.target / file)
+        return path_text(self.target / self.within(file))
 
     def cast(self, plan: ConversionPlan, sink: Sink) -> None:
         total = sum(job.view.nbytes for job in plan.jobs)
@@ -249,7 +265,9 @@ class _Run:
             Slot(tensor.name, tensor.dtype, tensor.shape, tensor.offset, tensor.nbytes)
             for tensor in output.tensors
         )
-        return header_of(slots, metadata_of(self.options, plan.aliases, digest))
+        names = {tensor.name for tensor in output.tensors}
+        aliases = [alias for alias in plan.aliases if alias.of in names]
+        return header_of(slots, metadata_of(self.options, aliases, digest))
 
     def result(
         self, plan: ConversionPlan, outputs: tuple[File, ...], digest: str | None, *, written: bool
@@ -291,7 +309,7 @@ class _Run:
     def entry(self, job: TensorJob) -> TensorEntry:
         return TensorEntry(
             name=job.name,
-            file=path_text(Path(self.target.name) / job.file),
+            file=path_text(Path(self.target.name) / self.within(job.file)),
             source=job.source,
             component=job.component,
             op=job.op,

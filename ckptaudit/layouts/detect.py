@@ -77,6 +77,16 @@ class Detection:
         """Whether the VAE gives infinities and black images when it runs in fp16."""
         return self.has_inventory and FAMILIES[self.family].vae_overflows
 
+    def name_alone(self, component: Component, name: str) -> str:
+        """What loaders call the tensor *name* in a file that has this *component* only.
+
+        Those of an autoencoder want bare names, those of any other part its place before them.
+        """
+        if component is not Component.VAE or not self.has_inventory:
+            return name
+        prefixes = [p.prefix for p in FAMILIES[self.family].parts if p.component is component]
+        return name.removeprefix(prefixes[0]) if prefixes else name
+
     def weights_file(self, component: Component) -> str:
         """Where in the folder that diffusers opens the weights of *component* lie."""
         return weights_file(FAMILIES[self.family], component)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ckptaudit.dtypes import named
+from ckptaudit.layouts import Component
 from ckptaudit.plan.options import Layout
 from ckptaudit.plan.values import Drop, Output, OutputTensor, TensorJob
 
@@ -85,7 +86,7 @@ def arrange(
         reason = f"is a part of {output[1]}, whose other parts are not there"
         drops += [Drop(job.source, described(job.view), reason) for job in parts.pop(output)]
     joined = {output: _joined(parts[output], is_unfit=output in unfit) for output in parts}
-    files = sorted({file for file, _ in joined}) or [""]
+    files = sorted({file for file, _ in joined}) or ([] if options.makes_folder else [""])
     arranged = [
         _file(file, [jobs for (home, _), jobs in joined.items() if home == file]) for file in files
     ]
@@ -127,11 +128,17 @@ def _places(candidate: Candidate, detection: Detection, options: Options) -> tup
             for there in candidate.diffusers
         )
     placement = candidate.placement
+    file, name = "", candidate.name
+    if options.split:
+        # What the denoiser is scheduled by goes with it.
+        is_schedule = placement.component is Component.SCHEDULE
+        file = (Component.UNET if is_schedule else placement.component).value
+        name = name if options.keep_names else detection.name_alone(placement.component, name)
     if placement.rows is None or options.keep_names:
         op = "identity" if options.keep_names else placement.op
-        return (_Place("", candidate.name, op),)
+        return (_Place(file, name, op),)
     start, stop, height = placement.rows
-    return (_Place("", candidate.name, placement.op, (start, stop), height),)
+    return (_Place(file, name, placement.op, (start, stop), height),)
 
 
 def _made(view: TensorView, place: _Place) -> TensorView | None:

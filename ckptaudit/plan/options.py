@@ -77,6 +77,7 @@ class Options:
         vae: What happens to the VAE.
         text_encoder: What happens to the text encoders.
         other: What happens to everything whose part in the model is not known.
+        split: Write a file for each component instead of one for all, into a folder.
         family: Name of the family to take a file for; "" is whatever it is found to be.
 
     Raises:
@@ -94,6 +95,7 @@ class Options:
     vae: Action = Action.AUTO
     text_encoder: Action = Action.CONVERT
     other: Action = Action.CONVERT
+    split: bool = False
     family: str = ""
 
     def __post_init__(self) -> None:
@@ -110,3 +112,10 @@ class Options:
             object.__setattr__(self, field.name, choices[value])
         if self.keep_names and self.layout is Layout.DIFFUSERS:
             raise ValueError("keep_names: the diffusers layout has names of its own")
+        if self.split and self.layout is Layout.DIFFUSERS:
+            raise ValueError("split: the diffusers layout has a folder for each component anyway")
+
+    @property
+    def makes_folder(self) -> bool:
+        """Whether a folder is written and not one file."""
+        return self.split or self.layout is Layout.DIFFUSERS
