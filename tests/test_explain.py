@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import re
+from gzip import compress
 from typing import TYPE_CHECKING
 
 import pytest
 from catalogue import CASES, Case
+from catalogue.benign import FILES
 from commands import audit
 from forge import (
     APPEND,
@@ -27,6 +30,7 @@ from forge import (
     binput,
     binunicode,
     call,
+    called,
     deflated,
     ext1,
     floats,
@@ -53,15 +57,14 @@ from forge.zips import ZipEntry
 from oracle import torch
 
 from ckptaudit import explain, scan
-from ckptaudit.containers import Place, open_container
 from ckptaudit.errors import CkptauditError, NoSuchRecord, SourceChanged
 from ckptaudit.jobs.explain import Explanation, explaining
-from ckptaudit.policy import allowed, route_of
+from ckptaudit.policy import allowed
 from ckptaudit.policy.dangerous import dangerous
 from ckptaudit.report import explanation_text
-from ckptaudit.source import BufferSource
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 TRUSTING = "torch.load(weights_only=False)"
@@ -116,6 +119,39 @@ def test_an_explanation_has_every_finding_of_a_scan(case: Case, tmp_path: Path) 
         assert found.sentence.isprintable()
         assert found.sentence in text
         assert found.finding.message in text
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(pytest.param(case.file, id=case.technique) for case in CASES if case.limits is None),
+        *(pytest.param(benign.file, id=benign.kind) for benign in FILES),
+    ],
+)
+def test_every_finding_about_an_instruction_stands_in_the_listing(
+    data: bytes | Callable[[], bytes], tmp_path: Path
+) -> None:
+    """In the pickle of its record, at its offset, with its rule; wherever that pickle is."""
+    path = tmp_path / "a.pt"
+    path.write_bytes(data if isinstance(data, bytes) else data())
+    try:
+        answer = explain(path, with_hash=False)
+    except CkptauditError:
+        return
+    listed = {
+        (section.split(": protocol ", 1)[0], int(mark[1], 16), rule)
+        for section in "".join(explanation_text(answer)).split("\n== ")[1:]
+        for mark in re.finditer(r"^ > +([0-9a-f]+) .*\[(CKA[0-9, CKA]+)\]$", section, re.MULTILINE)
+        for rule in mark[2].split(", ")
+    }
+
+    expected = {
+        (found.finding.record, found.finding.stream_offset, found.finding.rule)
+        for found in answer.findings
+        if found.finding.stream_offset is not None
+    }
+
+    assert expected == listed
 
 
 # Who would have done what
@@ -280,13 +316,62 @@ def test_what_is_said_to_be_refused_is_not_on_the_list_of_torch() -> None:
             assert allowed("__builtin__", name)
 
 
-def test_what_is_inside_another_file_is_said_to_be() -> None:
-    container = open_container(BufferSource(torch_zip(pickled(CALLS_SYSTEM))))
+def test_what_is_inside_another_file_is_said_to_be(tmp_path: Path) -> None:
+    answer = explained(tmp_path, compress(torch_zip(pickled(CALLS_SYSTEM)), mtime=0))
 
-    route = route_of(Place(("gzip",), None, container), 0)
+    (pickle,) = answer.pickles
+    assert pickle.executed_by.startswith("in the file inside (gzip): ")
+    (sentence,) = (one.sentence for one in answer.findings if one.finding.rule == "CKA101")
+    assert f"when loaded with {TRUSTING} from the file inside (gzip), at byte 0x1a of gzip!" in (
+        sentence
+    )
 
-    assert route.when == f"when loaded with {TRUSTING} from the file inside (gzip)"
-    assert route.who.startswith("in the file inside (gzip): ")
+
+@pytest.mark.parametrize(
+    ("func", "torch_does"),
+    [
+        (("pickle", "loads"), REFUSED),
+        (("torch.storage", "_load_from_bytes"), REFUSED),
+        (("torch", "uint4"), NOT_RELIED_ON),
+    ],
+    ids=["pickle-loads", "load-from-bytes", "a-name-torch-may-know"],
+)
+def test_what_a_pickle_carries_is_told_with_the_call_that_would_unpickle_it(
+    tmp_path: Path, func: tuple[str, str], torch_does: str
+) -> None:
+    """Of the restricted loader it is the call that matters: it never sees those bytes."""
+    inner = pickled(CALLS_SYSTEM)
+    outer = pickled(called(global_(*func), inner), protocol=4)
+    at = outer.rindex(REDUCE)
+
+    answer = explained(tmp_path, torch_zip(outer))
+
+    main, carried = answer.pickles
+    record = f"archive/data.pkl!bytes at {at}!pickle"
+    assert (main.record, carried.record) == ("archive/data.pkl", record)
+    assert (carried.offset, carried.nbytes) == (None, len(inner))
+    by = f"the call at byte 0x{at:x} of archive/data.pkl"
+    assert carried.executed_by.startswith(f"{by} is given these bytes and may unpickle them: ")
+    (sentence,) = (one.sentence for one in answer.findings if one.finding.record == record)
+    assert sentence == (
+        f"would have called posix.system('true') when loaded with {TRUSTING}, if {by} unpickles "
+        f"the bytes it is given, at byte 0x1a of {record}; {torch_does}"
+    )
+    text = "".join(explanation_text(answer))
+    assert f"\n== {record}: protocol 2, " in text
+    assert sentence in text
+
+
+def test_what_is_carried_by_what_is_carried_is_explained_too(tmp_path: Path) -> None:
+    data = pickled(CALLS_SYSTEM)
+    for _ in range(3):
+        data = pickled(called(global_("pickle", "loads"), data), protocol=4)
+
+    answer = explained(tmp_path, data)
+
+    assert [pickle.record.count("!bytes at ") for pickle in answer.pickles] == [0, 1, 2, 3]
+    assert all(pickle.instructions for pickle in answer.pickles)
+    assert answer.findings[-1].sentence.count(" unpickles the bytes it is given") == 3
 
 
 # Names

@@ -161,7 +161,8 @@ def _around(
     # Of what stands there with another reader's eyes nothing more needs to be told.
     taken: tuple[int, int] | None = None
     if archive is not None and not archive.is_torchs:
-        yield Mishap("zip-other-reading", _OTHER_READING, "", archive.base)
+        start = max(archive.base, 0)
+        yield Mishap("zip-other-reading", _OTHER_READING, "", start, archive.end - start)
         try:
             alone = archive.alone("zip")
             below = inside.below(alone.name)
@@ -169,7 +170,8 @@ def _around(
             yield Nested(alone.name, archive.base, container)
         except (MalformedInput, Unsupported) as err:
             reason = str(err.args[0]).removeprefix("zip: ")
-            yield Gap(f"another zip archive in the file {reason}", "zip", archive.base)
+            why = f"another zip archive in the file {reason}"
+            yield Gap(why, "zip", start, length=archive.end - start)
         taken = (max(archive.base, 0), archive.end)
     names = {mishap.offset: mishap.record for mishap in opened.mishaps if mishap.record}
     for start, stop in _without(taken, _uncovered(opened)):
@@ -210,7 +212,7 @@ def _with_pickle(framed: Container, pickle: Trace) -> Container:
         records=(Record(pickle.record, 0, pickle.end, "stored", Role.PICKLE), *framed.records),
         traces=(pickle, *framed.traces),
         main=None if framed.main is None else framed.main + 1,
-        mishaps=(*framed.mishaps, Mishap("extra-pickle", message, pickle.record, 0)),
+        mishaps=(*framed.mishaps, Mishap("extra-pickle", message, pickle.record, 0, pickle.end)),
     )
 
 
@@ -240,7 +242,8 @@ def _open_pickle(source: ByteSource, first: Trace, budget: Budget) -> Container:
         ledger.gaps += [Gap(f"looks like {what}", "", 0)] if what else []
     if len(traces) > 1:
         message = f"{len(traces)} pickles, one behind the other"
-        ledger.mishaps.append(Mishap("several-pickles", message, "", traces[0].end))
+        rest = end - first.end
+        ledger.mishaps.append(Mishap("several-pickles", message, "", first.end, rest))
     records = []
     at = 0
     for trace in traces:

@@ -102,8 +102,8 @@ class Ledger:
             if leftover is rest or (not code and start > leftover.start):
                 code, message = rest.code, f"{stop - start} {what}"
             if code:
-                self.mishaps.append(Mishap(code, message, record, start))
-                self.gaps.append(Gap(message, record, start))
+                self.mishaps.append(Mishap(code, message, record, start, stop - start))
+                self.gaps.append(Gap(message, record, start, length=stop - start))
             self.look_into(self._source, start, stop, record, extra=bool(code))
 
     def look_into(
@@ -126,7 +126,9 @@ class Ledger:
                 self.records.append(Record(trace.record, at, trace.end, "stored", Role.PICKLE))
             if extra:
                 message = "a pickle among bytes that belong to nothing"
-                self.mishaps.append(Mishap("extra-pickle", message, trace.record, offset))
+                self.mishaps.append(
+                    Mishap("extra-pickle", message, trace.record, offset, trace.end)
+                )
 
     def _left_over(self, rest: _Leftover) -> Iterator[tuple[int, int, _Leftover]]:
         """The ranges that no region covers, cut where what was said about them changes."""

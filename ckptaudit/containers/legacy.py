@@ -89,8 +89,10 @@ class _Reading:
             regions=tuple(self.ledger.regions),
         )
 
-    def odd(self, code: str, message: str, record: str) -> None:
-        self.mishaps.append(Mishap(code, message, record, self.at))
+    def odd(self, code: str, message: str, name: str) -> None:
+        """Say what is wrong with the pickle called *name*."""
+        record = self.records[_NAMES.index(name)]
+        self.mishaps.append(Mishap(code, message, name, record.offset, record.nbytes))
 
     def read_pickles(self) -> bool:
         """Run the five pickles; False if one of them could not be read to its end."""
@@ -137,7 +139,8 @@ class _Reading:
             self.read_storage(key, refs)
         for key in wanted:
             if key not in self.storages:
-                self.odd("storage-missing", "is referred to but not listed", key)
+                message = "is referred to but not listed"
+                self.mishaps.append(Mishap("storage-missing", message, key, None))
 
     def keys(self) -> list[str]:
         root = self.traces[_KEYS].root

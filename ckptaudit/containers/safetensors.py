@@ -119,8 +119,10 @@ def open_safetensors(source: ByteSource, budget: Budget) -> Container:
     for storage in in_order:
         ledger.claim(storage.offset, storage.offset + storage.nbytes, Use.STORAGE)
         if storage.offset < end:
-            mishap = Mishap("safetensors-cover", "overlaps another", storage.record, storage.offset)
-            ledger.mishaps.append(mishap)
+            at, length = storage.offset, storage.nbytes
+            ledger.mishaps.append(
+                Mishap("safetensors-cover", "overlaps another", storage.record, at, length)
+            )
         end = max(end, storage.offset + storage.nbytes)
     for name, entry in header.items():
         # Its own reader does not look at them, and they may say anything.

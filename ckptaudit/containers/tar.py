@@ -133,8 +133,9 @@ class _Reading:
     def unread(self, code: str, message: str, member: TarMember) -> None:
         self.ledger.disown(member.data, member.end, code, message, member.name)
         if not member.size:
-            self.mishaps.append(Mishap(code, message, member.name, member.header))
-            self.gaps.append(Gap(message, member.name, member.header))
+            length = member.end - member.header
+            self.mishaps.append(Mishap(code, message, member.name, member.header, length))
+            self.gaps.append(Gap(message, member.name, member.header, length=length))
 
     def read(
         self, members: dict[str, _Member], readers: dict[str, Callable[[_Member], object]]

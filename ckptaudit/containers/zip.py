@@ -242,7 +242,7 @@ class _Reading:
             self.mishaps.append(Mishap("zip-several-ends", message, "", loose[-1]))
 
     def odd(self, code: str, message: str, entry: Entry) -> None:
-        self.mishaps.append(Mishap(code, message, entry.name, entry.header))
+        self.mishaps.append(Mishap(code, message, entry.name, entry.header, entry.length))
 
     def find(self, name: str) -> Entry | None:
         """The entry torch would find: exact name first, then letter case ignored."""

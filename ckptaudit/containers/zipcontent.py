@@ -164,7 +164,8 @@ class Contents:
         if is_whole and trace.end < entry.size:
             message = f"{entry.size - trace.end} bytes after the pickle's end"
             self.ledger.mishaps.append(Mishap("bytes-after-pickle", message, entry.name, None))
-            self.ledger.gaps.append(Gap(message, entry.name, None, trace.end))
+            length = entry.size - trace.end
+            self.ledger.gaps.append(Gap(message, entry.name, None, trace.end, length))
         if trace.end < entry.size:
             # It may have to be inflated again, which may cost too much; a gap is told already.
             with suppress(MalformedInput):
@@ -186,4 +187,5 @@ class Contents:
             self._odd("zip-crc", message, entry)
 
     def _odd(self, code: str, message: str, entry: Entry) -> None:
-        self.ledger.mishaps.append(Mishap(code, message, entry.name, entry.header))
+        mishap = Mishap(code, message, entry.name, entry.header, entry.length)
+        self.ledger.mishaps.append(mishap)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ckptaudit.policy.allowlist import allowed
-from ckptaudit.policy.findings import shown
+from ckptaudit.policy.findings import Subject, record_text, shown
 from ckptaudit.policy.judge import GlobalUse, Judgement, judge
 from ckptaudit.policy.rules import RULES, Coverage, Finding, Rule, Severity
 from ckptaudit.policy.sentences import Route, route_of, sentence
@@ -17,8 +17,10 @@ __all__ = [
     "Route",
     "Rule",
     "Severity",
+    "Subject",
     "allowed",
     "judge",
+    "record_text",
     "route_of",
     "sentence",
     "shown",

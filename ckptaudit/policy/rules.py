@@ -82,6 +82,8 @@ class Finding:
         record: The record it stands in, or "" for the file as a whole.
         offset: Byte offset in the file, or None where the record is compressed.
         stream_offset: Byte offset in the record's own, uncompressed bytes, or None.
+        length: Bytes that it is about, from either offset on: an instruction with its argument,
+            a record, bytes left over; None if that is not known.
     """
 
     rule: str
@@ -90,6 +92,7 @@ class Finding:
     record: str
     offset: int | None
     stream_offset: int | None = None
+    length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,21 +15,24 @@ tar and TorchScript before 2.6.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from ckptaudit.containers import Kind
 from ckptaudit.policy.allowlist import allowed
 from ckptaudit.policy.dangerous import dangerous
-from ckptaudit.policy.findings import shown
+from ckptaudit.policy.findings import record_text
 from ckptaudit.policy.rules import RULES
 from ckptaudit.vm import Build, Call, Global, Oddity, Opaque, PersistentId, brief
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ckptaudit.containers import Place
+    from ckptaudit.containers import Carried, Place
     from ckptaudit.policy.rules import Finding
     from ckptaudit.vm import Event, Node, Trace
+
+    # What an instruction asks for or does; what is merely odd about it is no act.
+    _Act: TypeAlias = Global | Call | Build | PersistentId | Opaque
 
 __all__ = ["Route", "route_of", "sentence"]
 
@@ -67,7 +70,8 @@ class Route:
     Attributes:
         when: When that is, as the end of "would have called it ...".
         who: Who does it, as a sentence of its own.
-        refused: What torch >= 2.6 makes of a file such as this whatever is in its pickles, or "".
+        refused: What torch >= 2.6 makes of such a file, or of what leads to this pickle, whatever
+            is in it; "" if that depends.
         by_torch: Whether torch.load executes it at all.
     """
 
@@ -79,12 +83,33 @@ class Route:
 
 def route_of(place: Place, index: int) -> Route:
     """How pickle number *index* of a container comes to be executed."""
+    if place.carried is not None and place.parent is not None:
+        return _by_call(place.parent, place.carried)
     route = _route(place, index)
     if not place.around:
         return route
-    inner = f"the file inside ({shown(place.record(''))})"
+    inner = f"the file inside ({record_text(place.around)})"
     return Route(
         f"{route.when} from {inner}", f"in {inner}: {route.who}", route.refused, route.by_torch
+    )
+
+
+def _by_call(parent: Place, carried: Carried) -> Route:
+    """How a pickle in bytes comes to be executed, which a call in another pickle is given."""
+    traces = parent.container.traces
+    index = next(index for index, trace in enumerate(traces) if trace is carried.trace)
+    outer = route_of(parent, index)
+    record = record_text(parent.path(carried.trace.record))
+    by = f"the call at byte 0x{carried.call.offset:x} of {record}"
+    refused = outer.refused
+    if outer.by_torch and not refused:
+        # Its restricted loader never sees these bytes: it stops at the call, or it does not.
+        refused = _REFUSES if _is_refused(carried.call) else _MAY_NOT_REFUSE
+    return Route(
+        f"{outer.when}, if {by} unpickles the bytes it is given",
+        f"{by} is given these bytes and may unpickle them: {outer.who}",
+        refused,
+        outer.by_torch,
     )
 
 
@@ -173,7 +198,7 @@ def sentence(finding: Finding, event: Event | None, route: Route | None) -> str:
         event: The event it is about, or None if it is about the framing or that is not known.
         route: How the pickle it stands in comes to be executed, or None if it is in none.
     """
-    if event is None or route is None or finding.rule in _ADVICE:
+    if event is None or route is None or isinstance(event, Oddity) or finding.rule in _ADVICE:
         advice = _ADVICE.get(finding.rule, f"the file {RULES[finding.rule].title}")
         return f"{finding.message}{_where(finding)}; {advice}"
     said = [f"{_act(event)[:_MOST_ACT]} {route.when}{_where(finding)}"]
@@ -193,7 +218,7 @@ def _where(finding: Finding) -> str:
     return f", in {finding.record}" if finding.record else ""
 
 
-def _act(event: Event) -> str:
+def _act(event: _Act) -> str:
     match event:
         case Global():
             return f"would have imported {brief(event)}"
@@ -209,11 +234,9 @@ def _act(event: Event) -> str:
             return f"would have imported a name computed while unpickling, from {given}"
         case Opaque():
             return f"would have asked for what nobody can tell from the file ({brief(event)})"
-        case Oddity():
-            return event.message
 
 
-def _is_refused(event: Event) -> bool:
+def _is_refused(event: _Act) -> bool:
     """Whether the restricted loader is known to stop at *event*, or before it."""
     match event:
         case Global():
@@ -225,7 +248,7 @@ def _is_refused(event: Event) -> bool:
             return _is_unknown(target.func if isinstance(target, Call) else target)
         case Opaque():
             return True
-        case PersistentId() | Oddity():
+        case PersistentId():
             return False
 
 

@@ -78,7 +78,9 @@ def _finding(explained: ExplainedFinding) -> Iterator[str]:
 
 def _pickle(pickle: ExplainedPickle) -> Iterator[str]:
     # No line begins with a string out of the file: "::" at its beginning commands a CI runner.
-    where = "compressed" if pickle.offset is None else f"from byte 0x{pickle.offset:x} of the file"
+    where = "that do not lie in the file as they are"
+    if pickle.offset is not None:
+        where = f"from byte 0x{pickle.offset:x} of the file"
     yield (
         f"\n== {pickle.record}: protocol {pickle.protocol}, {pickle.opcodes} instructions, "
         f"{pickle.nbytes} bytes {where}\n"

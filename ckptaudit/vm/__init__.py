@@ -19,6 +19,7 @@ from ckptaudit.vm.nodes import (
     PersistentId,
     Set,
     Trace,
+    length_of,
 )
 
 __all__ = [
@@ -42,5 +43,6 @@ __all__ = [
     "escape",
     "extent_of",
     "instructions",
+    "length_of",
     "trace_pickle",
 ]

@@ -352,7 +352,8 @@ class _Machine(Reader):
     # Names, calls and what else leaves the data
 
     def ask(self, module: str, name: str) -> Global:
-        asked = Global(module, name, self.offset)
+        # Its names have been read: what is before the cursor is the whole instruction.
+        asked = Global(module, name, self.offset, self.at - self.began)
         self.events.append(asked)
         return asked
 
@@ -411,7 +412,7 @@ class _Machine(Reader):
             self.drop(state)
 
     def persistent(self, pid: Node) -> None:
-        value = PersistentId(pid, self.offset)
+        value = PersistentId(pid, self.offset, self.at - self.began)
         self.events.append(value)
         self.stack.append(value)
 

@@ -74,8 +74,9 @@ class Reader(Cursor):
         )
 
     def odd(self, code: str, message: str, value: Node = None) -> None:
-        """Write down an `Oddity`."""
-        self.events.append(Oddity(code, message, self.offset, value))
+        """Write down an `Oddity` of the instruction, as far as that has been read."""
+        length = max(self.at - self.began, 1)
+        self.events.append(Oddity(code, message, self.offset, value, length))
 
     # Windows and frames
 
