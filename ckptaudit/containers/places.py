@@ -30,19 +30,24 @@ class Place:
             it is.
         container: The container.
         parent: The place it is in; None for the outermost file.
-        carried: How a pickle of *parent* brings it along; None if none does.
+        nested: What the container of *parent* says of it; None for the outermost file.
     """
 
     around: tuple[str, ...]
     start: int | None
     container: Container
     parent: Place | None = None
-    carried: Carried | None = None
+    nested: Nested | None = None
 
     @classmethod
     def of_file(cls, container: Container) -> Place:
         """The place of the outermost file."""
         return cls((), 0, container)
+
+    @property
+    def carried(self) -> Carried | None:
+        """How a pickle of *parent* brings it along; None if none does."""
+        return self.nested.carried if self.nested is not None else None
 
     def path(self, name: str) -> tuple[str, ...]:
         """The way to a record: the names of what is around it, and its own."""
@@ -64,7 +69,7 @@ class Place:
                 self.offset(file.offset),
                 file.container,
                 self,
-                file.carried,
+                file,
             )
             for file in files
         ]

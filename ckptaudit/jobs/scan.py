@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptaudit.jobs.opening import File, notes_on, opened
+from ckptaudit.jobs.parts import Part, parts_of
 from ckptaudit.policy import Coverage, Finding, GlobalUse, Severity, judge
 from ckptaudit.tensors import misfits
 
@@ -33,6 +34,7 @@ class ScanResult(File):
         findings: Reasons for distrust.
         globals: Names its pickles ask for.
         notes: What is worth knowing besides.
+        parts: What findings and gaps name, and what that is in.
     """
 
     container: Kind
@@ -41,6 +43,7 @@ class ScanResult(File):
     findings: tuple[Finding, ...]
     globals: tuple[GlobalUse, ...]
     notes: tuple[str, ...]
+    parts: tuple[Part, ...]
 
 
 def scan(path: str | PathLike[str], *, with_hash: bool = True) -> ScanResult:
@@ -48,7 +51,7 @@ def scan(path: str | PathLike[str], *, with_hash: bool = True) -> ScanResult:
 
     Args:
         path: The file.
-        with_hash: Read the whole file once for its SHA-256.
+        with_hash: Read the whole file once for its SHA-256, and small parts that are named.
 
     Raises:
         CkptauditError: There is no answer: the file cannot be read, is no checkpoint, or
@@ -67,4 +70,5 @@ def scan(path: str | PathLike[str], *, with_hash: bool = True) -> ScanResult:
             findings=judgement.findings,
             globals=judgement.globals,
             notes=notes_on(container),
+            parts=parts_of(judgement, with_hash=with_hash),
         )

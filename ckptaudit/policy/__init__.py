@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ckptaudit.policy.allowlist import allowed
 from ckptaudit.policy.findings import Subject, record_text, shown
+from ckptaudit.policy.fingerprints import fingerprints
 from ckptaudit.policy.judge import GlobalUse, Judgement, judge
 from ckptaudit.policy.rules import RULES, Coverage, Finding, Rule, Severity
 from ckptaudit.policy.sentences import Route, route_of, sentence
@@ -19,6 +20,7 @@ __all__ = [
     "Severity",
     "Subject",
     "allowed",
+    "fingerprints",
     "judge",
     "record_text",
     "route_of",
