@@ -16,6 +16,7 @@ import stat
 from typing import Protocol
 
 from ckptaudit.errors import MalformedInput, SourceChanged, SourceUnreadable
+from ckptaudit.wording import counted, left
 
 __all__ = ["BufferSource", "ByteSource", "Cursor", "FileSource", "SplicedSource"]
 
@@ -57,7 +58,7 @@ class ByteSource(Protocol):
 def _check_range(source: ByteSource, offset: int, length: int) -> None:
     if offset < 0 or length < 0 or offset + length > source.size:
         raise MalformedInput(
-            f"needs {length} bytes, but the file ends at byte {source.size}; "
+            f"needs {counted(length, 'byte')}, but the file ends at byte {source.size}; "
             "it is truncated or damaged: fetch it again",
             where=source.name,
             offset=offset,
@@ -268,7 +269,9 @@ class Cursor:
             end = self.window.find(b"\n")
             if end < 0 and wanted == bound:
                 raise MalformedInput(
-                    f"no end of line within {wanted} bytes", where=self.where, offset=self.position
+                    f"no end of line within {counted(wanted, 'byte')}",
+                    where=self.where,
+                    offset=self.position,
                 )
             wanted *= 4
         line = self.window[self.at : end]
@@ -279,7 +282,7 @@ class Cursor:
         """Make the window start at the cursor and hold at least *length* bytes."""
         if length > self.remaining:
             raise MalformedInput(
-                f"needs {length} bytes where {self.remaining} are left",
+                f"needs {counted(length, 'byte')} where {left(self.remaining)}",
                 where=self.where,
                 offset=self.position,
             )

@@ -252,7 +252,7 @@ def _open_pickle(source: ByteSource, first: Trace, budget: Budget) -> Container:
         at += trace.end
     if traces[-1].error is not None:
         ledger.leave(end, source.size, traces[-1].record)
-    ledger.settle("bytes-after-pickle", "bytes after the pickle's end")
+    ledger.settle("bytes-after-pickle", "after the pickle's end")
     return Container(
         source=source,
         kind=Kind.PICKLE,

@@ -28,6 +28,7 @@ from ckptaudit.containers.ledger import Ledger
 from ckptaudit.containers.persistent import StorageRef, key_of, references
 from ckptaudit.errors import MalformedInput
 from ckptaudit.vm import Budget, Dict, Node, Trace, trace_pickle
+from ckptaudit.wording import counted, left
 
 if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
@@ -76,7 +77,7 @@ class _Reading:
             except MalformedInput as err:
                 self.gaps.append(Gap.left_by(err, self.at))
                 self.ledger.leave(self.at, self.source.size, "")
-        self.ledger.settle("bytes-after-storages", "bytes after the last storage")
+        self.ledger.settle("bytes-after-storages", "after the last storage")
         return Container(
             source=self.source,
             kind=Kind.LEGACY,
@@ -160,7 +161,7 @@ class _Reading:
             )
         if numel != ref.numel:
             raise MalformedInput(
-                f"has {numel} elements where the pickle says {ref.numel}",
+                f"has {counted(numel, 'element')} where the pickle says {ref.numel}",
                 where=f"storage {key}",
                 offset=self.at,
             )
@@ -168,7 +169,7 @@ class _Reading:
         nbytes = numel * ref.dtype.itemsize
         if start + nbytes > self.source.size:
             raise MalformedInput(
-                f"needs {nbytes} bytes where {self.source.size - start} are left; "
+                f"needs {counted(nbytes, 'byte')} where {left(self.source.size - start)}; "
                 "the file is truncated: fetch it again",
                 where=f"storage {key}",
                 offset=start,

@@ -31,6 +31,7 @@ from ckptaudit.containers.container import (
 from ckptaudit.containers.ledger import Ledger
 from ckptaudit.dtypes import by_safetensors
 from ckptaudit.errors import LimitExceeded, MalformedInput
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
@@ -129,7 +130,7 @@ def open_safetensors(source: ByteSource, budget: Budget) -> Container:
         if isinstance(entry, dict) and len(entry) > len(_FIELDS):
             message = "has more in the header than dtype, shape and data_offsets"
             ledger.mishaps.append(Mishap("safetensors-cover", message, name, _PREFIX))
-    ledger.settle("safetensors-cover", "bytes that belong to no tensor")
+    ledger.settle("safetensors-cover", "outside of all tensors")
     return Container(
         source=source,
         kind=Kind.SAFETENSORS,
@@ -163,8 +164,9 @@ def _read_entry(
     numel = prod(shape)
     if not 0 <= begin <= end <= source.size - start or end - begin != numel * dtype.itemsize:
         raise MalformedInput(
-            f"has data at [{begin}, {end}) for {numel} elements of {dtype.name} in a file of "
-            f"{source.size - start} bytes of data; it is truncated or damaged: fetch it again",
+            f"has data at [{begin}, {end}) for {counted(numel, 'element')} of {dtype.name} in a "
+            f"file of {counted(source.size - start, 'byte')} of data; it is truncated or damaged: "
+            "fetch it again",
             where=name,
         )
     storage = Storage(name, dtype, numel, start + begin, end - begin, "cpu", name)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers.container import Gap, Mishap, Use
+from ckptaudit.wording import counted, left
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,7 +161,7 @@ def _read_member(source: ByteSource, header: int, ledger: Ledger) -> TarMember:
     data = at + _BLOCK
     if size > source.size - data:
         raise _Fault(
-            f"has a member of {size} bytes where {source.size - data} are left; "
+            f"has a member of {counted(size, 'byte')} where {left(source.size - data)}; "
             "the file is truncated: fetch it again"
         )
     member = TarMember(pax["path"][0] if "path" in pax else _name(block), header, data, size)

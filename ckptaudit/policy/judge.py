@@ -45,6 +45,7 @@ from ckptaudit.vm import (
     extent_of,
     length_of,
 )
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -383,9 +384,9 @@ class _TraceJudge:
         if extent.depth > _MOST_DEPTH:
             self.found_of_all("CKA112", lambda: f"nests values over {_MOST_DEPTH} levels deep")
         if extent.size > _SIZE_FLOOR + _SIZE_PER_OPCODE * trace.opcodes:
+            opcodes = counted(trace.opcodes, "opcode")
             self.found_of_all(
-                "CKA112",
-                lambda: f"makes {trace.opcodes} opcodes stand for {_counted(extent.size)} values",
+                "CKA112", lambda: f"makes {opcodes} stand for {_counted(extent.size)} values"
             )
 
     def found(self, rule_id: str, event: Event, describe: Callable[[], str]) -> None:

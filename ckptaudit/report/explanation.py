@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from ckptaudit.report import facts
 from ckptaudit.report.document import SCHEMA_VERSION, Tool, json_line
 from ckptaudit.report.escaping import printable, without_commands
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -63,9 +64,11 @@ def _text(answer: Explanation, listing: Listing | None) -> Iterator[str]:
             yield from _instructions(pickle.instructions)
             left = pickle.opcodes - len(pickle.instructions)
             if left > 0:
-                yield f"  ... {left} of {pickle.opcodes} instructions are not shown; --all does\n"
+                every = counted(pickle.opcodes, "instruction")
+                yield f"  ... {left} more of {every}; --all shows them\n"
     if answer.more_pickles:
-        yield f"\n{answer.more_pickles} more pickles, in which nothing was found; see --record\n"
+        more = counted(answer.more_pickles, "more pickle")
+        yield f"\n{more}, in which nothing was found; see --record\n"
 
 
 def _finding(explained: ExplainedFinding) -> Iterator[str]:
@@ -82,8 +85,8 @@ def _pickle(pickle: ExplainedPickle) -> Iterator[str]:
     if pickle.offset is not None:
         where = f"from byte 0x{pickle.offset:x} of the file"
     yield (
-        f"\n== {pickle.record}: protocol {pickle.protocol}, {pickle.opcodes} instructions, "
-        f"{pickle.nbytes} bytes {where}\n"
+        f"\n== {pickle.record}: protocol {pickle.protocol}, "
+        f"{counted(pickle.opcodes, 'instruction')}, {counted(pickle.nbytes, 'byte')} {where}\n"
     )
     yield f"  {pickle.executed_by}\n"
     if pickle.error is not None:
@@ -94,7 +97,7 @@ def _pickle(pickle: ExplainedPickle) -> Iterator[str]:
         yield from _global(row)
     more = len(rows[_MOST_GLOBALS:]) + pickle.more_globals
     if more:
-        yield f"  ... and {more} more names; see --format json\n"
+        yield f"  ... and {counted(more, 'more name')}; see --format json\n"
 
 
 def _global(row: ExplainedGlobal) -> Iterator[str]:

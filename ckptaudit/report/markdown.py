@@ -17,6 +17,7 @@ from ckptaudit.report import facts
 from ckptaudit.report.document import Failure
 from ckptaudit.report.escaping import code
 from ckptaudit.report.facts import size_text
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -136,12 +137,13 @@ def _inspected(result: Inspection) -> list[str]:
 
 def _converted(result: Conversion) -> list[str]:
     told = [*facts.stored_once(result), *facts.drops(result.dropped)]
+    tensors = counted(len(result.tensors), "tensor")
     return [
         f"## {code(result.source.path)}",
         _list(
             [
                 *(
-                    f"{code(output.path)}: {len(result.tensors)} tensors, {_hash(output.sha256)}"
+                    f"{code(output.path)}: {tensors}, {_hash(output.sha256)}"
                     for output in result.outputs
                 ),
                 *result.notes,

@@ -18,6 +18,7 @@ from ckptaudit.containers import Mishap, key_of, storage_of
 from ckptaudit.tensors.rebuild import beside_storage
 from ckptaudit.tensors.tree import held_in
 from ckptaudit.vm import Call, PersistentId, brief
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -97,8 +98,9 @@ class Cover:
                 continue
             first, total = _missing(storage, known)
             if first:
-                what = f"{total} of the {storage.nbytes} bytes of storage {name}"
-                yield _mishap(container, storage, first, f"{what} are in no tensor")
+                every = counted(storage.nbytes, "byte")
+                what = f"no tensor shows {total} of the {every} of storage {name}"
+                yield _mishap(container, storage, first, what)
 
     def _parts(self, container: Container, records: Iterable[str]) -> dict[str, list[_Part] | None]:
         """By record, what is shown of it; None where that is in too many pieces."""

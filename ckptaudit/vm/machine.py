@@ -35,6 +35,7 @@ from ckptaudit.vm.nodes import (
     Trace,
 )
 from ckptaudit.vm.reader import Reader
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -236,7 +237,7 @@ class _Machine(Reader):
         self.root = self.pop()
         self.end_frame()
         if self.stack or self.marks:
-            self.odd("stack-not-empty", f"{len(self.stack)} values are left over at STOP")
+            self.odd("stack-not-empty", f"{counted(len(self.stack), 'value')} left over at STOP")
         self.running = False
 
     # Stack manipulation

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ckptaudit.errors import LimitExceeded, MalformedInput
 from ckptaudit.source import ByteSource, Cursor
 from ckptaudit.vm.nodes import Event, Node, Oddity
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +109,7 @@ class Reader(Cursor):
         """
         self.framed = length <= self.remaining
         if not self.framed:
-            self.odd("frame-mismatch", f"a frame of {length} bytes reaches past the end")
+            self.odd("frame-mismatch", f"a frame of {counted(length, 'byte')} reaches past the end")
         if self.offset < self.frame_end:
             self.odd("frame-mismatch", "a frame begins inside another")
         self.frame_end = self.position + length
