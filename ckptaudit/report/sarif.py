@@ -351,7 +351,7 @@ def _hashes(sha256: str | None) -> dict[str, str] | None:
 
 def _rule(rule: Rule) -> _Descriptor:
     weakness = f"[{rule.cwe}]({cwe_url(rule)})"
-    learnt = f" Learnt from: {', '.join(rule.advisories)}." if rule.advisories else ""
+    learnt = f" Learnt from: {'; '.join(rule.learnt_from)}."
     properties: dict[str, object] = {"tags": ["weights", rule.cwe]}
     if not rule.id.startswith(_WEIGHTS):
         properties = {
