@@ -30,6 +30,7 @@ from forge import (
     deflated,
     global_,
     inst,
+    legacy_stream,
     pickled,
     stack_global,
     state_dict,
@@ -43,6 +44,7 @@ from forge import (
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from oracle import write_sd1
 from pydantic import BaseModel
 from sarif_pydantic import Level, Sarif
 from sarif_pydantic.sarif import Notification
@@ -572,6 +574,104 @@ def test_a_bill_of_materials_is_what_the_standard_says(files: list[str]) -> None
         assert f"CWE-{one['cwes'][0]}" == RULES[one["id"]].cwe
     (unanswered,) = bom["metadata"]["properties"]
     assert unanswered["value"].startswith("none.pt: ")
+
+
+def told_of(component: dict[str, Any]) -> dict[str, str]:
+    """The properties of a component, by their names without the namespace."""
+    pairs = [(one["name"].partition(":"), one["value"]) for one in component["properties"]]
+    assert {namespace for (namespace, _, _), _ in pairs} == {"ckptaudit"}
+    return {name: value for (_, _, name), value in pairs}
+
+
+def test_a_bill_counts_tensors_and_parameters_by_type(files: list[str]) -> None:
+    """Names of the same elements are two tensors, whose parameters are counted once."""
+    assert files
+    tied = Raw(tensor(storage_id("0", 6), (2, 3)))
+    halves = Raw(tensor(storage_id("1", 4, storage="HalfStorage"), (4,)))
+    part = Raw(tensor(storage_id("0", 6), (3,), offset=3))
+    tensors = value({"a": tied, "b": tied, "c": halves, "d": part})
+    Path("tied.pt").write_bytes(torch_zip(pickled(tensors), {"0": bytes(24), "1": bytes(8)}))
+
+    (component,) = bom_of("tied.pt")["components"]
+
+    told = told_of(component)
+    assert (told["tensors"], told["parameters"]) == ("4", "13")
+    assert (told["tensors:float32"], told["parameters:float32"]) == ("3", "9")
+    assert (told["tensors:float16"], told["parameters:float16"]) == ("1", "4")
+    assert told["family"] == "unknown"
+    assert "modelCard" not in component
+
+
+def test_a_bill_names_the_family_and_its_parts(files: list[str]) -> None:
+    assert files
+    write_sd1(Path("sd1.ckpt"))
+    (inspected,) = audit("inspect", "--no-hash", "sd1.ckpt", "-f", "json").files
+
+    (component,) = bom_of("sd1.ckpt")["components"]
+
+    assert component["modelCard"] == {"modelParameters": {"modelArchitecture": "sd1"}}
+    told = told_of(component)
+    assert told["family"] == "sd1"
+    assert told["tensors"] == str(len(inspected["tensors"]))
+    parts = {one["name"]: told_of(one)["tensors"] for one in component["components"]}
+    assert parts == {
+        part["component"]: str(part["present"])
+        for part in inspected["components"]
+        if part["present"]
+    }
+
+
+def test_a_bill_nests_the_parts_in_which_something_was_found(files: list[str]) -> None:
+    assert files
+    carried = pickled(CALLS_SYSTEM)
+    pickle = pickled(called(global_("pickle", "loads"), carried), protocol=4)
+    Path("nest.gz").write_bytes(compress(torch_zip(pickle), mtime=0))
+
+    (component,) = bom_of("nest.gz")["components"]
+
+    assert "tensors" not in told_of(component), "nobody asked what is inside for its weights"
+    for name, data in {
+        "gzip": torch_zip(pickle),
+        "archive/data.pkl": pickle,
+        f"bytes at {pickle.rindex(REDUCE)}": carried,
+        "pickle": carried,
+    }.items():
+        (component,) = component["components"]
+        assert (component["type"], component["name"]) == ("file", name)
+        assert component["hashes"] == [{"alg": "SHA-256", "content": sha256(data).hexdigest()}]
+        assert told_of(component)["size"] == str(len(data))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.technique) for case in CASES if case.limits is None],
+)
+def test_every_bill_about_the_catalogue_is_one(case: Case, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(case.data)
+    bom = tmp_path / "bom"
+
+    audit("scan", "--no-hash", path, "--sbom", bom)
+
+    text = bom.read_text(encoding="utf-8")
+    assert BOM.validate_str(text) is None
+    references = re.findall(r'"bom-ref": "([^"]+)"', text)
+    assert len(set(references)) == len(references)
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_key_that_is_no_text_can_be_told(format_: str, files: list[str]) -> None:
+    """A lone half of a surrogate pair, which no report can hold as it is."""
+    assert files
+    key = "\ud800!"
+    odd = value({"w": Raw(tensor(storage_id(key, 2), (2,)))})
+    Path("odd.pt").write_bytes(legacy_stream(pickled(odd), keys=pickled(value([]))))
+
+    done = audit("scan", "odd.pt", "-f", format_, "--sbom", "bom")
+
+    assert "internal error" not in done.err
+    assert "ud800" in done.out
+    assert BOM.validate_str(Path("bom").read_text()) is None
 
 
 def test_the_serial_number_of_a_bill_is_that_of_its_content(files: list[str]) -> None:

@@ -13,7 +13,9 @@ from ckptaudit.cli.outputs import report_options
 
 if TYPE_CHECKING:
     from ckptaudit.cli.outputs import Outputs
+    from ckptaudit.containers import Container
     from ckptaudit.jobs.scan import ScanResult
+    from ckptaudit.jobs.weights import Weights
 
 _SEVERITIES = ("review", "suspicious", "malicious")
 
@@ -51,8 +53,17 @@ def scan(
             return BAD
         return GOOD if result.coverage.complete else NONE
 
-    answers = Answers(status, scan_as)
+    # By path; only a bill of materials tells them, and nobody else waits for them.
+    weights: dict[str, Weights | None] = {}
+
+    def weigh(container: Container) -> None:
+        if "sbom" in outputs.side_files:
+            from ckptaudit.jobs.weights import weights_of
+
+            weights[container.source.name] = weights_of(container)
+
+    answers = Answers(status, partial(scan_as, weights=weights))
     outputs.check()
     for path in paths:
-        answers.ask(path, partial(job, path, with_hash=not no_hash))
+        answers.ask(path, partial(job, path, with_hash=not no_hash, look=weigh))
     ctx.exit(answers.deliver(outputs))

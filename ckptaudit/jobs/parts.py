@@ -34,11 +34,12 @@ _CHUNK = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A record, or a file inside the file.
+    r"""A record, or a file inside the file.
 
     Attributes:
         record: What findings and gaps call it.
-        name: Its own name, as what is around it spells it.
+        name: Its own name, as what is around it spells it; but what is no text, a lone half of
+            a surrogate pair, is escaped as ``\ud800``.
         within: Which part it is in, counted from 0; None if that is the file itself.
         role: What it is for.
         container: Its framing, if it was opened as a file; else None.
@@ -177,7 +178,7 @@ class _Parts:
         path = (*file.around,) if file is not None else place.path(name)
         return Part(
             record=record_text(path),
-            name=name,
+            name=name.encode("utf-8", "backslashreplace").decode("utf-8"),
             within=within,
             role=record.role if record is not None else role,
             container=file.container.kind if file else None,

@@ -16,9 +16,10 @@ from ckptaudit.policy import Coverage, Finding, GlobalUse, Severity, judge
 from ckptaudit.tensors import misfits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from os import PathLike
 
-    from ckptaudit.containers import Kind
+    from ckptaudit.containers import Container, Kind
 
 __all__ = ["ScanResult", "scan"]
 
@@ -46,12 +47,18 @@ class ScanResult(File):
     parts: tuple[Part, ...]
 
 
-def scan(path: str | PathLike[str], *, with_hash: bool = True) -> ScanResult:
+def scan(
+    path: str | PathLike[str],
+    *,
+    with_hash: bool = True,
+    look: Callable[[Container], None] = lambda _: None,
+) -> ScanResult:
     """Read the file's directory and pickles and judge them; nothing is executed.
 
     Args:
         path: The file.
         with_hash: Read the whole file once for its SHA-256, and small parts that are named.
+        look: Is shown the open file, for whoever wants to know more of it than a scan says.
 
     Raises:
         CkptauditError: There is no answer: the file cannot be read, is no checkpoint, or
@@ -60,6 +67,7 @@ def scan(path: str | PathLike[str], *, with_hash: bool = True) -> ScanResult:
     with opened(path, with_hash=with_hash) as file:
         container = file.container
         judgement = judge(container, misfits)
+        look(container)
         return ScanResult(
             path=container.source.name,
             size=container.source.size,
