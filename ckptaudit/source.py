@@ -84,8 +84,13 @@ class FileSource:
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode):
             os.close(self._fd)
-            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise SourceUnreadable(f"{self.name}: is {kind}; give the path of a checkpoint file")
+            if stat.S_ISDIR(status.st_mode):
+                raise SourceUnreadable(
+                    f"{self.name}: is a directory; name the files in it, such as {self.name}/*.ckpt"
+                )
+            raise SourceUnreadable(
+                f"{self.name}: is not a regular file; give the path of a checkpoint file"
+            )
         self.size = status.st_size
         self.identity = _identity(status)
 
@@ -307,7 +312,10 @@ def _identity(status: os.stat_result) -> Identity:
 def _unreadable(name: str, err: OSError | ValueError) -> SourceUnreadable:
     code = err.errno if isinstance(err, OSError) else None
     if code == errno.ENOENT:
-        return SourceUnreadable(f"{name}: no such file; check the path")
+        # A shell that finds no file for a pattern hands over the pattern.
+        is_pattern = not {"*", "?", "["}.isdisjoint(name)
+        why = "no such file, and none for it as a pattern" if is_pattern else "no such file"
+        return SourceUnreadable(f"{name}: {why}; check the path")
     if code == errno.EACCES:
         return SourceUnreadable(f"{name}: may not be read; check its permissions")
     reason = err.strerror if isinstance(err, OSError) and err.strerror else str(err)
