@@ -38,9 +38,12 @@ from forge import (
     global_,
     inst,
     legacy_stream,
+    long1,
     made,
+    object_npy,
     persid,
     pickled,
+    safetensors_file,
     short_binunicode,
     stack_global,
     state_dict,
@@ -53,13 +56,14 @@ from forge import (
     with_entry,
     zip_archive,
 )
+from forge.framings import MAGIC as TORCH_MAGIC
 from forge.zips import ZipEntry
 from oracle import torch
 
 from ckptaudit import explain, scan
 from ckptaudit.errors import CkptauditError, NoSuchRecord, SourceChanged
 from ckptaudit.jobs.explain import Explanation, explaining
-from ckptaudit.policy import allowed
+from ckptaudit.policy import RULES, Finding, Rule, allowed, sentence
 from ckptaudit.policy.dangerous import dangerous
 from ckptaudit.report import explanation_text
 
@@ -75,6 +79,8 @@ TAR_REFUSED = (
 )
 SCRIPT_REFUSED = "torch >= 2.6 refuses TorchScript archives by default"
 GOING_ON = "when a program goes on to unpickle what follows the first pickle"
+NOT_BY_TORCH = "if it were unpickled, which torch.load does not do"
+FROM_MEMORY = f"when loaded with pickle.load, or from memory with {TRUSTING}"
 NOT_RELIED_ON = "do not rely on torch >= 2.6 to refuse it"
 
 
@@ -85,10 +91,12 @@ def explained(folder: Path, data: bytes, context: int = 4) -> Explanation:
 
 
 def the_sentence(folder: Path, data: bytes, rule: str = "CKA101") -> str:
-    (sentence,) = (
-        found.sentence for found in explained(folder, data).findings if found.finding.rule == rule
+    """The only sentence about a finding of *rule*; or the first, if it is the file itself."""
+    first, *others = (
+        found for found in explained(folder, data).findings if found.finding.rule == rule
     )
-    return sentence
+    assert not others or first.finding.offset == first.finding.stream_offset
+    return first.sentence
 
 
 # Never less than a scan
@@ -154,6 +162,20 @@ def test_every_finding_about_an_instruction_stands_in_the_listing(
     assert expected == listed
 
 
+@pytest.mark.parametrize(
+    "rule", [rule for rule in RULES.values() if rule.id < "CKA3"], ids=lambda rule: rule.id
+)
+def test_every_rule_about_a_framing_comes_with_advice(rule: Rule) -> None:
+    """Where no instruction says what would be done, a sentence says what to do."""
+    finding = Finding(rule.id, rule.severity, "is odd", "", None)
+
+    said = sentence(finding, None, None)
+
+    assert said.startswith("is odd; ")
+    if rule.id >= "CKA2":
+        assert re.search("fetch|convert|load|ask", said.removeprefix("is odd; "))
+
+
 # Who would have done what
 
 
@@ -193,8 +215,46 @@ def test_every_finding_about_an_instruction_stands_in_the_listing(
             ),
             "if it were unpickled, which torch.load does not do, at byte 0x1a of archive/more.pkl",
         ),
+        (
+            legacy_stream(pickled(NONE), tail=pickled(CALLS_SYSTEM)),
+            f"{NOT_BY_TORCH}, at byte 0x1a of the pickle at byte 144",
+        ),
+        (
+            legacy_stream(pickled(NONE), magic=pickled(CALLS_SYSTEM, POP, long1(TORCH_MAGIC))),
+            f"when loaded with pickle.load or {TRUSTING}, at byte 0x1a of magic; {REFUSED}",
+        ),
+        (
+            pickled(NONE) + b"\xff" + pickled(CALLS_SYSTEM),
+            f"{NOT_BY_TORCH}, at byte 0x1a of the pickle at byte 5",
+        ),
+        (
+            safetensors_file({}) + pickled(CALLS_SYSTEM),
+            f"{NOT_BY_TORCH}, at byte 0x1a of the pickle at byte 10",
+        ),
+        (
+            object_npy(pickled(CALLS_SYSTEM)),
+            "when loaded with numpy.load(allow_pickle=True), at byte 0x1a of data",
+        ),
+        (
+            tar_archive([("cposix\nsystem\n(S'true'\ntR.", b"")]),
+            f"{FROM_MEMORY}, at byte 0x18 of pickle; {REFUSED}",
+        ),
     ],
-    ids=["zip", "legacy", "tar", "bare", "behind-another", "torchscript", "beside-data.pkl"],
+    ids=[
+        "zip",
+        "legacy",
+        "tar",
+        "bare",
+        "behind-another",
+        "torchscript",
+        "beside-data.pkl",
+        "behind-the-storages",
+        "magic-number",
+        "among-loose-bytes",
+        "behind-safetensors",
+        "array",
+        "name-in-a-tar",
+    ],
 )
 def test_a_sentence_says_what_who_and_where(tmp_path: Path, data: bytes, said: str) -> None:
     assert the_sentence(tmp_path, data) == f"would have called posix.system('true') {said}"
