@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from ckptaudit.errors import NoSuchRecord
@@ -25,13 +24,13 @@ from ckptaudit.tensors import misfits
 from ckptaudit.vm import escape, instructions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from os import PathLike
 
     from ckptaudit.containers import Kind, Place
     from ckptaudit.jobs.names import ExplainedGlobal
     from ckptaudit.jobs.opening import Opened
-    from ckptaudit.policy import Coverage, Finding, Judgement, Severity
+    from ckptaudit.policy import Coverage, Finding, Severity, Subject
     from ckptaudit.vm import Instruction
 
 __all__ = [
@@ -201,8 +200,7 @@ class Explaining:
         self._source = file.container.source
         judgement = judge(file.container, misfits)
         found = list(_pickles_in(judgement.places))
-        by_trace = {id(pickle.trace): pickle for pickle in found}
-        findings = tuple(_explained(judgement, by_trace))
+        sentences = _sentences(judgement.subjects, found)
         chosen = found if record is None else _named(found, record, self._source.name)
         self._pickles = _worth_it(chosen)
         explained = tuple(_each_explained(self._pickles, context))
@@ -213,7 +211,10 @@ class Explaining:
             container=file.container.kind,
             verdict=judgement.verdict,
             coverage=judgement.coverage,
-            findings=findings,
+            findings=tuple(
+                ExplainedFinding(finding, sentences.get(finding) or sentence(finding, None, None))
+                for finding in judgement.findings
+            ),
             notes=notes_on(file.container),
             more_pickles=len(chosen) - len(explained),
             pickles=explained,
@@ -311,15 +312,20 @@ def _pickles_in(places: Iterable[Place]) -> Iterator[_Pickle]:
             yield _Pickle(place, index)
 
 
-def _explained(judgement: Judgement, by_trace: Mapping[int, _Pickle]) -> Iterator[ExplainedFinding]:
-    """Each finding with its sentence; the pickle it is about hears of it."""
-    for finding, subject in zip_longest(judgement.findings, judgement.subjects):
-        pickle = by_trace.get(id(subject.trace)) if subject else None
-        if pickle is None or finding.stream_offset is None:
-            yield ExplainedFinding(finding, sentence(finding, None, None))
-            continue
-        pickle.rules.setdefault(finding.stream_offset, []).append(finding.rule)
-        yield ExplainedFinding(finding, sentence(finding, subject.event, pickle.route))
+def _sentences(
+    subjects: Iterable[tuple[Finding, Subject]], pickles: Iterable[_Pickle]
+) -> dict[Finding, str]:
+    """The sentence to each finding; the pickle that one is about hears of it."""
+    by_trace = {id(pickle.trace): pickle for pickle in pickles}
+    sentences = {}
+    for finding, subject in subjects:
+        pickle = by_trace.get(id(subject.trace))
+        if pickle is None or subject.stream_offset is None:
+            sentences[finding] = sentence(finding, None, None)
+        else:
+            pickle.rules.setdefault(subject.stream_offset, []).append(finding.rule)
+            sentences[finding] = sentence(finding, subject.event, pickle.route)
+    return sentences
 
 
 def _named(pickles: Sequence[_Pickle], record: str, path: str) -> list[_Pickle]:

@@ -65,7 +65,7 @@ class Part:
 def parts_of(judgement: Judgement, *, with_hash: bool) -> tuple[Part, ...]:
     """Every part that *judgement* names, behind what it is in; in the order of first mention."""
     parts = _Parts(judgement.places, _MOST_BYTES if with_hash else 0)
-    for subject in (*judgement.subjects, *judgement.unread):
+    for subject in (*(subject for _, subject in judgement.subjects), *judgement.unread):
         parts.add(subject)
     return tuple(parts.found)
 

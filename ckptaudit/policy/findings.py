@@ -58,8 +58,7 @@ class Findings:
     """What was found so far."""
 
     def __init__(self) -> None:
-        self._kept: list[Finding] = []
-        self._subjects: list[Subject] = []
+        self._kept: list[tuple[Finding, Subject]] = []
         self._times: Counter[str] = Counter()
 
     def add(self, rule_id: str, describe: Callable[[], str], subject: Subject) -> None:
@@ -79,10 +78,8 @@ class Findings:
         record = record_text(subject.place.path(subject.record))
         _, _, offset, stream_offset, length, _, _ = subject
         severity = RULES[rule_id].severity
-        self._kept.append(
-            Finding(rule_id, severity, message, record, offset, stream_offset, length)
-        )
-        self._subjects.append(subject)
+        finding = Finding(rule_id, severity, message, record, offset, stream_offset, length)
+        self._kept.append((finding, subject))
 
     @property
     def verdict(self) -> Severity:
@@ -90,9 +87,9 @@ class Findings:
         return max((RULES[rule_id].severity for rule_id in self._times), default=Severity.CLEAN)
 
     @property
-    def subjects(self) -> tuple[Subject, ...]:
-        """What those that were kept are about, in their order."""
-        return tuple(self._subjects)
+    def subjects(self) -> tuple[tuple[Finding, Subject], ...]:
+        """Those that were kept, each with what it is about."""
+        return tuple(self._kept)
 
     def all(self) -> tuple[Finding, ...]:
         """Those that were kept, as they were added; then for each rule how many more there were."""
@@ -107,7 +104,7 @@ class Findings:
             for rule_id, times in self._times.items()
             if times > _MOST_OF_ONE_RULE
         ]
-        return (*self._kept, *more)
+        return (*(finding for finding, _ in self._kept), *more)
 
 
 def shown(name: str) -> str:

@@ -167,9 +167,9 @@ class Judgement:
         findings: In file order, pickle by pickle; of each rule the first few hundred, and
             then how many more there were.
         globals: The names asked for, in order of first mention; the first thousand of them.
-        subjects: What the findings are about, in their order; those that count others are
-            about nothing, and the last.
-        unread: What the gaps of the coverage are about, in the same way.
+        subjects: Each finding that was kept, and what it is about; those that count others are
+            about nothing.
+        unread: What the gaps that were kept are about.
         places: The file and every file inside it, as they were judged.
     """
 
@@ -177,7 +177,7 @@ class Judgement:
     coverage: Coverage
     findings: tuple[Finding, ...]
     globals: tuple[GlobalUse, ...]
-    subjects: tuple[Subject, ...]
+    subjects: tuple[tuple[Finding, Subject], ...]
     unread: tuple[Subject, ...]
     places: tuple[Place, ...]
 
