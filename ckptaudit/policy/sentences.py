@@ -125,6 +125,8 @@ def _route(place: Place, index: int) -> Route:
     trace = container.traces[index]
     if _is_from_first_byte(container, index):
         return _IN_MEMORY if container.kind is Kind.TAR else _FIRST
+    if container.kind is not Kind.LEGACY and _follows(container.traces, index):
+        return _FOLLOWING
     match container.kind:
         case Kind.TORCHSCRIPT:
             return _SCRIPT
@@ -136,8 +138,6 @@ def _route(place: Place, index: int) -> Route:
             return _LOADED
         case Kind.LEGACY if index < _LEGACY_PICKLES:
             return _LOADED
-        case Kind.PICKLE if _follows(container.traces, index):
-            return _FOLLOWING
         case _:
             return _UNREAD
 
@@ -150,7 +150,9 @@ def _is_from_first_byte(container: Container, index: int) -> bool:
 
 def _follows(traces: Sequence[Trace], index: int) -> bool:
     """Whether nothing but pickles lies between the beginning of the file and the pickle."""
-    return all(one.start + one.end == other.start for one, other in pairwise(traces[: index + 1]))
+    return traces[0].start == 0 and all(
+        one.start + one.end == other.start for one, other in pairwise(traces[: index + 1])
+    )
 
 
 _LOADED = Route(
