@@ -5,8 +5,9 @@
 2
 
 The verbs are `scan`, `explain`, `inspect`, `convert` and `verify`; each takes a path, returns a
-frozen dataclass and raises nothing but a `CkptauditError` for bad input.  Importing
-the package loads none of their dependencies: a name is imported when it is used.
+frozen dataclass and raises nothing but a `CkptauditError` for bad input.  `scan_file_path` is
+`scan` for programs that ask, with nobody watching, whether to load a file; it raises not even
+that.  Importing the package loads none of their dependencies: a name is imported when it is used.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.explain import Explanation, explain
     from ckptaudit.jobs.inspect import Inspection, inspect
     from ckptaudit.jobs.scan import ScanResult, scan
+    from ckptaudit.jobs.screening import SafetyLevel, ScreenedGlobal, Screening, scan_file_path
     from ckptaudit.jobs.verify import Verification, verify
     from ckptaudit.plan import Action, Dedupe, Ema, OnOverflow, Options, Precision
     from ckptaudit.policy import Coverage, Finding, Severity
@@ -62,7 +64,10 @@ __all__ = [
     "OutputFailed",
     "Precision",
     "Refused",
+    "SafetyLevel",
     "ScanResult",
+    "ScreenedGlobal",
+    "Screening",
     "Severity",
     "SourceChanged",
     "SourceUnreadable",
@@ -73,6 +78,7 @@ __all__ = [
     "explain",
     "inspect",
     "scan",
+    "scan_file_path",
     "verify",
 ]
 
@@ -104,6 +110,10 @@ def __getattr__(name: str) -> object:
         from ckptaudit.jobs.scan import ScanResult, scan  # noqa: PLC0415
 
         found = {"ScanResult": ScanResult, "scan": scan}
+    elif name in {"SafetyLevel", "ScreenedGlobal", "Screening", "scan_file_path"}:
+        from ckptaudit.jobs import screening  # noqa: PLC0415
+
+        found = {each: getattr(screening, each) for each in screening.__all__}
     elif name in {"Inspection", "inspect"}:
         from ckptaudit.jobs.inspect import Inspection, inspect  # noqa: PLC0415
 

@@ -16,7 +16,9 @@ import errno
 import json
 import os
 import secrets
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import safetensors
@@ -25,20 +27,23 @@ from ckptaudit.errors import OutputExists, OutputFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
 
     from ckptaudit.dtypes import DType
 
 __all__ = [
     "Draft",
+    "DraftFolder",
     "Slot",
     "check_destination",
+    "check_folder",
     "header_of",
     "path_text",
     "write_text",
 ]
 
 _ALIGNMENT = 8
+# What safetensors' own reader takes, and every other with it; safetensors/src/tensor.rs.
+_MOST_HEADER = 100_000_000
 # What O_DIRECT wants offsets, lengths and addresses to be multiples of, at the most.
 PAGE = 4096
 # Below this a write is not worth three system calls.
@@ -70,6 +75,9 @@ def header_of(slots: Iterable[Slot], metadata: Mapping[str, str]) -> bytes:
     Args:
         slots: In the order of their offsets, without gap or overlap.
         metadata: Goes under ``__metadata__``, sorted by key.
+
+    Raises:
+        OutputFailed: It is longer than any safetensors library reads.
     """
     entries: dict[str, object] = {}
     if metadata:
@@ -82,12 +90,35 @@ def header_of(slots: Iterable[Slot], metadata: Mapping[str, str]) -> bytes:
         }
     body = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     body += b" " * (-len(body) % _ALIGNMENT)
+    if len(body) > _MOST_HEADER:
+        raise OutputFailed(
+            f"the names and shapes of its {len(entries)} entries take {len(body)} bytes; no "
+            f"safetensors library opens a file where they take over {_MOST_HEADER}"
+        )
     return len(body).to_bytes(8, "little") + body
 
 
 def path_text(path: Path | str) -> str:
     """*path* as text that any report can hold: a name that is not UTF-8 has lone surrogates."""
     return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def check_folder(path: Path, *, overwrite: bool) -> None:
+    """Refuse early a folder that would be refused at the end.
+
+    Raises:
+        OutputExists: There is something already, and it may not be overwritten.
+        OutputFailed: What is there is no folder, or where it goes is none.
+    """
+    name = path_text(path)
+    with _output_errors(path):
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise OutputFailed(f"{name}: is no folder, and a folder is to be written")
+        if not overwrite and path.exists():
+            raise OutputExists(f"{name}: exists; choose another name")
+        if not path.parent.is_dir():
+            folder = path_text(path.parent)
+            raise OutputFailed(f"{folder}: is no directory; create it first")
 
 
 def check_destination(path: Path, *, overwrite: bool) -> None:
@@ -120,21 +151,23 @@ class Draft:
     Args:
         path: The final name.
         size: Bytes the file will have.
+        shown: What errors call it, if that is not *path*.
 
     Raises:
         OutputFailed: The file cannot be made, or there is no space for it.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, size: int, shown: Path | None = None) -> None:
         self.path = path
         self.size = size
+        self._shown = path if shown is None else shown
         self._temporary = path.with_name(f".ckptaudit-{secrets.token_hex(8)}.part")
         self._fd = -1
         self._direct = -1
 
     def __enter__(self) -> Draft:  # noqa: PYI034 - typing.Self is Python 3.11's
         try:
-            with _output_errors(self.path):
+            with _output_errors(self._shown):
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 # 0o666 less the umask: what any other tool would give a new file.
                 self._fd = os.open(self._temporary, flags, 0o666)
@@ -164,7 +197,7 @@ class Draft:
         view = memoryview(data)
         head = min(-offset % PAGE, len(view))
         body = (len(view) - head) // PAGE * PAGE if self._direct >= 0 else 0
-        with _output_errors(self.path):
+        with _output_errors(self._shown):
             if body < _LEAST_DIRECT or not self._write_direct(offset + head, view[head:][:body]):
                 self._write(offset, view)
                 return
@@ -196,7 +229,7 @@ class Draft:
         """
         done = 0
         fd = self._direct if self._direct >= 0 and not len(buffer) % PAGE else self._fd
-        with _output_errors(self.path):
+        with _output_errors(self._shown):
             while done < len(buffer):
                 try:
                     count = os.preadv(fd, [buffer[done:]], offset + done)
@@ -220,7 +253,7 @@ class Draft:
                 file.keys()
         except (safetensors.SafetensorError, OSError) as err:
             raise OutputFailed(
-                f"{path_text(self.path)}: the safetensors library does not open what was written "
+                f"{path_text(self._shown)}: the safetensors library does not open what was written "
                 f"({err}); this is a bug in ckptaudit: please report it"
             ) from err
 
@@ -231,7 +264,7 @@ class Draft:
             OutputExists: Somebody has made a file of that name meanwhile.
             OutputFailed: The operating system would not.
         """
-        with _output_errors(self.path):
+        with _output_errors(self._shown):
             os.fsync(self._fd)
             if overwrite:
                 self._temporary.replace(self.path)
@@ -248,6 +281,73 @@ class Draft:
         # What could not be made, in a folder that is none, say, cannot be removed either.
         with contextlib.suppress(OSError):
             self._temporary.unlink(missing_ok=True)
+
+
+class DraftFolder:
+    """A folder on its way: it has no final name until `publish`.
+
+    It exists inside a ``with`` block only; leaving that without `publish` removes every
+    trace of it.
+
+    Args:
+        path: The final name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._temporary = path.with_name(f".ckptaudit-{secrets.token_hex(8)}.part")
+
+    def __enter__(self) -> DraftFolder:  # noqa: PYI034 - typing.Self is Python 3.11's
+        with _output_errors(self.path):
+            self._temporary.mkdir()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def place(self, file: str) -> Path:
+        """Where *file*, a path in the folder, is to be written for now."""
+        place = self._temporary / file
+        with _output_errors(self.path / file):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def publish(self, *, overwrite: bool) -> None:
+        """Give the folder its final name, all at once, or its files theirs in one that is there.
+
+        Raises:
+            OutputExists: Somebody has made one of that name meanwhile.
+            OutputFailed: The operating system would not.
+        """
+        with _output_errors(self.path):
+            if overwrite and self.path.exists():
+                self._replace_files()
+                return
+            for folder, _, _ in os.walk(self._temporary):
+                _sync_folder(Path(folder))
+            try:
+                # Onto a folder that is not empty no folder is ever renamed.
+                self._temporary.rename(self.path)
+            except OSError as err:
+                if err.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+                    raise
+                raise OutputExists(
+                    f"{path_text(self.path)}: was made by someone else meanwhile; choose another "
+                    "name"
+                ) from err
+            _sync_folder(self.path.parent)
+
+    def _replace_files(self) -> None:
+        """Put each file in the place of its like; what else the folder holds stays.
+
+        Those at the top come last: loaders begin with them.
+        """
+        files = [path for path in self._temporary.rglob("*") if path.is_file()]
+        for file in sorted(files, key=lambda path: -len(path.parts)):
+            place = self.path / file.relative_to(self._temporary)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(place)
+            _sync_folder(place.parent)
 
 
 def write_text(path: Path, data: bytes, *, overwrite: bool) -> None:
@@ -289,6 +389,7 @@ def _rename_if_free(temporary: Path, path: Path) -> None:
     """Rename without replacing: a hard link fails where the name is taken, rename does not."""
     try:
         os.link(temporary, path)
+        temporary.unlink()
     except FileExistsError as err:
         raise OutputExists(
             f"{path_text(path)}: was made by someone else meanwhile; choose another name"

@@ -301,7 +301,7 @@ def scanning(path: Path) -> str:
     [
         ("import ckptaudit", {"numpy", "click", "rich", "torch", "numkong", "safetensors"}),
         (
-            "from ckptaudit import convert, explain, inspect, scan",
+            "from ckptaudit import convert, explain, inspect, scan, scan_file_path",
             {"numpy", "click", "rich", "torch", "numkong"},
         ),
         ("from ckptaudit import verify", {"click", "rich", "torch"}),

@@ -20,7 +20,6 @@ from ckptaudit.vm import Limits
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
-    from typing import Self
 
 EVIL = pickled(CALLS_SYSTEM)
 BARE = pickled(value({"a": 1}))
@@ -62,7 +61,7 @@ class Archive:
         self.members = members
         self.trouble = trouble
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Archive:  # noqa: PYI034 - typing.Self is Python 3.11's
         return self
 
     def __exit__(self, *_: object) -> None:

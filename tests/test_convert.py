@@ -366,6 +366,33 @@ def test_progress_ends_where_it_said_it_would(tmp_path: Path) -> None:
     assert told == sorted(told)
 
 
+def test_progress_goes_one_way_where_weights_do_not_fit(tmp_path: Path) -> None:
+    """Everything is cast a second time then; the bar must not run twice."""
+    big = torch.full((3 * BLOCK // 4,), 1e6)
+    source = save(tmp_path / "model.pt", {"a": big, "b": torch.ones(2 * BLOCK // 4)})
+    told: list[tuple[int, int]] = []
+
+    convert(source, tmp_path / "o.safetensors", progress=lambda *at: told.append(at))
+
+    assert told[-1] == (2 * 5 * BLOCK, 2 * 5 * BLOCK)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert all(done < total for done, total in told[:-1])
+
+
+def test_a_header_that_no_library_opens_is_refused_by_a_dry_run_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library takes 100 MB of names; here it is 200 bytes, so that the test is a small one."""
+    monkeypatch.setattr("ckptaudit.writer._MOST_HEADER", 200)
+    source = save(tmp_path / "model.pt", {f"layer.{at}.weight": torch.ones(1) for at in range(9)})
+
+    for dry_run in (True, False):
+        with pytest.raises(OutputFailed, match="no safetensors library opens"):
+            convert(source, tmp_path / "out.safetensors", dry_run=dry_run)
+
+    assert names_in(tmp_path) == {"model.pt"}
+
+
 def test_a_header_is_not_trusted_to_be_short(tmp_path: Path) -> None:
     """Its length stands in the first eight bytes, and the data begin right behind it."""
     source = save(tmp_path / "model.pt", {f"layer.{at}.weight": torch.ones(1) for at in range(999)})

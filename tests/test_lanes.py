@@ -282,11 +282,11 @@ def test_what_comes_to_nothing_is_written_no_further_by_any_process(tmp_path: Pa
     f16 = named("float16")
     storage = Storage("0", f16, 4, 0, 8, "cpu", "data/0")
     view = TensorView("w", storage, f16, (4,), (1,), 0)
-    job = TensorJob("w", "w", view, Component.OTHER, f16, 0)
+    job = TensorJob("w", "", "w", view, Component.OTHER, "identity", None, f16, 0)
     is_vain = mmap(-1, 1)
 
     with Draft(tmp_path / "out.bin", 16) as draft:
-        sink = DraftSink(draft, 0, is_vain)
+        sink = DraftSink({"": draft}, {"": 0}, is_vain)
 
         def lane(say: Say) -> None:
             sink.take(job, 0, memoryview(b"before!!"))

@@ -325,7 +325,7 @@ def test_options_from_a_younger_version_are_no_difference_but_no_answer(
     source, output = pair
     header, data = unpacked(output)
     known = json.loads(header["__metadata__"]["ckptaudit.options"])
-    strange = [known | {"layout": "diffusers"}, known | {"keep_names": "no"}, known | {"ema": 1}]
+    strange = [known | {"colour": "blue"}, known | {"keep_names": "no"}, known | {"ema": 1}]
     for text in ("{}", "[]", "null", "{", "[" * 9999, *map(json.dumps, strange)):
         header["__metadata__"]["ckptaudit.options"] = text
         pack(output, header, data)

@@ -24,7 +24,7 @@ from ckptaudit.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from ckptaudit.cli.outputs import Outputs
     from ckptaudit.jobs.account import Conversion
@@ -66,6 +66,20 @@ _ADVICE: dict[type[CkptauditError], str] = {
     show_default=True,
     help="A tensor whose weights do not fit: keep leaves it in its own type, error stops, clamp "
     "writes the largest finite value.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["original", "diffusers"]),
+    default="original",
+    show_default=True,
+    help="original is the single file that a WebUI opens, diffusers the folder that diffusers "
+    "opens; what has no place there is left out and listed.",
+)
+@click.option(
+    "--family",
+    default="",
+    metavar="NAME",
+    help="Take the file for a model of this family, such as sd2-v, whatever speaks against it.",
 )
 @click.option(
     "--ema",
@@ -156,14 +170,19 @@ def convert(
     def status(_result: Conversion) -> int:
         return GOOD
 
+    if chosen["keep_names"] and chosen["layout"] == "diffusers":
+        raise click.UsageError("--keep-names: the diffusers layout has names of its own")
     options = _options(chosen)
+    is_folder = chosen["layout"] == "diffusers"
     overwrite = if_exists == "overwrite"
     # Where each path leads, links and ".." followed.
     sources = {os.path.realpath(path): path for path in paths}
     taken: dict[str, str] = {}
 
+    targets = partial(_targets, output=output, several=len(paths) > 1, is_folder=is_folder)
+
     def work(path: str) -> Conversion:
-        target, report_target = _targets(path, output, several=len(paths) > 1)
+        target, report_target = targets(path)
         for place in (target, report_target):
             _claim(place, path, sources, taken)
         if not dry_run:
@@ -184,21 +203,24 @@ def convert(
         return result
 
     answers = Answers(status, conversion_as, _ADVICE)
+    _check_sources(paths)
     outputs.check()
-    _check_side_files(outputs, paths, output)
+    _check_side_files(outputs, paths, targets)
     for path in paths:
-        if if_exists == "skip" and _is_done(path, output, several=len(paths) > 1, taken=taken):
-            show(f"ckptaudit: {path}: skipped, its output exists")
+        if if_exists == "skip" and _is_done(path, targets, taken):
+            _show_skipped(path, *targets(path))
         else:
             answers.ask(path, partial(work, path))
     ctx.exit(answers.deliver(outputs))
 
 
 def _options(chosen: dict[str, str | bool]) -> Options:
-    from ckptaudit.plan import Action, Dedupe, Ema, OnOverflow, Options, Precision
+    from ckptaudit.plan import Action, Dedupe, Ema, Layout, OnOverflow, Options, Precision
 
     return Options(
         precision=Precision(chosen["precision"]),
+        layout=Layout(chosen["layout"]),
+        family=str(chosen["family"]),
         on_overflow=OnOverflow(chosen["on_overflow"]),
         ema=Ema(chosen["ema"]),
         dedupe=Dedupe(chosen["dedupe"]),
@@ -210,12 +232,15 @@ def _options(chosen: dict[str, str | bool]) -> Options:
     )
 
 
-def _targets(path: str, output: str | None, *, several: bool) -> tuple[Path, Path]:
-    """The safetensors file and the report that *path* becomes."""
+def _targets(path: str, output: str | None, *, several: bool, is_folder: bool) -> tuple[Path, Path]:
+    """The safetensors file, or the folder, and the report that *path* becomes."""
     source = Path(path)
     name = source.name
     length = next((len(s) for s in _SUFFIXES if name.lower().endswith(s)), 0)
     stem = name[: len(name) - length] or name
+    if is_folder:
+        target = _folder_target(source.parent / stem, output, several=several)
+        return target, target.with_name(f"{target.name}.report.json")
     if output is None:
         target = source.parent / f"{stem}.safetensors"
     elif several and output.endswith(".safetensors"):
@@ -232,12 +257,23 @@ def _targets(path: str, output: str | None, *, several: bool) -> tuple[Path, Pat
     return target, target.with_name(f"{target.name.removesuffix('.safetensors')}.report.json")
 
 
-def _check_side_files(outputs: Outputs, paths: tuple[str, ...], output: str | None) -> None:
+def _folder_target(beside: Path, output: str | None, *, several: bool) -> Path:
+    """The folder that a source becomes, which would lie *beside* it under that name."""
+    if output is None:
+        return beside
+    if output.endswith(".safetensors"):
+        raise OutputFailed(f"{output}: the diffusers layout is a folder; name one")
+    return Path(output) / beside.name if several else Path(output)
+
+
+def _check_side_files(
+    outputs: Outputs, paths: tuple[str, ...], targets: Callable[[str], tuple[Path, Path]]
+) -> None:
     """Refuse a side file that is the place of an output, or of the report beside one."""
     taken: dict[Path, str] = {}
     for path in paths:
         with contextlib.suppress(OutputFailed):
-            for place in _targets(path, output, several=len(paths) > 1):
+            for place in targets(path):
                 taken.setdefault(place.absolute(), path)
     for format_, side_file in outputs.side_files.items():
         path_taking = taken.get(side_file.absolute())
@@ -248,10 +284,24 @@ def _check_side_files(outputs: Outputs, paths: tuple[str, ...], output: str | No
             )
 
 
-def _is_done(path: str, output: str | None, *, several: bool, taken: dict[str, str]) -> bool:
+def _check_sources(paths: tuple[str, ...]) -> None:
+    """Refuse ``convert a.ckpt b.safetensors`` where b is to be written, before a is converted."""
+    for path in paths[1:]:
+        if path.endswith(".safetensors") and not os.path.lexists(path):
+            raise click.UsageError(
+                f"{path}: no such file; if it is what the other becomes, name it with -o"
+            )
+
+
+def _show_skipped(path: str, target: Path, report_target: Path) -> None:
+    without = "" if report_target.exists() else f" ({report_target.name} does not)"
+    show(f"ckptaudit: {path}: skipped, {target} exists{without}")
+
+
+def _is_done(path: str, targets: Callable[[str], tuple[Path, Path]], taken: dict[str, str]) -> bool:
     """Whether the output of *path* was there before; where it cannot be, converting says why."""
     with contextlib.suppress(OSError, OutputFailed):
-        target, _ = _targets(path, output, several=several)
+        target, _ = targets(path)
         if Path(path).exists() and target.exists():
             # Whatever else would become the same file is no less a collision for that.
             return taken.setdefault(os.path.realpath(target), path) == path

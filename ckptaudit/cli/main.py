@@ -34,6 +34,7 @@ __all__ = ["main", "run"]
 
 _NO_ANSWER = 2
 _INTERRUPTED = 130
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @click.group(
@@ -58,13 +59,21 @@ def run() -> NoReturn:
     sys.exit(_status())
 
 
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    """Have everything cleaned up, once: a second Ctrl-C would cut the cleaning short."""
+    for sent in _ENDING:
+        signal.signal(sent, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def _status() -> int:
     """Run the command line; click alone would turn a bug, and an interrupt, into 1."""
-    # What `timeout`, Slurm and container engines send; it must leave as little as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # So must a terminal that is closed; nohup has it ignored, and that stays.
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    # SIGTERM is what `timeout`, Slurm and container engines send, SIGHUP a terminal that is
+    # closed: they must leave as little as Ctrl-C does.
+    for sent in _ENDING:
+        # What a shell or nohup has ignored stays ignored.
+        if signal.getsignal(sent) is not signal.SIG_IGN:
+            signal.signal(sent, _interrupt)
     try:
         # Without standalone mode click returns what ctx.exit was given, and raises the rest.
         status = main.main(prog_name="ckptaudit", standalone_mode=False)

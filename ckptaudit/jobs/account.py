@@ -79,6 +79,8 @@ class Conversion:
         family: Name of the model family, or ``unknown``.
         variant: Which variant of it, or None.
         evidence: What the family was recognised by.
+        prediction: What the denoiser predicts, ``epsilon`` or ``v_prediction``; None where there
+            is none.
         options: What was asked for.
         components: What is there, missing and unexpected, component by component.
         outputs: The files written, their hashes read back after writing; a dry run has none.
@@ -95,6 +97,7 @@ class Conversion:
     family: str
     variant: str | None
     evidence: tuple[str, ...]
+    prediction: str | None
     options: Options
     components: tuple[ComponentCount, ...]
     outputs: tuple[File, ...]

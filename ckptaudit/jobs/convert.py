@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.errors import Incomplete, OutputFailed, Refused
 from ckptaudit.jobs.opening import opened
-from ckptaudit.plan import Options
+from ckptaudit.plan import Layout, Options
 from ckptaudit.policy import Severity, judge
 from ckptaudit.tensors import misfits
-from ckptaudit.writer import check_destination, path_text
+from ckptaudit.writer import check_destination, check_folder, path_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,8 +47,8 @@ def convert(
 
     Args:
         path: The checkpoint.
-        output: The file to write, named ``.safetensors``; it appears under this name only when
-            it is whole.
+        output: The file to write, named ``.safetensors``, or the folder, of the diffusers layout;
+            it appears under this name only when it is whole.
         options: What to do with weights, copies and names.
         with_hash: Compute the SHA-256 of source and output.
         overwrite: Replace *output* if it is there.
@@ -68,7 +68,10 @@ def convert(
     target = Path(output)
     with opened(path, with_hash=with_hash and not dry_run) as file:
         # A dry run, too, is refused what the conversion would be.
-        _check_target(target, path, overwrite=overwrite or dry_run)
+        if options.layout is Layout.DIFFUSERS:
+            check_folder(target, overwrite=overwrite or dry_run)
+        else:
+            _check_target(target, path, overwrite=overwrite or dry_run)
         judgement = judge(file.container, misfits)
         if not allow_unsafe:
             _refuse_unsafe(file.container, judgement)

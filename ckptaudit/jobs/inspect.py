@@ -57,6 +57,8 @@ class Inspection(File):
         family: Name of the model family, or ``unknown``.
         variant: Which variant of it, or None.
         evidence: What the family was recognised by.
+        prediction: What the denoiser predicts, ``epsilon`` or ``v_prediction``; None where there
+            is none, or where only a weight would tell and none was read.
         components: What is there, missing and unexpected, component by component.
         tensors: In the file's order.
         leftovers: What else the file holds.
@@ -70,6 +72,7 @@ class Inspection(File):
     family: str
     variant: str | None
     evidence: tuple[str, ...]
+    prediction: str | None
     components: tuple[ComponentCount, ...]
     tensors: tuple[InspectedTensor, ...]
     leftovers: tuple[Leftover, ...]
@@ -102,6 +105,7 @@ def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
             family=meaning.detection.family,
             variant=meaning.detection.variant,
             evidence=meaning.detection.evidence,
+            prediction=meaning.detection.prediction,
             components=meaning.components,
             tensors=tuple(
                 InspectedTensor(

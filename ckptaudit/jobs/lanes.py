@@ -32,6 +32,7 @@ __all__ = ["Fork", "Lane", "Say", "can_fork", "lanes_at_hand", "listen", "run_la
 
 # Lanes beyond this wait for memory and disk, not for a core.
 _MOST_LANES = 4
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Say: TypeAlias = "Callable[[Mapping[str, object]], None]"
 Lane: TypeAlias = "Callable[[Say], None]"
@@ -77,7 +78,7 @@ class Fork:
         self.reading, writing = os.pipe()
         self._ears.add(self.reading)
         # A signal between the fork and the child's first step would end in the caller's cleanup.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         try:
             self._pid = _fork()
             if self._pid == 0:
@@ -153,6 +154,7 @@ def _work(lane: Lane, writing: int, mask: set[int | signal.Signals]) -> NoReturn
         # The parent hears of an interrupt too, and stops its lanes.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
         def say(message: Mapping[str, object]) -> None:

@@ -10,7 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptaudit.layouts import ComponentCount, Detection, Placement, Spec, count, detect, place
+from ckptaudit.errors import Unsupported
+from ckptaudit.layouts import (
+    FAMILIES,
+    ComponentCount,
+    Detection,
+    Placement,
+    Spec,
+    count,
+    detect,
+    place,
+)
 from ckptaudit.plan import comparable_groups, make_plan
 
 if TYPE_CHECKING:
@@ -19,7 +29,7 @@ if TYPE_CHECKING:
     from ckptaudit.plan import ConversionPlan, Options
     from ckptaudit.tensors import StateDict, TensorView
 
-__all__ = ["Meaning", "meaning_of", "planner"]
+__all__ = ["Meaning", "meaning_of", "planner", "prediction_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +47,50 @@ class Meaning:
     components: tuple[ComponentCount, ...]
 
 
-def meaning_of(state_dict: StateDict) -> Meaning:
-    """Ask the layouts what *state_dict* is."""
+def meaning_of(state_dict: StateDict, family: str = "") -> Meaning:
+    """Ask the layouts what *state_dict* is.
+
+    Args:
+        state_dict: The tensors of the file.
+        family: What it is to be taken for; "" is whatever it is found to be.
+
+    Raises:
+        Unsupported: There is no such family.
+    """
+    if family and family not in FAMILIES:
+        raise Unsupported(f"{family!a}: no such family; known are {', '.join(FAMILIES)}")
     specs: Mapping[str, Spec] = {
         view.key: Spec(view.shape, view.dtype.name) for view in state_dict.views
     }
-    detection = detect(specs)
+    detection = detect(specs, family or None)
     return Meaning(detection, place(detection, specs), count(detection, specs))
+
+
+def prediction_of(
+    detection: Detection, state_dict: StateDict, std_of: Callable[[TensorView], float | None]
+) -> tuple[str | None, tuple[str, ...]]:
+    """What the denoiser predicts, and what that rests on where it is a guess.
+
+    Args:
+        detection: The family.
+        state_dict: The tensors of the file.
+        std_of: Reads a tensor and gives the standard deviation of its elements.
+
+    Returns:
+        ``epsilon``, ``v_prediction``, or None where there is no denoiser.
+    """
+    hint = detection.undecided
+    if hint is None:
+        return detection.prediction, ()
+    view = next((view for view in state_dict.views if view.key == hint.key), None)
+    std = None if view is None else std_of(view)
+    if std is None:
+        told = f"{hint.key} is not there, which would hint at what the model predicts"
+        return "epsilon", (f"{told}: epsilon is a guess",)
+    prediction = "v_prediction" if std > hint.threshold else "epsilon"
+    side = "above" if std > hint.threshold else "not above"
+    measured = f"the standard deviation of {hint.key} is {std:.3g}, {side} {hint.threshold:g}"
+    return prediction, (f"{prediction} is a guess: {measured} ({hint.says})",)
 
 
 def planner(
@@ -51,7 +98,7 @@ def planner(
     meaning: Meaning,
     options: Options,
     digest_of: Callable[[TensorView], bytes],
-) -> Callable[[Mapping[str, str]], ConversionPlan]:
+) -> Callable[[Mapping[tuple[str, str], str]], ConversionPlan]:
     """Everything `make_plan` wants but the tensors that do not fit, which it is given last.
 
     Args:
@@ -65,7 +112,7 @@ def planner(
     views = {view.key: view for group in groups for view in group}
     digests = {key: digest_of(view) for key, view in views.items()}
 
-    def plan(unfit: Mapping[str, str]) -> ConversionPlan:
+    def plan(unfit: Mapping[tuple[str, str], str]) -> ConversionPlan:
         return make_plan(
             state_dict,
             meaning.detection,

@@ -17,7 +17,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from mmap import mmap
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import msgspec
 import numpy as np
@@ -28,13 +28,17 @@ from ckptaudit.tensors import BLOCK_BYTES, Block, blocks_of, pieces_of
 from ckptaudit.writer import PAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from ckptaudit.containers import Container
     from ckptaudit.plan import TensorJob
     from ckptaudit.tensors import TensorView
 
-__all__ = ["Nowhere", "Sink", "digest_of", "read_block", "stream"]
+__all__ = ["JobId", "Nowhere", "Sink", "Tally", "digest_of", "read_block", "std_of", "stream"]
+
+JobId: TypeAlias = tuple[str, str, int]
+# By `TensorJob.id`, as pairs: it has to go through JSON.
+Tally: TypeAlias = tuple[tuple[JobId, int], ...]
 
 # Blocks cast but not yet written.
 _BEHIND = 3
@@ -60,10 +64,10 @@ class Sink(Protocol):
         files with this one but not what is remembered in memory.
         """
 
-    def tally(self) -> Mapping[str, int]:
-        """What is to be remembered of all that was taken in this process, by source key."""
+    def tally(self) -> Tally:
+        """What is to be remembered of all that was taken in this process."""
 
-    def recall(self, tally: Mapping[str, int]) -> None:
+    def recall(self, tally: Tally) -> None:
         """Remember what another process tallied."""
 
 
@@ -77,11 +81,11 @@ class Nowhere:
     def take(self, _job: TensorJob, _first: int, _data: memoryview) -> None:
         """See `Sink.take`."""
 
-    def tally(self) -> Mapping[str, int]:
+    def tally(self) -> Tally:
         """See `Sink.tally`."""
-        return {}
+        return ()
 
-    def recall(self, _tally: Mapping[str, int]) -> None:
+    def recall(self, _tally: Tally) -> None:
         """See `Sink.recall`."""
 
 
@@ -122,22 +126,22 @@ def stream(
         def work(say: Say) -> None:
             cast = _cast(container, share, sink, clamp=clamp, progress=lambda n: say({"bytes": n}))
             for job, stats in cast:
-                say({"job": job.source, "stats": stats})
+                say({"job": numbers[job.id], "stats": stats})
             say({"tally": sink.tally()})
 
         return work
 
-    by_source = {job.source: job for job in in_order}
+    numbers = {job.id: number for number, job in enumerate(in_order)}
     # Closed with this generator: nobody else would stop the lanes.
     with closing(run_lanes([lane(share) for share in shares])) as talk:
         for message in talk:
             match message:
                 case {"bytes": int(nbytes)}:
                     progress(nbytes)
-                case {"job": str(source), "stats": stats}:
-                    yield by_source[source], msgspec.convert(stats, TensorStats)
+                case {"job": int(number), "stats": stats}:
+                    yield in_order[number], msgspec.convert(stats, TensorStats)
                 case {"tally": tally}:
-                    sink.recall(msgspec.convert(tally, dict[str, int]))
+                    sink.recall(msgspec.convert(tally, tuple[tuple[JobId, int], ...]))
 
 
 def _in_order(container: Container, jobs: Sequence[TensorJob]) -> list[TensorJob]:
@@ -293,6 +297,16 @@ class _WriteBehind:
             nbytes = (last - first) * size
             self._sink.take(job, first, data[at : at + nbytes])
             at += nbytes
+
+
+def std_of(container: Container, view: TensorView) -> float | None:
+    """The standard deviation of the elements of *view*; None where it has none."""
+    caster = Caster(view.dtype, view.dtype)
+    buffer = _room(BLOCK_BYTES)
+    for block in blocks_of(view):
+        read = read_block(container, view, block, buffer)
+        caster.cast(read, read)
+    return caster.stats.std
 
 
 def digest_of(container: Container, view: TensorView) -> bytes:

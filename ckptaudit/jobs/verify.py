@@ -21,7 +21,7 @@ from ckptaudit.errors import Unsupported
 from ckptaudit.jobs.opening import File, Opened, opened
 from ckptaudit.jobs.planning import meaning_of, planner
 from ckptaudit.jobs.receipt import receipt_in
-from ckptaudit.jobs.stream import Nowhere, digest_of, stream
+from ckptaudit.jobs.stream import JobId, Nowhere, Tally, digest_of, stream
 from ckptaudit.layouts import Component
 from ckptaudit.plan import Dedupe, Ema, OnOverflow, Options, Precision
 from ckptaudit.policy import judge
@@ -129,11 +129,11 @@ class _Proof:
                 "name the source first and the converted file second"
             )
         self.problems: list[str] = [escape(mishap.message) for mishap in self.file.mishaps]
-        self.tensor_problems: dict[str, str] = {}
+        self.tensor_problems: dict[JobId, str] = {}
         self.receipt = receipt_in(self.file.metadata)
         self.options = self.receipt.options if self.receipt is not None else None
-        # By source key, how many elements differ.
-        self.differing: dict[str, int] = {}
+        # How many elements differ.
+        self.differing: dict[JobId, int] = {}
         self.notes: list[str] = []
         if self.options is None:
             self.notes.append("was not written by ckptaudit; names and types are its own")
@@ -167,8 +167,8 @@ class _Proof:
 
     def plan(self) -> ConversionPlan:
         state_dict = find_state_dict(self.source.container)
-        meaning = meaning_of(state_dict)
         options = self.options or _FOREIGN
+        meaning = meaning_of(state_dict, options.family)
         digests = partial(digest_of, self.source.container)
         return planner(state_dict, meaning, options, digests)({})
 
@@ -188,10 +188,10 @@ class _Proof:
         """The job that would give what is stored, or None if nothing would."""
         if stored.shape != job.view.shape:
             shapes = f"{list(stored.shape)} where its source is {list(job.view.shape)}"
-            self.tensor_problems[job.source] = f"has shape {shapes}"
+            self.tensor_problems[job.id] = f"has shape {shapes}"
             return None
         if not self.may_be(stored.dtype, job):
-            self.tensor_problems[job.source] = (
+            self.tensor_problems[job.id] = (
                 f"is {stored.dtype.name} where {job.target.name} was to be written"
             )
             return None
@@ -211,7 +211,7 @@ class _Proof:
             done += nbytes
             progress(done, total)
 
-        sink = _Comparison(self.file, {job.source: self.home(job) for job in jobs}, self.differing)
+        sink = _Comparison(self.file, {job.id: self.home(job) for job in jobs}, self.differing)
         clamp = self.options is not None and self.options.on_overflow is OnOverflow.CLAMP
         cast = stream(
             self.source.container,
@@ -235,7 +235,7 @@ class _Proof:
     def overflows(self, job: TensorJob, count: int) -> None:
         """We never write an infinity that the source does not have; another tool may."""
         if self.options is not None:
-            self.tensor_problems[job.source] = (
+            self.tensor_problems[job.id] = (
                 f"infinite where the source is finite: {count} of "
                 f"{counted(job.view.numel, 'weight')}"
             )
@@ -257,17 +257,17 @@ class _Proof:
             for job, stored in pairs
             if stored is not None
             and stored.dtype is not job.target
-            and job.source not in self.tensor_problems
+            and job.id not in self.tensor_problems
         ]
         if self.options.on_overflow is not OnOverflow.KEEP:
             for job in kept:
-                self.tensor_problems[job.source] = f"was not cast to {job.target.name}"
+                self.tensor_problems[job.id] = f"was not cast to {job.target.name}"
             return
         cast = stream(self.source.container, kept, Nowhere(), beside=self.cores_taken)
         with closing(cast):
             for job, stats in cast:
                 if not stats.overflowed:
-                    self.tensor_problems[job.source] = (
+                    self.tensor_problems[job.id] = (
                         f"was not cast to {job.target.name}, though every weight fits"
                     )
 
@@ -290,13 +290,11 @@ class _Proof:
             self.problems.append("lists other aliases than its source gives")
 
     def proof(self, job: TensorJob, stored: StoredTensor | None) -> TensorProof:
-        problem = self.tensor_problems.get(job.source)
+        problem = self.tensor_problems.get(job.id)
         if stored is None:
             problem = "is missing"
-        elif self.differing.get(job.source):
-            problem = (
-                f"differs in {self.differing[job.source]} of {counted(job.view.numel, 'element')}"
-            )
+        elif self.differing.get(job.id):
+            problem = f"differs in {self.differing[job.id]} of {counted(job.view.numel, 'element')}"
         name = stored.key if stored is not None else job.name
         return TensorProof(name, job.source, problem is None, problem)
 
@@ -307,28 +305,28 @@ class _Comparison:
 
     Attributes:
         file: What to compare with.
-        homes: By source key, where its tensor begins in *file*, in bytes.
-        differing: By source key, how many elements were found to differ.
+        homes: Where what a job writes begins in *file*, in bytes.
+        differing: How many elements of it were found to differ.
     """
 
     file: Container
-    homes: Mapping[str, int]
-    differing: dict[str, int]
+    homes: Mapping[JobId, int]
+    differing: dict[JobId, int]
 
     def position(self, job: TensorJob, first: int) -> int:
-        return self.homes[job.source] + first * job.target.itemsize
+        return self.homes[job.id] + first * job.target.itemsize
 
     def take(self, job: TensorJob, first: int, data: memoryview) -> None:
         there = self.file.source.read_at(self.position(job, first), len(data))
         if data != there:
-            self.recall({job.source: _differing(bytes(data), there, job)})
+            self.recall(((job.id, _differing(bytes(data), there, job)),))
 
-    def tally(self) -> Mapping[str, int]:
-        return self.differing
+    def tally(self) -> Tally:
+        return tuple(self.differing.items())
 
-    def recall(self, tally: Mapping[str, int]) -> None:
-        for source, count in tally.items():
-            self.differing[source] = self.differing.get(source, 0) + count
+    def recall(self, tally: Tally) -> None:
+        for job, count in tally:
+            self.differing[job] = self.differing.get(job, 0) + count
 
 
 def _file(container: Container, digest: str | None) -> File:

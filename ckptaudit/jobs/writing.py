@@ -7,32 +7,34 @@ Never asks: whether it may be converted (`convert`), how the answer is shown.
 
 from __future__ import annotations
 
-from contextlib import closing
+import json
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptaudit.errors import CastOverflow
+from ckptaudit.errors import CastOverflow, Unsupported
 from ckptaudit.jobs.account import Conversion, Source, TensorEntry
 from ckptaudit.jobs.hashing import hash_of
 from ckptaudit.jobs.opening import File, Opened, notes_on
-from ckptaudit.jobs.planning import meaning_of, planner
+from ckptaudit.jobs.planning import meaning_of, planner, prediction_of
 from ckptaudit.jobs.receipt import metadata_of
-from ckptaudit.jobs.stream import digest_of, stream
+from ckptaudit.jobs.stream import digest_of, std_of, stream
 from ckptaudit.layouts import Component
-from ckptaudit.plan import ConversionPlan, Ema, OnOverflow, Options, TensorJob
+from ckptaudit.plan import ConversionPlan, Ema, Layout, OnOverflow, Options, Output, TensorJob
 from ckptaudit.policy import RULES, Finding, Judgement
 from ckptaudit.tensors import find_state_dict
 from ckptaudit.vm import escape
 from ckptaudit.wording import counted
-from ckptaudit.writer import Draft, Slot, header_of, path_text
+from ckptaudit.writer import Draft, DraftFolder, Slot, header_of, path_text, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ckptaudit.jobs.stream import Sink
+    from ckptaudit.jobs.stream import JobId, Sink, Tally
     from ckptaudit.numerics import TensorStats
 
 __all__ = ["DraftSink", "write"]
@@ -90,34 +92,52 @@ class _Run:
         self.judgement = judgement
         self.progress = progress
         self.state_dict = find_state_dict(file.container)
-        self.meaning = meaning_of(self.state_dict)
+        self.meaning = meaning_of(self.state_dict, options.family)
+        if self.makes_folder and not self.meaning.detection.has_diffusers_layout:
+            raise Unsupported(
+                f"{file.container.source.name}: is of family {self.meaning.detection.family}, of "
+                "which no diffusers folder is made; --family names another"
+            )
+        self.prediction, self.hints = prediction_of(
+            self.meaning.detection, self.state_dict, partial(std_of, file.container)
+        )
         self.plan_with = planner(
             self.state_dict, self.meaning, options, partial(digest_of, file.container)
         )
-        self.stats: dict[str, TensorStats] = {}
-        # By source key, why a tensor is not cast.
-        self.unfit: dict[str, str] = {}
+        self.stats: dict[JobId, TensorStats] = {}
+        # By file and name of the output, why a tensor is not cast.
+        self.unfit: dict[tuple[str, str], str] = {}
+        # Bytes of weights that attempts which came to nothing have gone through.
+        self.in_vain = 0
         # One byte that lanes share: not 0 once the attempt under way has come to nothing.
         self.is_vain = mmap(-1, 1)
 
     def dry(self, *, with_hash: bool) -> Conversion:
         plan = self.plan_with({})
-        size = len(self.header(plan, _NO_HASH if with_hash else None)) + plan.nbytes
+        starts = self.starts(plan, with_hash=with_hash)
         self.file.finish()
-        output = File(path_text(self.target), size, None)
-        return self.result(plan, output, None, written=False)
+        weights = [
+            File(self.path_of(output.file), starts[output.file] + output.nbytes, None)
+            for output in plan.outputs
+        ]
+        texts = [
+            File(self.path_of(file), len(text), None) for file, text in self.texts(plan).items()
+        ]
+        return self.result(plan, (*weights, *texts), None, written=False)
 
     def write(self, *, with_hash: bool, overwrite: bool) -> Conversion:
-        output = None
-        while output is None:
+        outputs = None
+        while outputs is None:
             # Which tensors stay as they are decides where every other one lies; they are
             # known after one attempt, which then writes nothing.
             plan = self.plan_with(self.unfit)
-            output = self.attempt(plan, with_hash=with_hash, overwrite=overwrite)
-        return self.result(plan, output, self.file.digest(), written=True)
+            outputs = self.attempt(plan, with_hash=with_hash, overwrite=overwrite)
+        return self.result(plan, outputs, self.file.digest(), written=True)
 
-    def attempt(self, plan: ConversionPlan, *, with_hash: bool, overwrite: bool) -> File | None:
-        """Write the file that *plan* describes.
+    def attempt(
+        self, plan: ConversionPlan, *, with_hash: bool, overwrite: bool
+    ) -> tuple[File, ...] | None:
+        """Write the files that *plan* describes.
 
         Returns:
             What was written; None if nothing was, because there are weights that do not fit
@@ -125,16 +145,58 @@ class _Run:
         """
         known = len(self.unfit)
         self.is_vain[0] = 0
-        length = len(self.header(plan, _NO_HASH if with_hash else None))
-        with Draft(self.target, length + plan.nbytes) as draft:
-            self.cast(plan, DraftSink(draft, length, self.is_vain))
+        starts = self.starts(plan, with_hash=with_hash)
+        with ExitStack() as stack:
+            folder = stack.enter_context(DraftFolder(self.target)) if self.makes_folder else None
+            drafts = {}
+            for output in plan.outputs:
+                final = self.target / output.file
+                place = final if folder is None else folder.place(output.file)
+                size = starts[output.file] + output.nbytes
+                drafts[output.file] = stack.enter_context(Draft(place, size, final))
+            self.cast(plan, DraftSink(drafts, starts, self.is_vain))
             if len(self.unfit) > known:
+                self.in_vain += sum(job.view.nbytes for job in plan.jobs)
                 return None
-            draft.write_at(0, self.header(plan, self.file.finish()))
-            draft.check_opens()
-            digest = hash_of(draft.read_into, draft.size) if with_hash else None
-            draft.publish(overwrite=overwrite)
-            return File(path_text(self.target), draft.size, digest)
+            source_digest = self.file.finish()
+            written = []
+            for output in plan.outputs:
+                draft = drafts[output.file]
+                draft.write_at(0, self.header(plan, output, source_digest))
+                draft.check_opens()
+                digest = hash_of(draft.read_into, draft.size) if with_hash else None
+                draft.publish(overwrite=overwrite)
+                written.append(File(self.path_of(output.file), draft.size, digest))
+            if folder is not None:
+                for file, text in self.texts(plan).items():
+                    write_text(folder.place(file), text, overwrite=False)
+                    digest = sha256(text).hexdigest() if with_hash else None
+                    written.append(File(self.path_of(file), len(text), digest))
+                folder.publish(overwrite=overwrite)
+            return tuple(written)
+
+    @property
+    def makes_folder(self) -> bool:
+        return self.options.layout is Layout.DIFFUSERS
+
+    def texts(self, plan: ConversionPlan) -> dict[str, bytes]:
+        """The JSON files of a folder, by path in it."""
+        if not self.makes_folder:
+            return {}
+        weights = [output.file for output in plan.outputs]
+        files = self.meaning.detection.folder_files(weights, self.prediction or "epsilon")
+        return {
+            file: json.dumps(settings, indent=2).encode() + b"\n"
+            for file, settings in files.items()
+        }
+
+    def starts(self, plan: ConversionPlan, *, with_hash: bool) -> dict[str, int]:
+        """Where in each file its data begin, in bytes."""
+        digest = _NO_HASH if with_hash else None
+        return {output.file: len(self.header(plan, output, digest)) for output in plan.outputs}
+
+    def path_of(self, file: str) -> str:
+        return path_text(self.target / file)
 
     def cast(self, plan: ConversionPlan, sink: Sink) -> None:
         total = sum(job.view.nbytes for job in plan.jobs)
@@ -143,7 +205,9 @@ class _Run:
         def advance(nbytes: int) -> None:
             nonlocal done
             done += nbytes
-            self.progress(done, total)
+            # Once it is known that all has to be done again, that is to be seen.
+            passes = 2 if self.is_vain[0] else 1
+            self.progress(self.in_vain + done, self.in_vain + passes * total)
 
         clamp = self.options.on_overflow is OnOverflow.CLAMP
         done_jobs = stream(
@@ -157,7 +221,7 @@ class _Run:
         # Closed, so that no thread writes any more when the draft is discarded.
         with closing(done_jobs):
             for job, stats in done_jobs:
-                self.stats[job.source] = stats
+                self.stats[job.id] = stats
                 if stats.overflowed and not clamp:
                     self.misfit(job, stats)
 
@@ -168,17 +232,18 @@ class _Run:
         )
         if self.options.on_overflow is OnOverflow.ERROR:
             raise CastOverflow(f"{self.file.container.source.name}: {escape(job.source)}: {what}")
-        self.unfit[job.source] = what
+        self.unfit[job.file, job.name] = what
         self.is_vain[0] = 1
 
-    def header(self, plan: ConversionPlan, digest: str | None) -> bytes:
+    def header(self, plan: ConversionPlan, output: Output, digest: str | None) -> bytes:
         slots = (
-            Slot(job.name, job.target, job.view.shape, job.offset, job.nbytes) for job in plan.jobs
+            Slot(tensor.name, tensor.dtype, tensor.shape, tensor.offset, tensor.nbytes)
+            for tensor in output.tensors
         )
         return header_of(slots, metadata_of(self.options, plan.aliases, digest))
 
     def result(
-        self, plan: ConversionPlan, output: File, digest: str | None, *, written: bool
+        self, plan: ConversionPlan, outputs: tuple[File, ...], digest: str | None, *, written: bool
     ) -> Conversion:
         container = self.file.container
         return Conversion(
@@ -194,10 +259,11 @@ class _Run:
             written=written,
             family=self.meaning.detection.family,
             variant=self.meaning.detection.variant,
-            evidence=self.meaning.detection.evidence,
+            evidence=(*self.meaning.detection.evidence, *self.hints),
+            prediction=self.prediction,
             options=self.options,
             components=self.meaning.components,
-            outputs=(output,),
+            outputs=outputs,
             tensors=tuple(self.entry(job) for job in plan.jobs),
             aliases=plan.aliases,
             dropped=plan.drops,
@@ -214,15 +280,15 @@ class _Run:
     def entry(self, job: TensorJob) -> TensorEntry:
         return TensorEntry(
             name=job.name,
-            file=path_text(Path(self.target.name)),
+            file=path_text(Path(self.target.name) / job.file),
             source=job.source,
             component=job.component,
-            op="identity",
-            rows=None,
+            op=job.op,
+            rows=job.rows,
             source_dtype=job.view.dtype.name,
             dtype=job.target.name,
             shape=job.view.shape,
-            stats=self.stats.get(job.source),
+            stats=self.stats.get(job.id),
         )
 
     def empty_notes(self) -> list[str]:
@@ -252,10 +318,10 @@ class _Run:
     def numeric_findings(self, plan: ConversionPlan) -> list[Finding]:
         found = []
         for job in plan.jobs:
-            stats = self.stats.get(job.source)
+            stats = self.stats.get(job.id)
             name = escape(job.source)
-            if job.source in self.unfit:
-                what = f"{self.unfit[job.source]}; it stays {job.target.name}"
+            if (job.file, job.name) in self.unfit:
+                what = f"{self.unfit[job.file, job.name]}; it stays {job.target.name}"
                 found.append(_finding("CKA301", what, name))
             elif stats is not None and stats.overflowed:
                 weights = counted(stats.overflowed, "weight")
@@ -274,29 +340,29 @@ class DraftSink:
     """Puts blocks where the plan says, for as long as the attempt is not in vain.
 
     Attributes:
-        draft: The file.
-        start: Where its data begin, in bytes.
+        drafts: The files.
+        starts: Where in each its data begin, in bytes.
         is_vain: One byte, shared by all processes of the attempt: not 0 once it is.
     """
 
-    draft: Draft
-    start: int
+    drafts: Mapping[str, Draft]
+    starts: Mapping[str, int]
     is_vain: mmap
 
     def position(self, job: TensorJob, first: int) -> int:
         """See `Sink.position`."""
-        return self.start + job.offset + first * job.target.itemsize
+        return self.starts[job.file] + job.offset + first * job.target.itemsize
 
     def take(self, job: TensorJob, first: int, data: memoryview) -> None:
         """See `Sink.take`."""
         if not self.is_vain[0]:
-            self.draft.write_at(self.position(job, first), data)
+            self.drafts[job.file].write_at(self.position(job, first), data)
 
-    def tally(self) -> Mapping[str, int]:
+    def tally(self) -> Tally:
         """See `Sink.tally`: there is nothing to remember."""
-        return {}
+        return ()
 
-    def recall(self, tally: Mapping[str, int]) -> None:
+    def recall(self, tally: Tally) -> None:
         """See `Sink.recall`."""
 
 

@@ -1,7 +1,7 @@
 """A model family: which architectures a checkpoint of it holds, and under which names.
 
 Knows:      how the parts of a checkpoint are named and what each part is for.
-Is told:    a family's parts as data, by one file per family (`sd1`).
+Is told:    a family's parts as data, by one file per kind of model (`families`).
 Never asks: what a given file holds (`detect`).
 """
 
@@ -24,7 +24,10 @@ __all__ = [
     "Family",
     "Foreign",
     "Part",
+    "Pipeline",
+    "Region",
     "Sign",
+    "Undecided",
     "Variant",
 ]
 
@@ -41,6 +44,9 @@ class Component(str, Enum):
     VAE = "vae"
     TEXT_ENCODER = "text_encoder"
     TEXT_ENCODER_2 = "text_encoder_2"
+    IMAGE_ENCODER = "image_encoder"
+    DEPTH_ESTIMATOR = "depth_estimator"
+    CONTROLNET = "controlnet"
     EMA = "ema"
     SCHEDULE = "schedule"
     OTHER = "other"
@@ -108,15 +114,28 @@ class Part:
     def entries(self) -> Iterator[Entry]:
         """Yield the part's tensors in the original implementation's order."""
         for tensor in self.architecture.tensors():
-            there = tensor.diffusers
+            there = (Destination(self.component, to.key, to.op, to.rows) for to in tensor.there)
             yield Entry(
                 self.prefix + tensor.key,
                 tensor.shape,
                 tensor.dtype,
                 self.component,
-                () if there is None else (Destination(self.component, there, tensor.op),),
+                tuple(there),
                 tensor.demanded,
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A prefix under which tensors lie whose names and shapes we do not know one by one.
+
+    Attributes:
+        prefix: The prefix.
+        component: What part of the model they are.
+    """
+
+    prefix: str
+    component: Component
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +144,8 @@ class Variant:
 
     Attributes:
         name: What the spelling is called.
-        canonical: Prefix of the keys concerned, as the family's loaders look for it.
+        canonical: Prefix of the keys concerned, as the family's loaders look for it; may be
+            empty, which concerns all.
         spelled: What the variant has in its place.
     """
 
@@ -145,11 +165,14 @@ class Sign:
     """A tensor that tells the family from its relatives by its shape.
 
     Attributes:
-        key: The tensor; its shape is the one in the inventory.
+        key: The tensor, by its canonical name.
+        shape: Elements per dimension, as in the inventory; it stands here as well so that a
+            file can be held against the signs of all families before any inventory is made.
         says: What that shape says, to follow "key is shape: ".
     """
 
     key: str
+    shape: tuple[int, ...]
     says: str
 
 
@@ -167,6 +190,43 @@ class Foreign:
 
 
 @dataclass(frozen=True, slots=True)
+class Pipeline:
+    """What diffusers makes of a family's components.
+
+    Attributes:
+        name: Class of the pipeline.
+        scheduler: Class of the scheduler.
+        tokenizers: Its tokenizers, of which a checkpoint has nothing.
+        left_out: Components that it can do without, which a checkpoint does not have or which
+            are not converted.
+        betas: First and last of the noise that a step adds.
+        flags: Further settings, by name.
+    """
+
+    name: str
+    scheduler: str = "DDIMScheduler"
+    tokenizers: tuple[str, ...] = ("tokenizer",)
+    left_out: tuple[str, ...] = ("safety_checker", "feature_extractor")
+    betas: tuple[float, float] = (0.00085, 0.012)
+    flags: tuple[tuple[str, bool], ...] = (("requires_safety_checker", False),)
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """A property that keys do not show, and the weight that hints at it.
+
+    Attributes:
+        key: A vector of weights.
+        threshold: If their standard deviation is above it, the model predicts v.
+        says: Who found that.
+    """
+
+    key: str
+    threshold: float
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """All that is known of one model family.
 
@@ -175,22 +235,50 @@ class Family:
         title: Name for people, such as "Stable Diffusion 1.x".
         parts: What a checkpoint consists of, in the order of the original files.
         signs: What tells it from its relatives.
+        core: The component without most of which a file is not of the family.
         foreign: What it never has.
         variants: Other spellings in use, the likeliest first.
+        regions: What it may have besides, under a prefix each.
+        pipeline: What diffusers makes of it; None where it has no folder of several components.
+        prediction: What the denoiser predicts, ``epsilon`` or ``v_prediction``.
+        undecided: How to guess what it predicts where files of the family differ.
+        size: Side of the images it was trained on, in pixels; where it predicts v, of a family
+            whose files differ, it is half as large again.
+        scaling: What latents are multiplied with.
+        is_named_only: Whether a file is taken for it only where the user says so: its keys are
+            those of another family.
     """
 
     name: str
     title: str
     parts: tuple[Part, ...]
     signs: tuple[Sign, ...]
+    core: Component = Component.UNET
     foreign: tuple[Foreign, ...] = ()
     variants: tuple[Variant, ...] = ()
+    regions: tuple[Region, ...] = ()
+    pipeline: Pipeline | None = None
+    prediction: str = "epsilon"
+    undecided: Undecided | None = None
+    size: int = 512
+    scaling: float = 0.18215
+    is_named_only: bool = False
+
+    @property
+    def has_diffusers_layout(self) -> bool:
+        """Whether a folder that diffusers opens can be made of it."""
+        return self.pipeline is not None or len(self.parts) == 1
+
+    def image_size(self, prediction: str) -> int:
+        """Side of the images that a model which predicts so was trained on, in pixels."""
+        larger = self.undecided is not None and prediction == "v_prediction"
+        return self.size * 3 // 2 if larger else self.size
 
     def inventory(self, *, ema: bool = False, variant: str | None = None) -> tuple[Entry, ...]:
         """Every tensor of a complete checkpoint, in the order of the original files.
 
         Args:
-            ema: Whether to include the moving averages that training keeps of the UNet.
+            ema: Whether to include the moving averages that training keeps of the core.
             variant: Name of the spelling to use, or None for the canonical one.
 
         Raises:
@@ -200,12 +288,23 @@ class Family:
         for part in self.parts:
             own = tuple(part.entries())
             entries += own
-            if ema and part.component is Component.UNET:
+            if ema and part.component is self.core:
                 entries += _ema(own)
         if variant is None:
             return tuple(entries)
         spell = self._variant(variant).spell
         return tuple(replace(entry, key=spell(entry.key)) for entry in entries)
+
+    def further_copies(self) -> Iterator[Entry]:
+        """Yield moving averages that only some trainers keep: those of the text encoders.
+
+        Some average the encoder by itself, others with its place in the model before each name.
+        """
+        for part in self.parts:
+            if part.component in (Component.TEXT_ENCODER, Component.TEXT_ENCODER_2):
+                for entry in part.entries():
+                    yield _copy(entry, entry.key)
+                    yield _copy(entry, entry.key.removeprefix(part.prefix))
 
     def _variant(self, name: str) -> Variant:
         for variant in self.variants:
@@ -224,12 +323,15 @@ def _ema(weights: tuple[Entry, ...]) -> Iterator[Entry]:
     yield Entry(f"{EMA_PREFIX}decay", (), "float32", Component.EMA, demanded=False)
     yield Entry(f"{EMA_PREFIX}num_updates", (), "int32", Component.EMA, demanded=False)
     for weight in weights:
-        flat = weight.key.removeprefix("model.").replace(".", "")
-        yield replace(
-            weight,
-            key=EMA_PREFIX + flat,
-            component=Component.EMA,
-            diffusers=(),
-            demanded=False,
-            of=weight.key,
-        )
+        yield _copy(weight, weight.key.removeprefix("model."))
+
+
+def _copy(weight: Entry, name: str) -> Entry:
+    return replace(
+        weight,
+        key=EMA_PREFIX + name.replace(".", ""),
+        component=Component.EMA,
+        diffusers=(),
+        demanded=False,
+        of=weight.key,
+    )

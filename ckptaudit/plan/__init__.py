@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ckptaudit.plan.duplicates import METADATA_PREFIX, names_an_alias
 from ckptaudit.plan.making import comparable_groups, make_plan
-from ckptaudit.plan.options import Action, Dedupe, Ema, OnOverflow, Options, Precision
-from ckptaudit.plan.values import Alias, ConversionPlan, Drop, TensorJob
+from ckptaudit.plan.options import Action, Dedupe, Ema, Layout, OnOverflow, Options, Precision
+from ckptaudit.plan.values import Alias, ConversionPlan, Drop, Output, OutputTensor, TensorJob
 
 __all__ = [
     "METADATA_PREFIX",
@@ -15,8 +15,11 @@ __all__ = [
     "Dedupe",
     "Drop",
     "Ema",
+    "Layout",
     "OnOverflow",
     "Options",
+    "Output",
+    "OutputTensor",
     "Precision",
     "TensorJob",
     "comparable_groups",

@@ -13,15 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptaudit.layouts import UNKNOWN
-from ckptaudit.plan.options import Dedupe
+from ckptaudit.plan.options import Dedupe, Layout
 from ckptaudit.plan.values import Alias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ckptaudit.dtypes import DType
-    from ckptaudit.layouts import Detection, Placement
+    from ckptaudit.layouts import Destination, Detection, Placement
     from ckptaudit.plan.options import Options
     from ckptaudit.tensors import TensorView
 
@@ -43,6 +42,7 @@ class Candidate:
         name: The name it has in the output.
         target: The type it has there, if all of it fits.
         demanded: Whether loaders demand a tensor of the name it would canonically have.
+        diffusers: Where it goes in the diffusers layout.
     """
 
     view: TensorView
@@ -51,6 +51,7 @@ class Candidate:
     name: str
     target: DType
     demanded: bool
+    diffusers: tuple[Destination, ...] = ()
 
 
 def deduplicate(
@@ -67,9 +68,10 @@ def deduplicate(
         options: What the user asked for.
         digests: By source key, a hash of the tensor's elements, where there is one.
     """
-    if options.dedupe is Dedupe.NONE:
+    if options.dedupe is Dedupe.NONE or options.layout is Layout.DIFFUSERS:
+        # What has a place in the diffusers layout is asked for there under each of its names.
         return []
-    if options.dedupe is Dedupe.SAFE and detection.family != UNKNOWN:
+    if options.dedupe is Dedupe.SAFE and detection.has_inventory:
         return _alias_undemanded(candidates, digests)
     return _alias_equals(candidates, digests)
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ckptaudit.dtypes import DType, named
-from ckptaudit.layouts import UNKNOWN, Component
+from ckptaudit.layouts import Component
+from ckptaudit.plan.arranging import arrange, described
 from ckptaudit.plan.duplicates import Candidate, bytes_of, copies, deduplicate
-from ckptaudit.plan.options import Action, Dedupe, Ema, Options, Precision
-from ckptaudit.plan.values import ConversionPlan, Drop, TensorJob
+from ckptaudit.plan.options import Action, Dedupe, Ema, Layout, Options, Precision
+from ckptaudit.plan.values import ConversionPlan, Drop
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
@@ -28,13 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["comparable_groups", "make_plan"]
 
-# safetensors/src/tensor.rs sorts by dtype, the widest first, then by name: this is its order.
-# sd-scripts finds its blocks by the order of the data and fails on any other.
-_ORDER = (
-    "U64 I64 F64 C64 F32 U32 I32 BF16 F16 U16 I16 "
-    "F8_E5M2FNUZ F8_E4M3FNUZ F8_E8M0 F8_E4M3 F8_E5M2 I8 U8 BOOL"
-).split()
-_RANK = {code: rank for rank, code in enumerate(_ORDER)}
 _TARGETS = {
     Precision.FP16: named("float16"),
     Precision.BF16: named("bfloat16"),
@@ -57,7 +51,7 @@ def make_plan(
     placements: Iterable[Placement],
     options: Options,
     *,
-    unfit: Mapping[str, str] | None = None,
+    unfit: Mapping[tuple[str, str], str] | None = None,
     digests: Mapping[str, bytes] | None = None,
 ) -> ConversionPlan:
     """Decide what becomes of each tensor.
@@ -67,7 +61,8 @@ def make_plan(
         detection: The family they belong to.
         placements: What each key means; one for each view, in the same order.
         options: What the user asked for.
-        unfit: By source key, why a tensor stays in its own dtype (it would overflow).
+        unfit: By file and name of the output, why a tensor stays in its own dtype (it would
+            overflow).
         digests: By source key, a hash of the tensor's elements, for keys that
             `comparable_groups` named.  Tensors of one hash, dtype and shape are equal.
     """
@@ -76,34 +71,20 @@ def make_plan(
     left_out = {alias.source for alias in aliases}
     written = [candidate for candidate in draft.candidates if candidate.view.key not in left_out]
     # Only now: the aliases of a tensor that does not fit are its equals and do not fit either.
-    for candidate in written:
-        if candidate.view.key in (unfit or ()):
-            candidate.target = candidate.view.dtype
-    written.sort(key=lambda candidate: (_rank(candidate.target), candidate.name.encode()))
-    jobs = []
-    offset = 0
-    for candidate in written:
-        job = TensorJob(
-            name=candidate.name,
-            source=candidate.view.key,
-            view=candidate.view,
-            component=candidate.placement.component,
-            target=candidate.target,
-            offset=offset,
-        )
-        jobs.append(job)
-        offset += job.nbytes
-    drops = draft.drops + [
+    arranged = arrange(written, detection, options, unfit or {})
+    outside = [
         Drop(leftover.path, leftover.what, leftover.reason)
         for leftover in state_dict.leftovers
         if leftover.is_tensor
     ]
+    order = {view.key: number for number, view in enumerate(state_dict.views)}
+    drops = sorted((*draft.drops, *arranged.drops), key=lambda drop: order[drop.source])
     return ConversionPlan(
-        jobs=tuple(jobs),
+        outputs=arranged.outputs,
+        jobs=arranged.jobs,
         aliases=tuple(sorted(aliases, key=lambda alias: alias.name)),
-        drops=tuple(drops),
+        drops=(*drops, *outside),
         leftovers=tuple(left for left in state_dict.leftovers if not left.is_tensor),
-        nbytes=offset,
     )
 
 
@@ -118,6 +99,8 @@ def comparable_groups(
     Only tensors of one dtype and shape that do not share their bytes already are worth
     comparing; `make_plan` wants to know the hash of each.
     """
+    if options.layout is Layout.DIFFUSERS:
+        return ()
     draft = _sort_out(state_dict, list(placements), options)
     groups: dict[tuple[object, ...], list[Candidate]] = defaultdict(list)
     if options.dedupe is Dedupe.ALL:
@@ -125,7 +108,7 @@ def comparable_groups(
             view = candidate.view
             if view.numel:
                 groups[view.dtype, view.shape, candidate.target].append(candidate)
-    elif options.dedupe is Dedupe.SAFE and detection.family != UNKNOWN:
+    elif options.dedupe is Dedupe.SAFE and detection.has_inventory:
         for candidate, kept in copies(draft.candidates):
             group = groups[kept.name,]
             group.append(candidate)
@@ -152,20 +135,28 @@ def _sort_out(
     replaces = {copy: weight for weight, copy in replaced.items()}
     canonical = {placement.key: placement.name for placement in placements}
     demanded = {placement.key for placement in placements if placement.demanded}
+    diffusers = {placement.key: placement.diffusers for placement in placements}
     for view, placement in pairs:
         reason = barred[view.key] or _left_for_ema(
             view, placement, options, replaced=replaced, replaces=replaces
         )
         if reason is not None:
-            what = f"{view.dtype.name} {list(view.shape)}"
-            draft.drops.append(Drop(view.key, what, reason))
+            draft.drops.append(Drop(view.key, described(view), reason))
             continue
         # An averaged copy that takes a weight's place takes its name as well.
         key = replaces.get(view.key, view.key)
         name = key if options.keep_names else canonical[key]
         target = _target(view, placement, options)
         draft.candidates.append(
-            Candidate(view, placement, canonical[key], name, target, demanded=key in demanded)
+            Candidate(
+                view,
+                placement,
+                canonical[key],
+                name,
+                target,
+                demanded=key in demanded,
+                diffusers=diffusers[key],
+            )
         )
     return draft
 
@@ -223,9 +214,9 @@ def _action(component: Component, options: Options) -> Action:
             return options.vae
         case Component.TEXT_ENCODER | Component.TEXT_ENCODER_2:
             return options.text_encoder
-        case Component.OTHER:
+        case Component.OTHER | Component.IMAGE_ENCODER | Component.DEPTH_ESTIMATOR:
             return options.other
-        case Component.EMA:
+        case Component.EMA | Component.CONTROLNET:
             return options.unet
         case Component.SCHEDULE:
             return Action.COPY
@@ -233,11 +224,8 @@ def _action(component: Component, options: Options) -> Action:
 
 def _target(view: TensorView, placement: Placement, options: Options) -> DType:
     """The type *view* is written in: only weights are cast, and only where asked."""
-    is_weight = (
-        placement.demanded
-        or placement.component is Component.OTHER
-        or (placement.component is Component.EMA and placement.of is not None)
-    )
+    is_bookkeeping = placement.component is Component.EMA and placement.of is None
+    is_weight = placement.component is not Component.SCHEDULE and not is_bookkeeping
     if (
         not is_weight
         or options.precision is Precision.KEEP
@@ -246,7 +234,3 @@ def _target(view: TensorView, placement: Placement, options: Options) -> DType:
     ):
         return view.dtype
     return _TARGETS[options.precision]
-
-
-def _rank(dtype: DType) -> int:
-    return _RANK[dtype.safetensors or ""]

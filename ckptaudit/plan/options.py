@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from enum import Enum
 
-__all__ = ["Action", "Dedupe", "Ema", "OnOverflow", "Options", "Precision"]
+__all__ = ["Action", "Dedupe", "Ema", "Layout", "OnOverflow", "Options", "Precision"]
 
 
 class Precision(str, Enum):
@@ -20,6 +20,13 @@ class Precision(str, Enum):
     BF16 = "bf16"
     FP32 = "fp32"
     KEEP = "keep"
+
+
+class Layout(str, Enum):
+    """How the output is laid out."""
+
+    ORIGINAL = "original"
+    DIFFUSERS = "diffusers"
 
 
 class OnOverflow(str, Enum):
@@ -61,6 +68,7 @@ class Options:
     Attributes:
         precision: What floating-point weights become.
         on_overflow: What happens where they do not fit.
+        layout: The single file that a WebUI opens, or the folder that diffusers opens.
         ema: What happens to averaged copies.
         dedupe: What is stored once.
         keep_names: Write source keys verbatim instead of canonical names.
@@ -68,6 +76,7 @@ class Options:
         vae: What happens to the VAE.
         text_encoder: What happens to the text encoders.
         other: What happens to everything whose part in the model is not known.
+        family: Name of the family to take a file for; "" is whatever it is found to be.
 
     Raises:
         ValueError: A value is none of the choices.  The text of a choice is as good as the
@@ -76,6 +85,7 @@ class Options:
 
     precision: Precision = Precision.FP16
     on_overflow: OnOverflow = OnOverflow.KEEP
+    layout: Layout = Layout.ORIGINAL
     ema: Ema = Ema.DROP
     dedupe: Dedupe = Dedupe.SAFE
     keep_names: bool = False
@@ -83,11 +93,12 @@ class Options:
     vae: Action = Action.CONVERT
     text_encoder: Action = Action.CONVERT
     other: Action = Action.CONVERT
+    family: str = ""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value, default = getattr(self, field.name), field.default
-            if isinstance(value, type(default)):
+            if type(value) is type(default):
                 continue
             choices = (
                 {each.value: each for each in type(default)} if isinstance(default, Enum) else {}
@@ -96,3 +107,5 @@ class Options:
                 known = ", ".join(choices) or "True, False"
                 raise ValueError(f"{field.name}: {value!r} is not one of {known}")
             object.__setattr__(self, field.name, choices[value])
+        if self.keep_names and self.layout is Layout.DIFFUSERS:
+            raise ValueError("keep_names: the diffusers layout has names of its own")

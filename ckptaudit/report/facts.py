@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.jobs.account import Conversion, TensorEntry
     from ckptaudit.jobs.inspect import InspectedTensor
+    from ckptaudit.jobs.opening import File
     from ckptaudit.layouts import ComponentCount
     from ckptaudit.plan import Drop
     from ckptaudit.policy import Finding
@@ -33,6 +34,7 @@ __all__ = [
     "size_text",
     "sizes_by_dtype",
     "stored_once",
+    "tensors_in",
     "worst_first",
     "wrong_with",
 ]
@@ -99,6 +101,12 @@ def sizes_by_dtype(tensors: Iterable[InspectedTensor]) -> list[tuple[str, str]]:
     for tensor in tensors:
         sizes[tensor.dtype] += tensor.nbytes
     return [(dtype, size_text(nbytes)) for dtype, nbytes in sorted(sizes.items())]
+
+
+def tensors_in(result: Conversion, output: File) -> str:
+    """How many tensors are in *output*; one that was put together from parts is one."""
+    names = {entry.name for entry in result.tensors if output.path.endswith(entry.file)}
+    return counted(len(names), "tensor") if output.path.endswith(".safetensors") else "settings"
 
 
 def stored_once(result: Conversion) -> list[str]:

@@ -17,13 +17,13 @@ from ckptaudit.report import facts
 from ckptaudit.report.document import Failure
 from ckptaudit.report.escaping import code
 from ckptaudit.report.facts import size_text
-from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ckptaudit.jobs.account import Conversion
     from ckptaudit.jobs.inspect import Inspection
+    from ckptaudit.jobs.opening import File
     from ckptaudit.jobs.scan import ScanResult
     from ckptaudit.layouts import ComponentCount
     from ckptaudit.policy import Coverage, Finding
@@ -137,15 +137,11 @@ def _inspected(result: Inspection) -> list[str]:
 
 def _converted(result: Conversion) -> list[str]:
     told = [*facts.stored_once(result), *facts.drops(result.dropped)]
-    tensors = counted(len(result.tensors), "tensor")
     return [
         f"## {code(result.source.path)}",
         _list(
             [
-                *(
-                    f"{code(output.path)}: {tensors}, {_hash(output.sha256)}"
-                    for output in result.outputs
-                ),
+                *(_output(result, output) for output in result.outputs),
                 *result.notes,
                 *facts.losses(result.tensors),
                 *map(code, told),
@@ -155,6 +151,10 @@ def _converted(result: Conversion) -> list[str]:
         *_findings(result.findings),
         *_not_read(result.source.coverage),
     ]
+
+
+def _output(result: Conversion, output: File) -> str:
+    return f"{code(output.path)}: {facts.tensors_in(result, output)}, {_hash(output.sha256)}"
 
 
 def _findings(findings: Sequence[Finding]) -> list[str]:

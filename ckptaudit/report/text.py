@@ -68,12 +68,11 @@ def conversion_text(result: Conversion) -> str:
     """What was written, what it cost, and what was left out."""
     verb = "became" if result.written else "would become"
     before = size_text(result.source.size)
-    tensors = counted(len(result.tensors), "tensor")
     after = size_text(sum(output.size for output in result.outputs))
     return _lines(
         f"{printable(result.source.path)}: {result.family}, {before} {verb} {after}",
         *(
-            f"{printable(output.path)}: {tensors}{_hash(output.sha256)}"
+            f"{printable(output.path)}: {facts.tensors_in(result, output)}{_hash(output.sha256)}"
             for output in result.outputs
         ),
         *_notes(result.notes),

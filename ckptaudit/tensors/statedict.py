@@ -254,10 +254,14 @@ class _Search:
         return list(parts.values())
 
     def place(self, parts: dict[str, _Part], part: _Part) -> None:
-        """Let *part* take the place of what had its name before, as it would in a dict."""
-        name = part[0]
+        """Let *part* take the place of what had its key before, as it would in a dict."""
+        name, way, node = part
         if name in parts:
-            _, path, earlier = parts.pop(name)
+            _, path, earlier = parts[name]
+            if not _same_key(path, way):
+                self.leave(node, way, f"has the same name as another entry, {brief(name)}")
+                return
+            del parts[name]
             self.leave(earlier, path, "is replaced by a later entry of the same key")
         parts[name] = part
 
@@ -363,6 +367,11 @@ class _Search:
             if key not in self.storages:
                 what = f"storage {brief(key)}: {storage.dtype.name} [{storage.numel}]"
                 self.leftovers.append(Leftover("", what, reason, is_tensor=True))
+
+
+def _same_key(one: Steps | None, other: Steps | None) -> bool:
+    """Whether two ways end in one key of a dict: 1 and '1' read alike, and are two."""
+    return one is not None and other is not None and one.key.name == other.key.name
 
 
 def _names(node: Node) -> set[str]:

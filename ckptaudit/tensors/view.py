@@ -7,7 +7,7 @@ Never asks: what a key means (`layouts`), whether a global is safe (`policy`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -131,6 +131,20 @@ class TensorView:
                 return False
             expected *= size
         return True
+
+    def narrowed(self, start: int, stop: int) -> TensorView:
+        """The rows from *start* to *stop*, which it must have."""
+        shape, stride = (stop - start, *self.shape[1:]), self.stride
+        return replace(self, shape=shape, offset=self.offset + start * stride[0])
+
+    def transposed(self) -> TensorView:
+        """The same elements with the order of dimensions reversed."""
+        return replace(self, shape=self.shape[::-1], stride=self.stride[::-1])
+
+    def of_rank(self, rank: int) -> TensorView:
+        """The same elements in *rank* dimensions: sizes of 1 are added or taken at the end."""
+        more = (1,) * (rank - len(self.shape))
+        return replace(self, shape=(*self.shape, *more)[:rank], stride=(*self.stride, *more)[:rank])
 
 
 @dataclass(frozen=True, slots=True)

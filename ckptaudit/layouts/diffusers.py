@@ -1,0 +1,260 @@
+"""The diffusers layout: a folder for each component, with a description of what lies in it.
+
+Knows:      the names, files and settings that diffusers and transformers look for.
+Is told:    a family, and what its model predicts.
+Never asks: what a file holds.
+
+The settings are those of the models' own folders, of which an architecture's numbers tell
+most; the rest are what diffusers has for each kind of model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from ckptaudit.layouts.autoencoder import Vae
+from ckptaudit.layouts.clip import ClipText, OpenClipText
+from ckptaudit.layouts.family import Component
+from ckptaudit.layouts.unet import ControlNet, UNet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ckptaudit.layouts.family import Family, Part, Pipeline
+
+__all__ = ["Settings", "folder_files", "weights_file"]
+
+Settings: TypeAlias = "dict[str, object]"
+
+# transformers' models have another name for their weights than diffusers' own.
+_OF_TRANSFORMERS = {
+    Component.TEXT_ENCODER,
+    Component.TEXT_ENCODER_2,
+    Component.IMAGE_ENCODER,
+    Component.DEPTH_ESTIMATOR,
+}
+# The diffusers whose folders were the model for these.
+_VERSION = "0.30.0"
+_HEAD_WIDTH = 64
+_TURNED_UP = "up_block_types"
+
+
+def weights_file(family: Family, component: Component) -> str:
+    """Where in the folder that is made of *family* the weights of *component* lie.
+
+    What is no pipeline has the folder for itself.
+    """
+    name = "model" if component in _OF_TRANSFORMERS else "diffusion_pytorch_model"
+    home = "" if family.pipeline is None else f"{component.value}/"
+    return f"{home}{name}.safetensors"
+
+
+def folder_files(family: Family, weights: Iterable[str], prediction: str) -> dict[str, Settings]:
+    """The JSON files that stand beside the weights, by path in the folder.
+
+    Args:
+        family: What the model is; one that has a diffusers layout.
+        weights: The files of weights that are written.
+        prediction: ``epsilon`` or ``v_prediction``.
+    """
+    there = set(weights)
+    written = [part for part in family.parts if weights_file(family, part.component) in there]
+    if family.pipeline is None:
+        return {"config.json": _config(written[0], family, prediction)} if written else {}
+    files: dict[str, Settings] = {
+        f"{part.component.value}/config.json": _config(part, family, prediction) for part in written
+    }
+    files["scheduler/scheduler_config.json"] = _scheduler(family.pipeline, prediction)
+    files["model_index.json"] = _index(family.pipeline, written)
+    return files
+
+
+def _config(part: Part, family: Family, prediction: str) -> Settings:
+    size = family.image_size(prediction)
+    match part.architecture:
+        case UNet() as unet:
+            return _unet(unet, size // 8)
+        case ControlNet() as control:
+            return _controlnet(control)
+        case Vae() as vae:
+            return _vae(vae, size, family.scaling)
+        case ClipText() as clip:
+            return _text("CLIPTextModel", clip.width, clip.layers, clip.width, "quick_gelu")
+        case OpenClipText() as clip:
+            name = "CLIPTextModelWithProjection" if clip.projects else "CLIPTextModel"
+            # SD 2's folders say 512, though nothing is projected.
+            projection = clip.width if clip.projects else 512
+            return _text(name, clip.width, clip.used_layers, projection, "gelu")
+        case _:
+            raise KeyError(part.component)
+
+
+def _index(pipeline: Pipeline, written: list[Part]) -> Settings:
+    there = {part.component.value: _library(part) for part in written}
+    # Their files are in no checkpoint: the user has to bring them.
+    named = {name: ["transformers", "CLIPTokenizer"] for name in pipeline.tokenizers}
+    nothing = {name: [None, None] for name in pipeline.left_out}
+    scheduler = ["diffusers", pipeline.scheduler]
+    index: Settings = {"_class_name": pipeline.name, "_diffusers_version": _VERSION}
+    return index | nothing | named | there | {"scheduler": scheduler} | dict(pipeline.flags)
+
+
+def _library(part: Part) -> list[str]:
+    match part.architecture:
+        case UNet():
+            return ["diffusers", "UNet2DConditionModel"]
+        case OpenClipText(projects=True):
+            return ["transformers", "CLIPTextModelWithProjection"]
+        case ClipText() | OpenClipText():
+            return ["transformers", "CLIPTextModel"]
+        case _:
+            return ["diffusers", "AutoencoderKL"]
+
+
+def _scheduler(pipeline: Pipeline, prediction: str) -> Settings:
+    settings: Settings = {
+        "_class_name": pipeline.scheduler,
+        "_diffusers_version": _VERSION,
+        "beta_start": pipeline.betas[0],
+        "beta_end": pipeline.betas[1],
+        "beta_schedule": "scaled_linear",
+        "num_train_timesteps": 1000,
+        "prediction_type": prediction,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+        "trained_betas": None,
+    }
+    if pipeline.scheduler == "DDIMScheduler":
+        settings |= {"clip_sample": False, "set_alpha_to_one": False}
+    return settings
+
+
+def _unet(unet: UNet, sample_size: int) -> Settings:
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": _VERSION,
+        "act_fn": "silu",
+        "center_input_sample": False,
+        "downsample_padding": 1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-05,
+        "norm_num_groups": 32,
+        "out_channels": unet.out_channels,
+        "sample_size": sample_size,
+        **_way_down(unet),
+        _TURNED_UP: [
+            "CrossAttnUpBlock2D" if any(depths) else "UpBlock2D"
+            for depths in reversed(unet.depths_up)
+        ],
+        **_middle(unet),
+        **({"reverse_transformer_layers_per_block": _reversed(unet)} if unet.up_depths else {}),
+    }
+
+
+def _reversed(unet: UNet) -> list[object]:
+    turned = [list(depths) for depths in reversed(unet.depths_up)]
+    return [depths if any(depths) else 1 for depths in turned]
+
+
+def _middle(unet: UNet) -> Settings:
+    if unet.middle_depth:
+        return {"mid_block_type": "UNetMidBlock2DCrossAttn"}
+    return {"mid_block_type": "UNetMidBlock2D"}
+
+
+def _way_down(unet: UNet) -> Settings:
+    widths = [unet.channels * multiplier for multiplier in unet.multipliers]
+    heads: object = unet.heads or [width // _HEAD_WIDTH for width in widths]
+    depths = [max(1, depth) for depth in unet.depths]
+    settings: Settings = {
+        "attention_head_dim": heads,
+        "block_out_channels": widths,
+        "cross_attention_dim": unet.context,
+        "down_block_types": [
+            "CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in unet.depths
+        ],
+        "in_channels": unet.in_channels,
+        "layers_per_block": unet.res_blocks,
+        "transformer_layers_per_block": depths if max(depths) > 1 else 1,
+        "use_linear_projection": unet.linear_projection,
+        "class_embed_type": None,
+        "num_class_embeds": unet.classes or None,
+    }
+    if unet.cross_only:
+        settings["only_cross_attention"] = [
+            level in unet.cross_only for level in range(len(widths))
+        ]
+    if unet.vector and unet.vector_name == "add_embedding":
+        settings |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": unet.vector,
+        }
+    elif unet.vector:
+        settings |= {
+            "class_embed_type": "projection",
+            "projection_class_embeddings_input_dim": unet.vector,
+        }
+    return settings
+
+
+def _controlnet(control: ControlNet) -> Settings:
+    return {
+        "_class_name": "ControlNetModel",
+        "_diffusers_version": _VERSION,
+        "act_fn": "silu",
+        "conditioning_channels": control.image,
+        "conditioning_embedding_out_channels": list(control.hints),
+        "controlnet_conditioning_channel_order": "rgb",
+        "downsample_padding": 1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-05,
+        "norm_num_groups": 32,
+        **_way_down(control.unet),
+    }
+
+
+def _vae(vae: Vae, sample_size: int, scaling: float) -> Settings:
+    levels = len(vae.multipliers)
+    settings: Settings = {
+        "_class_name": "VQModel" if vae.codebook else "AutoencoderKL",
+        "_diffusers_version": _VERSION,
+        "act_fn": "silu",
+        "block_out_channels": [vae.channels * multiplier for multiplier in vae.multipliers],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "in_channels": vae.image,
+        "latent_channels": vae.latent,
+        "layers_per_block": vae.res_blocks,
+        "norm_num_groups": 32,
+        "out_channels": vae.image,
+        "sample_size": sample_size,
+        "scaling_factor": scaling,
+        _TURNED_UP: ["UpDecoderBlock2D"] * levels,
+    }
+    return settings | ({"num_vq_embeddings": vae.codebook} if vae.codebook else {})
+
+
+def _text(name: str, width: int, layers: int, projection: int, activation: str) -> Settings:
+    return {
+        "architectures": [name],
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "hidden_act": activation,
+        "hidden_size": width,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "intermediate_size": 4 * width,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 77,
+        "model_type": "clip_text_model",
+        "num_attention_heads": width // _HEAD_WIDTH,
+        "num_hidden_layers": layers,
+        "pad_token_id": 1,
+        "projection_dim": projection,
+        "vocab_size": 49408,
+    }

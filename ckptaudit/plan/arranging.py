@@ -1,0 +1,221 @@
+"""Where in the output each tensor goes: file, name, and offset in the data.
+
+Knows:      what a layout does to a tensor, and in which order data lie.
+Is told:    the tensors that are written, each with its places in either layout.
+Never asks: whether a tensor is wanted (`making`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ckptaudit.dtypes import named
+from ckptaudit.plan.options import Layout
+from ckptaudit.plan.values import Drop, Output, OutputTensor, TensorJob
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from ckptaudit.dtypes import DType
+    from ckptaudit.layouts import Detection, Op
+    from ckptaudit.plan.duplicates import Candidate
+    from ckptaudit.plan.options import Options
+    from ckptaudit.tensors import TensorView
+
+__all__ = ["Arranged", "arrange", "described"]
+
+# safetensors/src/tensor.rs sorts by dtype, the widest first, then by name: this is its order.
+# sd-scripts finds its blocks by the order of the data and fails on any other.
+_ORDER = (
+    "U64 I64 F64 C64 F32 U32 I32 BF16 F16 U16 I16 "
+    "F8_E5M2FNUZ F8_E4M3FNUZ F8_E8M0 F8_E4M3 F8_E5M2 I8 U8 BOOL"
+).split()
+_RANK = {code: rank for rank, code in enumerate(_ORDER)}
+_MATRIX, _KERNEL = 2, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Arranged:
+    """The output, and what has no place in it.
+
+    Attributes:
+        outputs: Its files, sorted by path.
+        jobs: File by file, in the order of the data.
+        drops: Tensors that have no place, in the order they were given.
+    """
+
+    outputs: tuple[Output, ...]
+    jobs: tuple[TensorJob, ...]
+    drops: tuple[Drop, ...]
+
+
+def arrange(
+    candidates: Sequence[Candidate],
+    detection: Detection,
+    options: Options,
+    unfit: Collection[tuple[str, str]],
+) -> Arranged:
+    """Give each tensor its place in the output that *options* ask for.
+
+    Args:
+        candidates: The tensors to be written.
+        detection: The family they belong to.
+        options: What the user asked for.
+        unfit: File and name of those in the output that stay in the type of the source.
+    """
+    drops: list[Drop] = []
+    parts: dict[tuple[str, str], list[TensorJob]] = defaultdict(list)
+    heights: dict[tuple[str, str], int] = {}
+    for candidate in candidates:
+        places = _places(candidate, detection, options)
+        reason = None if places else "has no place in the diffusers layout"
+        for place in places:
+            view = _made(candidate.view, place)
+            if view is None:
+                reason = f"is not of a shape from which {place.name} can be made"
+                break
+            output = place.file, place.name
+            parts[output].append(_job(candidate, place, view))
+            heights[output] = place.height
+        if reason is not None:
+            drops.append(Drop(candidate.view.key, described(candidate.view), reason))
+    for output in [output for output in parts if not _is_whole(parts[output], heights[output])]:
+        reason = f"is a part of {output[1]}, whose other parts are not there"
+        drops += [Drop(job.source, described(job.view), reason) for job in parts.pop(output)]
+    joined = {output: _joined(parts[output], is_unfit=output in unfit) for output in parts}
+    files = sorted({file for file, _ in joined}) or [""]
+    arranged = [
+        _file(file, [jobs for (home, _), jobs in joined.items() if home == file]) for file in files
+    ]
+    return Arranged(
+        outputs=tuple(output for output, _ in arranged),
+        jobs=tuple(job for _, jobs in arranged for job in jobs),
+        drops=tuple(drops),
+    )
+
+
+def described(view: TensorView) -> str:
+    """Type and shape of *view*, for a report."""
+    return f"{view.dtype.name} {list(view.shape)}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a tensor goes, or some of its rows.
+
+    Attributes:
+        file: Which file.
+        name: Which tensor there.
+        op: How it comes to be.
+        rows: Rows of the source that are taken, or of the output that are filled.
+        height: Rows of the output in all, where only some are filled; else 0.
+    """
+
+    file: str
+    name: str
+    op: Op = "identity"
+    rows: tuple[int, int] | None = None
+    height: int = 0
+
+
+def _places(candidate: Candidate, detection: Detection, options: Options) -> tuple[_Place, ...]:
+    if options.layout is Layout.DIFFUSERS:
+        return tuple(
+            _Place(detection.weights_file(there.component), there.key, there.op, there.rows)
+            for there in candidate.diffusers
+        )
+    placement = candidate.placement
+    if placement.rows is None or options.keep_names:
+        op = "identity" if options.keep_names else placement.op
+        return (_Place("", candidate.name, op),)
+    start, stop, height = placement.rows
+    return (_Place("", candidate.name, placement.op, (start, stop), height),)
+
+
+def _made(view: TensorView, place: _Place) -> TensorView | None:
+    """What *place* makes of *view*; None if it can make nothing of that shape."""
+    rank = len(view.shape)
+    match place.op:
+        case "identity":
+            return view
+        case "squeeze":
+            # Files that went through other hands may have matrices here already.
+            is_kernel = rank == _KERNEL and view.shape[_MATRIX:] == (1, 1)
+            return view.of_rank(_MATRIX) if is_kernel or rank == _MATRIX else None
+        case "unsqueeze":
+            return view.of_rank(_KERNEL) if rank in {_MATRIX, _KERNEL} else None
+        case "transpose":
+            return view.transposed() if rank == _MATRIX else None
+        case "rows":
+            start, stop = place.rows or (0, 0)
+            fits = rank > 0 and view.shape[0] >= stop
+            return view.narrowed(start, stop) if fits else None
+        case "join":
+            start, stop = place.rows or (0, 0)
+            return view if rank > 0 and view.shape[0] == stop - start else None
+
+
+def _job(candidate: Candidate, place: _Place, view: TensorView) -> TensorJob:
+    return TensorJob(
+        name=place.name,
+        file=place.file,
+        source=candidate.view.key,
+        view=view,
+        component=candidate.placement.component,
+        op=place.op,
+        rows=place.rows,
+        target=candidate.target,
+        offset=0,
+    )
+
+
+def _is_whole(jobs: list[TensorJob], height: int) -> bool:
+    """Whether *jobs* fill all rows of their tensor, each once, in one shape."""
+    if not height:
+        return True
+    jobs.sort(key=lambda job: job.rows or (0, 0))
+    filled = [row for job in jobs for row in job.rows or ()]
+    in_turn = filled[0] == 0 and filled[-1] == height and filled[1:-1:2] == filled[2::2]
+    return in_turn and len({job.view.shape[1:] for job in jobs}) == 1
+
+
+def _joined(jobs: list[TensorJob], *, is_unfit: bool) -> list[TensorJob]:
+    """*jobs* of one tensor, which has one type."""
+    targets = {job.view.dtype if is_unfit else job.target for job in jobs}
+    target = _common(targets)
+    return [replace(job, target=target) for job in jobs]
+
+
+def _common(dtypes: set[DType]) -> DType:
+    """The narrowest type that holds the values of all."""
+    if len(dtypes) == 1:
+        return next(iter(dtypes))
+    return named("float64" if any(dtype.name == "float64" for dtype in dtypes) else "float32")
+
+
+def _file(file: str, tensors: list[list[TensorJob]]) -> tuple[Output, list[TensorJob]]:
+    """Lay *tensors*, each given by its jobs, one behind the other."""
+    tensors.sort(key=lambda jobs: (_rank(jobs[0].target), jobs[0].name.encode()))
+    placed: list[TensorJob] = []
+    outputs = []
+    offset = 0
+    for jobs in tensors:
+        first = offset
+        for job in jobs:
+            placed.append(replace(job, offset=offset))
+            offset += job.nbytes
+        outputs.append(
+            OutputTensor(jobs[0].name, jobs[0].target, _shape(jobs), first, offset - first)
+        )
+    return Output(file, tuple(outputs), offset), placed
+
+
+def _shape(jobs: list[TensorJob]) -> tuple[int, ...]:
+    shape = jobs[0].view.shape
+    return (sum(job.view.shape[0] for job in jobs), *shape[1:]) if len(jobs) > 1 else shape
+
+
+def _rank(dtype: DType) -> int:
+    return _RANK[dtype.safetensors or ""]

@@ -1,0 +1,202 @@
+"""Files that go with a model: recognised by what their keys look like, and never renamed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptaudit import inspect
+from ckptaudit.layouts import FAMILIES, UNKNOWN, Component, Spec, count, detect, place
+
+REAL = Path(__file__).parents[2] / "shared" / "realfiles"
+
+
+def specs(**shapes: tuple[int, ...]) -> dict[str, Spec]:
+    """Tensors by key, a double underscore standing for a dot."""
+    return {key.replace("__", "."): Spec(shape, "float32") for key, shape in shapes.items()}
+
+
+def lora_of(layers: int) -> dict[str, Spec]:
+    made = {}
+    for layer in range(layers):
+        name = f"lora_unet_down_blocks_{layer}_attentions_0_proj_in"
+        made[f"{name}.lora_down.weight"] = Spec((8, 320), "float16")
+        made[f"{name}.lora_up.weight"] = Spec((320, 8), "float16")
+        made[f"{name}.alpha"] = Spec((), "float16")
+    return made
+
+
+def rrdb() -> dict[str, Spec]:
+    made = specs(conv_first__weight=(64, 3, 3, 3), conv_first__bias=(64,))
+    for block in range(2):
+        for number in range(1, 6):
+            name = f"body.{block}.rdb1.conv{number}"
+            made[f"{name}.weight"] = Spec((32, 64, 3, 3), "float32")
+            made[f"{name}.bias"] = Spec((32,), "float32")
+    return made
+
+
+FILES: dict[str, tuple[dict[str, Spec], str, str]] = {
+    "inversion": (
+        {"string_to_param.*": Spec((8, 768), "float32")},
+        "textual-inversion",
+        "768 wide, those of CLIP ViT-L/14",
+    ),
+    "inversion-of-old": (
+        {"string_to_param._parameters.*": Spec((1, 1024), "float32")},
+        "textual-inversion",
+        "Stable Diffusion 2.x",
+    ),
+    "inversion-of-sdxl": (
+        specs(clip_g=(4, 1280), clip_l=(4, 768)),
+        "textual-inversion",
+        "both encoders of SDXL",
+    ),
+    "inversion-of-diffusers": ({"<cat-toy>": Spec((768,), "float32")}, "textual-inversion", "768"),
+    "aesthetic": (specs(tensor=(1, 768)), "aesthetic-embedding", "bare tensor, [1, 768]"),
+    "hypernetwork": (
+        {
+            f"{width}.{which}.linear.{layer}.{name}": Spec((width,), "float32")
+            for width in (320, 768)
+            for which in (0, 1)
+            for layer in (0, 1)
+            for name in ("weight", "bias")
+        },
+        "hypernetwork",
+        "320, 768",
+    ),
+    "hypernetwork-of-old": (
+        {f"768.{which}.linear1.weight": Spec((1536, 768), "float32") for which in (0, 1)},
+        "hypernetwork",
+        "768",
+    ),
+    "lora": (lora_of(3), "lora", "6 of its tensors are low-rank factors, of 3 layers"),
+    "lora-of-diffusers": (
+        {
+            f"unet.mid_block.attentions.0.to_q_lora.{way}.weight": Spec(shape, "float32")
+            for way, shape in (("down", (4, 320)), ("up", (320, 4)))
+        },
+        "lora",
+        "of 1 layers",
+    ),
+    "lora-of-peft": (
+        {
+            f"unet.mid_block.attentions.0.to_q.lora_{way}.weight": Spec(shape, "float32")
+            for way, shape in (("A", (4, 320)), ("B", (320, 4)))
+        },
+        "lora",
+        "of 1 layers",
+    ),
+    "lora-as-a-list": (
+        {str(n): Spec((320, 4) if n % 2 == 0 else (4, 768), "float32") for n in range(8)},
+        "lora",
+        "4 pairs",
+    ),
+    "vae-approx": (
+        specs(
+            **{f"conv{n}__weight": (8, 4, 7, 7) for n in range(1, 9)},
+            **{f"conv{n}__bias": (8,) for n in range(1, 9)},
+        ),
+        "vae-approx",
+        "from 4 channels to 8",
+    ),
+    "taesd": (
+        {
+            "1.weight": Spec((64, 4, 3, 3), "float16"),
+            "1.bias": Spec((64,), "float16"),
+            **{
+                f"{block}.conv.{number}.{name}": Spec((64,), "float16")
+                for block in (3, 4, 5)
+                for number in (0, 2, 4)
+                for name in ("weight", "bias")
+            },
+        },
+        "taesd",
+        "64 channels wide",
+    ),
+    "esrgan": (rrdb(), "upscaler", "residual dense blocks"),
+    "sd3": (
+        specs(model__diffusion_model__joint_blocks__0__x_block__attn__qkv__weight=(4608, 1536)),
+        "sd3",
+        "side by side",
+    ),
+    "flux": (specs(double_blocks__0__img_attn__qkv__weight=(9216, 3072)), "flux", "stream"),
+    "cascade": (specs(clip_txt_pooled_mapper__weight=(8192, 1280)), "cascade", "Stable Cascade"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_its_kind_is_recognised_and_keeps_its_keys(name: str) -> None:
+    tensors, kind, evidence = FILES[name]
+
+    found = detect(tensors)
+
+    assert found.family == kind
+    assert evidence in found.evidence[0]
+    assert not found.has_inventory
+    assert [placement.name for placement in place(found, tensors)] == list(tensors)
+    assert [row.component for row in count(found, tensors)] == [Component.OTHER]
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        specs(a=(768,)),
+        specs(weight=(768, 768), bias=(768,)),
+        specs(tensor=(2, 768)),
+        specs(clip_g=(4, 1280), clip_l=(4, 1024)),
+        {"<a>": Spec((768,), "float32"), "b": Spec((768,), "float32")},
+        {"<a>": Spec((512,), "float32")},
+        {"string_to_param.*": Spec((768, 3, 3, 3), "float32")},
+        {str(n): Spec((768,), "float32") for n in range(2)},
+        {str(n): Spec((10, 10), "float32") for n in range(8)},
+        specs(conv1__weight=(8, 4, 7, 7), conv1__bias=(8,)),
+        {"0.weight": Spec((64, 3, 3, 3), "float32")},
+        {"alpha": Spec((1,), "float32"), "beta": Spec((1,), "float32")},
+    ],
+    ids=lambda tensors: ",".join(tensors)[:40] or "nothing",
+)
+def test_what_only_resembles_one_is_unknown(tensors: dict[str, Spec]) -> None:
+    assert detect(tensors).family == UNKNOWN
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_model_is_taken_for_an_adapter_where_its_signs_are_gone(family: str) -> None:
+    entries = FAMILIES[family].inventory()
+    signs = {sign.key for sign in FAMILIES[family].signs}
+
+    found = detect({e.key: Spec(e.shape, e.dtype) for e in entries if e.key not in signs})
+
+    assert found.family == UNKNOWN or found.has_inventory
+
+
+@given(st.dictionaries(st.text("abc.<>*01", max_size=9), st.just(Spec((5,), "float32"))))
+def test_any_keys_are_recognised_or_not_without_an_error(tensors: dict[str, Spec]) -> None:
+    assert detect(tensors).evidence
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="../shared/realfiles is not here")
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("ti_bad-artist.pt", "textual-inversion"),
+        ("ti_bad_prompt_version2.pt", "textual-inversion"),
+        ("ti_eyeliner2.pt", "textual-inversion"),
+        ("aesthetic_aivazovsky.pt", "aesthetic-embedding"),
+        ("aesthetic_laion_7plus.pt", "aesthetic-embedding"),
+        ("aesthetic_sac_8plus.pt", "aesthetic-embedding"),
+        ("a1111_vae_approx_model.pt", "vae-approx"),
+        ("taesd_taef2_decoder.pth", "taesd"),
+        ("a1111_karlo_ViT-L-14_stats.th", UNKNOWN),
+        ("retinaface_final.pth", UNKNOWN),
+        ("kair_dncnn_25.pth", UNKNOWN),
+        ("lpips_v0.1_vgg.pth", UNKNOWN),
+        ("vdsr_model_epoch_50.pth", UNKNOWN),
+    ],
+)
+def test_real_files_are_told_apart(file: str, kind: str) -> None:
+    assert inspect(REAL / file, with_hash=False).family == kind
