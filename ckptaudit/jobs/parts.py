@@ -175,7 +175,7 @@ class _Parts:
         if offset is None and file is not None and file.nested is not None:
             offset = file.nested.offset
         role = Role.PICKLE if record is None and trace is not None else Role.UNKNOWN
-        path = (*file.around,) if file is not None else place.path(name)
+        path = file.around if file is not None else place.path(name)
         return Part(
             record=record_text(path),
             name=name.encode("utf-8", "backslashreplace").decode("utf-8"),
