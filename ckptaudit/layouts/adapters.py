@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ckptaudit.wording import counted
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -128,7 +130,7 @@ def _taesd(tensors: Mapping[str, Spec]) -> str:
     first = next((spec for spec in tensors.values() if len(spec.shape) == _KERNEL), None)
     if first is None or _TAESD_WIDTH not in first.shape[:2]:
         return ""
-    of = f"{blocks} of its {len(tensors)} tensors"
+    of = f"{blocks} of its {counted(len(tensors), 'tensor')}"
     return f"{of} are numbered convolutions, {_TAESD_WIDTH} channels wide"
 
 
@@ -145,7 +147,7 @@ def _upscaler(tensors: Mapping[str, Spec]) -> str:
     found = sum(dense.fullmatch(key) is not None for key in tensors)
     if 4 * found <= len(tensors):
         return ""
-    return f"{found} of its {len(tensors)} tensors are weights of residual dense blocks"
+    return f"weights of residual dense blocks: {found} of its {counted(len(tensors), 'tensor')}"
 
 
 def _part(prefix: str, says: str) -> Callable[[Mapping[str, Spec]], str]:
