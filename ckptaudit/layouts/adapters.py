@@ -104,7 +104,8 @@ def _lora(tensors: Mapping[str, Spec]) -> str:
     if not factors or 2 * len(found) <= len(tensors):
         return ""
     layers = len({match["layer"] or match["hada"] for match in factors})
-    return f"{len(factors)} of its tensors are low-rank factors, of {layers} layers"
+    tensors_told = counted(len(factors), "tensor")
+    return f"it has the low-rank factors of {counted(layers, 'layer')}, in {tensors_told}"
 
 
 def _lora_list(tensors: Mapping[str, Spec]) -> str:
@@ -118,7 +119,8 @@ def _lora_list(tensors: Mapping[str, Spec]) -> str:
         len(up) == len(down) == _MATRIX and up[1] == down[0] < min(up[0], down[1])
         for up, down in pairs
     )
-    return f"it is a list of {len(pairs)} pairs of low-rank factors, up and down" if fits else ""
+    told = counted(len(pairs), "pair")
+    return f"it is a list of {told} of low-rank factors, up and down" if fits else ""
 
 
 def _taesd(tensors: Mapping[str, Spec]) -> str:
