@@ -484,9 +484,11 @@ class _TraceJudge:
             if self.is_costly(event):
                 self.judged[key] = recorded
             return
-        for rule_id, call, describe, about in self.judged[key]:
-            # Of this event, or of a call that it would make of what it is given.
-            self.found(rule_id, replace(call, offset=event.offset), describe, about)
+        for rule_id, found, describe, about in self.judged[key]:
+            # It is about the call itself, or about one that it would make of what it is given.
+            is_itself = isinstance(found, Call) and found.args is event.args
+            at = event if is_itself else replace(found, offset=event.offset)
+            self.found(rule_id, at, describe, about)
 
     def is_costly(self, event: Call) -> bool:
         if event.kwargs is not None or event.pairs or event.elements:
