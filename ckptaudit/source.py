@@ -16,6 +16,7 @@ import stat
 from typing import Protocol
 
 from ckptaudit.errors import MalformedInput, SourceChanged, SourceUnreadable
+from ckptaudit.wording import counted, left
 
 __all__ = ["BufferSource", "ByteSource", "Cursor", "FileSource", "SplicedSource"]
 
@@ -57,7 +58,7 @@ class ByteSource(Protocol):
 def _check_range(source: ByteSource, offset: int, length: int) -> None:
     if offset < 0 or length < 0 or offset + length > source.size:
         raise MalformedInput(
-            f"needs {length} bytes, but the file ends at byte {source.size}; "
+            f"needs {counted(length, 'byte')}, but the file ends at byte {source.size}; "
             "it is truncated or damaged: fetch it again",
             where=source.name,
             offset=offset,
@@ -83,8 +84,11 @@ class FileSource:
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode):
             os.close(self._fd)
-            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise SourceUnreadable(f"{self.name}: is {kind}; give the path of a file")
+            if stat.S_ISDIR(status.st_mode):
+                raise SourceUnreadable(
+                    f"{self.name}: is a directory; name the files in it, such as {self.name}/*.ckpt"
+                )
+            raise SourceUnreadable(f"{self.name}: is not a regular file; give the path of a file")
         self.size = status.st_size
         self.identity = _identity(status)
 
@@ -274,7 +278,9 @@ class Cursor:
             end = self.window.find(b"\n")
             if end < 0 and wanted == bound:
                 raise MalformedInput(
-                    f"no end of line within {wanted} bytes", where=self.where, offset=self.position
+                    f"no end of line within {counted(wanted, 'byte')}",
+                    where=self.where,
+                    offset=self.position,
                 )
             wanted *= 4
         line = self.window[self.at : end]
@@ -285,7 +291,7 @@ class Cursor:
         """Make the window start at the cursor and hold at least *length* bytes."""
         if length > self.remaining:
             raise MalformedInput(
-                f"needs {length} bytes where {self.remaining} are left",
+                f"needs {counted(length, 'byte')} where {left(self.remaining)}",
                 where=self.where,
                 offset=self.position,
             )
@@ -310,7 +316,10 @@ def _identity(status: os.stat_result) -> Identity:
 def _unreadable(name: str, err: OSError | ValueError) -> SourceUnreadable:
     code = err.errno if isinstance(err, OSError) else None
     if code == errno.ENOENT:
-        return SourceUnreadable(f"{name}: no such file; check the path")
+        # A shell that finds no file for a pattern hands over the pattern.
+        is_pattern = not {"*", "?", "["}.isdisjoint(name)
+        why = "no such file, and none for it as a pattern" if is_pattern else "no such file"
+        return SourceUnreadable(f"{name}: {why}; check the path")
     if code == errno.EACCES:
         return SourceUnreadable(f"{name}: may not be read; check its permissions")
     reason = err.strerror if isinstance(err, OSError) and err.strerror else str(err)

@@ -26,6 +26,11 @@ __all__ = ["PAGE", "page_text"]
 
 PAGE = Path(__file__).parents[1] / "docs" / "rules.md"
 _COLUMNS = 100
+_PUBLISHERS = {
+    "CVE-": "https://www.cve.org/CVERecord?id={}",
+    "GHSA-": "https://github.com/advisories/{}",
+    "arXiv:": "https://arxiv.org/abs/{}",
+}
 _HEAD = """\
 # Rules
 
@@ -50,7 +55,7 @@ def page_text() -> str:
 
 def _section(rule: Rule) -> str:
     why = textwrap.fill(rule.why, _COLUMNS, break_long_words=False, break_on_hyphens=False)
-    learnt = ", ".join(map(_link, rule.advisories)) or "no published advisory"
+    learnt = "; ".join(map(_link, rule.learnt_from))
     return f"""
 ## {rule.id}
 
@@ -62,12 +67,13 @@ Weakness: [{rule.cwe}]({cwe_url(rule)}). Learnt from: {learnt}.
 """
 
 
-def _link(advisory: str) -> str:
-    if advisory.startswith("docs/"):
-        return f"[{advisory}]({advisory.removeprefix('docs/')})"
-    if advisory.startswith("GHSA-"):
-        return f"[{advisory}](https://github.com/advisories/{advisory})"
-    return f"[{advisory}](https://www.cve.org/CVERecord?id={advisory})"
+def _link(source: str) -> str:
+    """*source* with its id, if it begins with one, as a link."""
+    name, comma, rest = source.partition(", ")
+    for beginning, url in _PUBLISHERS.items():
+        if name.startswith(beginning):
+            return f"[{name}]({url.format(name.removeprefix('arXiv:'))}){comma}{rest}"
+    return source
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

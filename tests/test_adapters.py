@@ -73,14 +73,14 @@ FILES: dict[str, tuple[dict[str, Spec], str, str]] = {
         "hypernetwork",
         "768",
     ),
-    "lora": (lora_of(3), "lora", "6 of its tensors are low-rank factors, of 3 layers"),
+    "lora": (lora_of(3), "lora", "it has the low-rank factors of 3 layers, in 6 tensors"),
     "lora-of-diffusers": (
         {
             f"unet.mid_block.attentions.0.to_q_lora.{way}.weight": Spec(shape, "float32")
             for way, shape in (("down", (4, 320)), ("up", (320, 4)))
         },
         "lora",
-        "of 1 layers",
+        "of 1 layer,",
     ),
     "lora-of-peft": (
         {
@@ -88,7 +88,7 @@ FILES: dict[str, tuple[dict[str, Spec], str, str]] = {
             for way, shape in (("A", (4, 320)), ("B", (320, 4)))
         },
         "lora",
-        "of 1 layers",
+        "of 1 layer,",
     ),
     "lora-as-a-list": (
         {str(n): Spec((320, 4) if n % 2 == 0 else (4, 768), "float32") for n in range(8)},

@@ -89,7 +89,7 @@ def no_checkpoint_zip(path: Path) -> None:
     ("make", "words"),
     [
         (missing, ["no such file"]),
-        (directory, ["is a directory"]),
+        (directory, ["is a directory; name the files in it, such as ", "/*.ckpt"]),
         (pipe, ["not a regular file"]),
         (empty, ["empty"]),
         (web_page, ["HTML"]),
@@ -113,6 +113,12 @@ def test_what_is_no_checkpoint_is_named_for_what_it_is(
     else:
         assert_one_clear_line(done, "model.ckpt", *words)
     assert names_in(tmp_path) == before
+
+
+def test_a_pattern_that_no_shell_could_resolve_is_told_as_one(tmp_path: Path) -> None:
+    done = audit("scan", tmp_path / "*.ckpt")
+
+    assert_one_clear_line(done, "*.ckpt: no such file, and none for it as a pattern")
 
 
 def test_a_missing_folder_is_not_asked_to_be_made_for_a_source_that_is_not_there(

@@ -214,7 +214,7 @@ def test_a_baseline_without_hashes_recognises_nothing_and_that_is_said() -> None
 
     assert done.status == 1
     assert done.err == (
-        "ckptaudit: note: base.json: 2 files in it have no SHA-256 and are not recognised\n"
+        "ckptaudit: note: base.json: not recognised, for want of a SHA-256: 2 files in it\n"
     )
 
 

@@ -131,7 +131,9 @@ def test_pickles_nest_as_deep_as_the_limit_and_no_deeper() -> None:
     assert records_of_the_payload(whole)
     assert not records_of_the_payload(cut)
     assert cut.verdict >= Severity.SUSPICIOUS
-    assert [gap.reason for gap in cut.coverage.gaps] == ["is inside more than 4 others"]
+    assert [gap.reason for gap in cut.coverage.gaps] == [
+        "hands bytes to a call that are a file: it is inside more than 4 others"
+    ]
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"cat\ndog\n", b"x" * 100, bytes(100)])

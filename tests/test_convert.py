@@ -187,7 +187,7 @@ def test_what_does_not_fit_stays_and_everything_else_lies_right_around_it(tmp_pa
     }
     (finding,) = result.findings
     assert (finding.rule, finding.record) == ("CKA301", "m")
-    assert f"1 of {large.numel()} weights do not fit float16" in finding.message
+    assert f"float16 cannot hold 1 of {large.numel()} weights" in finding.message
     assert data_order(tmp_path / "out.safetensors") == ["m", "a", "z"]
 
 
@@ -206,7 +206,7 @@ def test_an_alias_of_what_does_not_fit_is_still_written_once(tmp_path: Path) -> 
 def test_an_overflow_that_is_an_error_writes_nothing(tmp_path: Path) -> None:
     source = save(tmp_path / "model.pt", {"a": torch.ones(3), "b": torch.tensor([1e6])})
 
-    with pytest.raises(Refused, match="b: 1 of 1 weights do not fit float16"):
+    with pytest.raises(Refused, match="b: float16 cannot hold 1 of 1 weight "):
         convert_to(tmp_path, source, Options(on_overflow=OnOverflow.ERROR))
 
     assert names_in(tmp_path) == {"model.pt"}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import re
+from gzip import compress
 from typing import TYPE_CHECKING
 
 import pytest
 from catalogue import CASES, Case
+from catalogue.benign import FILES
 from commands import audit
 from forge import (
     APPEND,
@@ -27,6 +30,7 @@ from forge import (
     binput,
     binunicode,
     call,
+    called,
     deflated,
     ext1,
     floats,
@@ -34,9 +38,12 @@ from forge import (
     global_,
     inst,
     legacy_stream,
+    long1,
     made,
+    object_npy,
     persid,
     pickled,
+    safetensors_file,
     short_binunicode,
     stack_global,
     state_dict,
@@ -49,20 +56,20 @@ from forge import (
     with_entry,
     zip_archive,
 )
+from forge.framings import MAGIC as TORCH_MAGIC
 from forge.zips import ZipEntry
 from oracle import torch
 
 from ckptaudit import explain, scan
-from ckptaudit.containers import Place, open_container
 from ckptaudit.errors import CkptauditError, NoSuchRecord, SourceChanged
 from ckptaudit.jobs.explain import Explanation, explaining
-from ckptaudit.policy import allowed
+from ckptaudit.policy import RULES, Finding, Rule, allowed
 from ckptaudit.policy.dangerous import dangerous
-from ckptaudit.policy.sentences import route_of
+from ckptaudit.policy.sentences import sentence
 from ckptaudit.report.explanation import explanation_text
-from ckptaudit.source import BufferSource
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 TRUSTING = "torch.load(weights_only=False)"
@@ -73,6 +80,8 @@ TAR_REFUSED = (
 )
 SCRIPT_REFUSED = "torch >= 2.6 refuses TorchScript archives by default"
 GOING_ON = "when a program goes on to unpickle what follows the first pickle"
+NOT_BY_TORCH = "if it were unpickled, which torch.load does not do"
+FROM_MEMORY = f"when loaded with pickle.load, or from memory with {TRUSTING}"
 NOT_RELIED_ON = "do not rely on torch >= 2.6 to refuse it"
 
 
@@ -83,10 +92,12 @@ def explained(folder: Path, data: bytes, context: int = 4) -> Explanation:
 
 
 def the_sentence(folder: Path, data: bytes, rule: str = "CKA101") -> str:
-    (sentence,) = (
-        found.sentence for found in explained(folder, data).findings if found.finding.rule == rule
+    """The only sentence about a finding of *rule*; or the first, if it is the file itself."""
+    first, *others = (
+        found for found in explained(folder, data).findings if found.finding.rule == rule
     )
-    return sentence
+    assert not others or first.finding.offset == first.finding.stream_offset
+    return first.sentence
 
 
 # Never less than a scan
@@ -117,6 +128,53 @@ def test_an_explanation_has_every_finding_of_a_scan(case: Case, tmp_path: Path) 
         assert found.sentence.isprintable()
         assert found.sentence in text
         assert found.finding.message in text
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(pytest.param(case.file, id=case.technique) for case in CASES if case.limits is None),
+        *(pytest.param(benign.file, id=benign.kind) for benign in FILES),
+    ],
+)
+def test_every_finding_about_an_instruction_stands_in_the_listing(
+    data: bytes | Callable[[], bytes], tmp_path: Path
+) -> None:
+    """In the pickle of its record, at its offset, with its rule; wherever that pickle is."""
+    path = tmp_path / "a.pt"
+    path.write_bytes(data if isinstance(data, bytes) else data())
+    try:
+        answer = explain(path, with_hash=False)
+    except CkptauditError:
+        return
+    listed = {
+        (section.split(": protocol ", 1)[0], int(mark[1], 16), rule)
+        for section in "".join(explanation_text(answer)).split("\n== ")[1:]
+        for mark in re.finditer(r"^ > +([0-9a-f]+) .*\[(CKA[0-9, CKA]+)\]$", section, re.MULTILINE)
+        for rule in mark[2].split(", ")
+    }
+
+    expected = {
+        (found.finding.record, found.finding.stream_offset, found.finding.rule)
+        for found in answer.findings
+        if found.finding.stream_offset is not None
+    }
+
+    assert expected == listed
+
+
+@pytest.mark.parametrize(
+    "rule", [rule for rule in RULES.values() if rule.id < "CKA3"], ids=lambda rule: rule.id
+)
+def test_every_rule_about_a_framing_comes_with_advice(rule: Rule) -> None:
+    """Where no instruction says what would be done, a sentence says what to do."""
+    finding = Finding(rule.id, rule.severity, "is odd", "", None)
+
+    said = sentence(finding, None, None)
+
+    assert said.startswith("is odd; ")
+    if rule.id >= "CKA2":
+        assert re.search("fetch|convert|load|ask", said.removeprefix("is odd; "))
 
 
 # Who would have done what
@@ -158,8 +216,46 @@ def test_an_explanation_has_every_finding_of_a_scan(case: Case, tmp_path: Path) 
             ),
             "if it were unpickled, which torch.load does not do, at byte 0x1a of archive/more.pkl",
         ),
+        (
+            legacy_stream(pickled(NONE), tail=pickled(CALLS_SYSTEM)),
+            f"{NOT_BY_TORCH}, at byte 0x1a of the pickle at byte 144",
+        ),
+        (
+            legacy_stream(pickled(NONE), magic=pickled(CALLS_SYSTEM, POP, long1(TORCH_MAGIC))),
+            f"when loaded with pickle.load or {TRUSTING}, at byte 0x1a of magic; {REFUSED}",
+        ),
+        (
+            pickled(NONE) + b"\xff" + pickled(CALLS_SYSTEM),
+            f"{NOT_BY_TORCH}, at byte 0x1a of the pickle at byte 5",
+        ),
+        (
+            safetensors_file({}) + pickled(CALLS_SYSTEM),
+            f"{NOT_BY_TORCH}, at byte 0x1a of the pickle at byte 10",
+        ),
+        (
+            object_npy(pickled(CALLS_SYSTEM)),
+            "when loaded with numpy.load(allow_pickle=True), at byte 0x1a of data",
+        ),
+        (
+            tar_archive([("cposix\nsystem\n(S'true'\ntR.", b"")]),
+            f"{FROM_MEMORY}, at byte 0x18 of pickle; {REFUSED}",
+        ),
     ],
-    ids=["zip", "legacy", "tar", "bare", "behind-another", "torchscript", "beside-data.pkl"],
+    ids=[
+        "zip",
+        "legacy",
+        "tar",
+        "bare",
+        "behind-another",
+        "torchscript",
+        "beside-data.pkl",
+        "behind-the-storages",
+        "magic-number",
+        "among-loose-bytes",
+        "behind-safetensors",
+        "array",
+        "name-in-a-tar",
+    ],
 )
 def test_a_sentence_says_what_who_and_where(tmp_path: Path, data: bytes, said: str) -> None:
     assert the_sentence(tmp_path, data) == f"would have called posix.system('true') {said}"
@@ -286,13 +382,62 @@ def test_what_is_said_to_be_refused_is_not_on_the_list_of_torch() -> None:
             assert allowed("__builtin__", name)
 
 
-def test_what_is_inside_another_file_is_said_to_be() -> None:
-    container = open_container(BufferSource(torch_zip(pickled(CALLS_SYSTEM))))
+def test_what_is_inside_another_file_is_said_to_be(tmp_path: Path) -> None:
+    answer = explained(tmp_path, compress(torch_zip(pickled(CALLS_SYSTEM)), mtime=0))
 
-    route = route_of(Place(("gzip",), None, container), 0)
+    (pickle,) = answer.pickles
+    assert pickle.executed_by.startswith("in the file inside (gzip): ")
+    (sentence,) = (one.sentence for one in answer.findings if one.finding.rule == "CKA101")
+    assert f"when loaded with {TRUSTING} from the file inside (gzip), at byte 0x1a of gzip!" in (
+        sentence
+    )
 
-    assert route.when == f"when loaded with {TRUSTING} from the file inside (gzip)"
-    assert route.who.startswith("in the file inside (gzip): ")
+
+@pytest.mark.parametrize(
+    ("func", "torch_does"),
+    [
+        (("pickle", "loads"), REFUSED),
+        (("torch.storage", "_load_from_bytes"), REFUSED),
+        (("torch", "uint4"), NOT_RELIED_ON),
+    ],
+    ids=["pickle-loads", "load-from-bytes", "a-name-torch-may-know"],
+)
+def test_what_a_pickle_carries_is_told_with_the_call_that_would_unpickle_it(
+    tmp_path: Path, func: tuple[str, str], torch_does: str
+) -> None:
+    """Of the restricted loader it is the call that matters: it never sees those bytes."""
+    inner = pickled(CALLS_SYSTEM)
+    outer = pickled(called(global_(*func), inner), protocol=4)
+    at = outer.rindex(REDUCE)
+
+    answer = explained(tmp_path, torch_zip(outer))
+
+    main, carried = answer.pickles
+    record = f"archive/data.pkl!bytes at {at}!pickle"
+    assert (main.record, carried.record) == ("archive/data.pkl", record)
+    assert (carried.offset, carried.nbytes) == (None, len(inner))
+    by = f"the call at byte 0x{at:x} of archive/data.pkl"
+    assert carried.executed_by.startswith(f"{by} is given these bytes and may unpickle them: ")
+    (sentence,) = (one.sentence for one in answer.findings if one.finding.record == record)
+    assert sentence == (
+        f"would have called posix.system('true') when loaded with {TRUSTING}, if {by} unpickles "
+        f"the bytes it is given, at byte 0x1a of {record}; {torch_does}"
+    )
+    text = "".join(explanation_text(answer))
+    assert f"\n== {record}: protocol 2, " in text
+    assert sentence in text
+
+
+def test_what_is_carried_by_what_is_carried_is_explained_too(tmp_path: Path) -> None:
+    data = pickled(CALLS_SYSTEM)
+    for _ in range(3):
+        data = pickled(called(global_("pickle", "loads"), data), protocol=4)
+
+    answer = explained(tmp_path, data)
+
+    assert [pickle.record.count("!bytes at ") for pickle in answer.pickles] == [0, 1, 2, 3]
+    assert all(pickle.instructions for pickle in answer.pickles)
+    assert answer.findings[-1].sentence.count(" unpickles the bytes it is given") == 3
 
 
 # Names

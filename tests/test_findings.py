@@ -7,6 +7,7 @@ import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
+from catalogue import CASES, Case
 from forge import (
     APPEND,
     BINPERSID,
@@ -29,20 +30,27 @@ from forge import (
     binput,
     call,
     global_,
+    inst,
+    legacy_stream,
     persid,
     pickled,
+    proto,
     torch_entries,
     torch_zip,
     value,
     values,
     zip_archive,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ckptaudit.containers import key_of, open_container, storage_of
-from ckptaudit.policy import Finding, Judgement, Severity, judge
+from ckptaudit.containers import Gap, Place, key_of, open_container, storage_of
+from ckptaudit.errors import CkptauditError
+from ckptaudit.policy import Finding, Judgement, Severity, Subject, judge, record_text
 from ckptaudit.policy.arguments import fraction
 from ckptaudit.policy.findings import Findings
 from ckptaudit.source import BufferSource
+from ckptaudit.tensors import misfits
 from ckptaudit.vm import Global, PersistentId
 
 if TYPE_CHECKING:
@@ -84,8 +92,9 @@ def test_a_message_is_written_only_for_what_is_kept() -> None:
         return "because"
 
     findings = Findings()
+    container = open_container(BufferSource(pickled(NONE)))
     for _ in range(5000):
-        findings.add("CKA103", describe)
+        findings.add("CKA103", describe, Subject(Place.of_file(container), ""))
 
     assert len(written) == MOST
     assert [finding.message for finding in findings.all()] == [
@@ -249,3 +258,73 @@ def test_an_endless_stream_of_marks_and_lists_gives_one_gap() -> None:
 
     assert judgement.verdict is Severity.REVIEW
     assert [finding.rule for finding in judgement.findings] == ["CKA208"]
+
+
+# What records are called
+
+
+@given(st.lists(st.text() | st.text("!\\x21.a", max_size=300), max_size=4).map(tuple))
+def test_the_text_of_a_record_leads_back_to_its_names(path: tuple[str, ...]) -> None:
+    """All but long ones, of which the text keeps a digest."""
+    text = record_text(path)
+
+    assert text.isascii()
+    assert text.isprintable()
+    names = [part.encode().decode("unicode-escape") for part in text.split("!")] if path else []
+    for name, told in zip(path, names, strict=True):
+        assert told == name or (len(name) > 200 and told.startswith(name[:200]))
+
+
+def test_two_long_names_that_begin_alike_are_not_called_the_same() -> None:
+    assert record_text(["a" * 300]) != record_text(["a" * 301])
+
+
+def place_of(data: bytes) -> list[tuple[Finding, bytes]]:
+    """Each finding that has a place in the file, and the bytes it says it is about."""
+    return [
+        (finding, data[finding.offset :][: finding.length])
+        for finding in judge(open_container(BufferSource(data)), misfits).findings
+        if finding.offset is not None
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "rule", "about"),
+    [
+        (torch_zip(pickled(CALLS_SYSTEM)), "CKA101", REDUCE),
+        (torch_zip(pickled(inst("posix", "system", "x"))), "CKA101", b"iposix\nsystem\n"),
+        (torch_zip(pickled(NONE, POP, global_("a.b", "c"))), "CKA102", b"ca.b\nc\n"),
+        (torch_zip(pickled(NONE, proto(2), STOP)), "CKA109", proto(2)),
+        (legacy_stream(pickled(NONE), version=7), "CKA206", pickled(value(7))),
+        (pickled(NONE) + b"left over", "CKA202", b"left over"),
+        (pickled(NONE) + pickled(value(1)), "CKA110", pickled(value(1))),
+    ],
+    ids=["call", "inst", "name", "oddity", "record", "left-over", "second-pickle"],
+)
+def test_a_finding_spans_what_it_is_about(data: bytes, rule: str, about: bytes) -> None:
+    assert about in [span for finding, span in place_of(data) if finding.rule == rule]
+
+
+def test_a_finding_about_an_entry_spans_its_header_and_its_data() -> None:
+    entry = ZipEntry("archive/readme", b"hello")
+    data = zip_archive([*EMPTY, entry])
+
+    (span,) = (span for finding, span in place_of(data) if finding.rule == "CKA203")
+
+    assert span.startswith(b"PK\3\4")
+    assert span.endswith(b"hello")
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.technique for case in CASES])
+def test_no_finding_and_no_gap_lies_outside_of_its_file(case: Case) -> None:
+    data = case.data
+    try:
+        judgement = judge(open_container(BufferSource(data), case.limits), misfits)
+    except CkptauditError:
+        return
+
+    every: list[Finding | Gap] = [*judgement.findings, *judgement.coverage.gaps]
+    for told in every:
+        assert told.offset is None or 0 <= told.offset <= len(data)
+        assert told.length is None or told.length >= 0
+        assert told.stream_offset is None or told.stream_offset >= 0

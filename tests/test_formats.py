@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from gzip import compress
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import pytest
+from catalogue import CASES, Case
 from catalogue.case import STORED
 from catalogue.tensors import VOICES
 from commands import Run, audit
@@ -17,9 +21,16 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from forge import (
     CALLS_SYSTEM,
+    NONE,
+    POP,
+    REDUCE,
     Raw,
+    ZipEntry,
     called,
     deflated,
+    global_,
+    inst,
+    legacy_stream,
     pickled,
     stack_global,
     state_dict,
@@ -33,6 +44,7 @@ from forge import (
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from oracle import write_sd1
 from pydantic import BaseModel
 from sarif_pydantic import Level, Sarif
 from sarif_pydantic.sarif import Notification
@@ -182,10 +194,11 @@ def test_a_sarif_log_is_what_the_standard_says(files: list[str]) -> None:
         assert rules[result["ruleIndex"]]["id"] == result["ruleId"]
         for location in (*result["locations"], *result.get("relatedLocations", [])):
             where = location["physicalLocation"]["artifactLocation"]
-            assert run["artifacts"][where["index"]]["location"]["uri"] == where["uri"]
+            artifact = run["artifacts"][where["index"]]
+            assert artifact["location"]["uri"] == where["uri"]
     for artifact in run["artifacts"]:
         if "parentIndex" in artifact:
-            assert artifact["location"]["uri"].startswith("/")
+            assert not artifact["location"]["uri"].startswith("/")
             assert "length" in run["artifacts"][artifact["parentIndex"]]
     notifications = run["tool"]["driver"]["notifications"]
     for told in invocation["toolExecutionNotifications"]:
@@ -203,16 +216,28 @@ def test_a_sarif_result_points_at_the_byte(files: list[str]) -> None:
     assert CALLS in result["message"]["text"]
     (outer,), (inner,) = result["locations"], result["relatedLocations"]
     region = outer["physicalLocation"]["region"]
-    assert region == {"byteOffset": finding["offset"], "byteLength": 1}
     # REDUCE, which would have made the call.
+    assert region == {"byteOffset": finding["offset"], "byteLength": 1}
     assert data[region["byteOffset"] :][:1] == b"R"
-    assert inner["physicalLocation"]["region"]["byteOffset"] == finding["stream_offset"]
+    assert inner["physicalLocation"] == {
+        "artifactLocation": {"uri": "archive/data.pkl", "index": 1},
+        "region": {"byteOffset": finding["stream_offset"], "byteLength": 1},
+    }
     (logical,) = outer["logicalLocations"]
     assert logical["fullyQualifiedName"] == f"archive/data.pkl@{finding['stream_offset']}"
     top, nested = run["artifacts"]
     assert top["location"]["uri"] == "bad.pt"
     assert top["hashes"] == {"sha-256": scanned["sha256"]}
-    assert nested == {"location": {"uri": "/archive/data.pkl"}, "parentIndex": 0}
+    pickle = pickled(CALLS_SYSTEM)
+    assert nested == {
+        "location": {"uri": "archive/data.pkl"},
+        "parentIndex": 0,
+        "offset": data.index(pickle),
+        "length": len(pickle),
+        "roles": ["resultFile"],
+        "hashes": {"sha-256": sha256(pickle).hexdigest()},
+        "properties": {"role": "pickle"},
+    }
 
 
 def test_what_is_compressed_has_no_place_in_the_file_but_one_in_its_record(tmp_path: Path) -> None:
@@ -225,7 +250,12 @@ def test_what_is_compressed_has_no_place_in_the_file_but_one_in_its_record(tmp_p
     (result,) = (one for one in sarif_of(path)["results"] if one["ruleId"] == "CKA101")
 
     assert "region" not in result["locations"][0]["physicalLocation"]
-    assert "region" in result["relatedLocations"][0]["physicalLocation"]
+    inner = result["relatedLocations"][0]["physicalLocation"]
+    assert inner["region"] == {"byteOffset": pickle.index(REDUCE), "byteLength": 1}
+    artifact = sarif_of(path)["artifacts"][inner["artifactLocation"]["index"]]
+    assert artifact["length"] == len(pickle)
+    assert artifact["hashes"] == {"sha-256": sha256(pickle).hexdigest()}
+    assert "offset" not in artifact
 
 
 @pytest.mark.parametrize(
@@ -294,6 +324,202 @@ def test_a_fingerprint_outlives_a_move_and_other_files(files: list[str]) -> None
     assert len(set(among["twice.pt"])) == len(among["twice.pt"]) > 1
 
 
+def test_a_fingerprint_does_not_know_where_in_the_file_a_finding_is(files: list[str]) -> None:
+    """What lies in front of it may grow: bytes, opcodes, records, other pickles, other findings."""
+    call = torch_zip(pickled(CALLS_SYSTEM))
+    inner = pickled(called(global_("pickle", "loads"), pickled(CALLS_SYSTEM)), protocol=4)
+    longer = pickled(
+        NONE, POP, called(global_("pickle", "loads"), pickled(CALLS_SYSTEM)), protocol=4
+    )
+    pairs = {
+        "opcodes": (call, torch_zip(pickled((NONE + POP) * 7, CALLS_SYSTEM))),
+        "another": (call, torch_zip(pickled(inst("some", "Thing"), POP, CALLS_SYSTEM))),
+        "records": (call, torch_zip(pickled(CALLS_SYSTEM), {"0": bytes(999)})),
+        "carried": (torch_zip(inner), torch_zip(longer)),
+        "among-loose-bytes": (
+            pickled(NONE) + b"\xff" * 7 + pickled(CALLS_SYSTEM),
+            pickled(NONE) + b"\xff" * 9 + pickled(CALLS_SYSTEM),
+        ),
+        "behind-others": (
+            pickled(NONE) + pickled(CALLS_SYSTEM),
+            pickled(NONE) * 3 + pickled(CALLS_SYSTEM),
+        ),
+    }
+    assert files
+    for name, (before, after) in pairs.items():
+        known = []
+        for data in (before, after):
+            Path("changed.pt").write_bytes(data)
+            known.append(
+                {
+                    result["partialFingerprints"]["ckptaudit/v1"]
+                    for result in sarif_of("changed.pt")["results"]
+                    if result["ruleId"] == "CKA101"
+                }
+            )
+        assert known[0] <= known[1], name
+        assert known[0], name
+
+
+def test_different_findings_have_different_fingerprints(files: list[str]) -> None:
+    """By rule, by record, by what would be called with what; and by number where all are equal."""
+    calls = [("posix", "system", "a"), ("posix", "system", "b"), ("nt", "system", "a")]
+    parts = [inst(*call) + POP for call in calls * 2]
+    pickle = pickled(*parts, NONE)
+    Path("many.pt").write_bytes(
+        zip_archive([*torch_entries(pickle, {}), ZipEntry("archive/more.pkl", pickle)])
+    )
+
+    (known,) = fingerprints("many.pt").values()
+
+    assert files
+    assert len(known) > 12
+    assert len(set(known)) == len(known)
+
+
+# Nested artifacts
+
+NAMES = [
+    "a!b",
+    "100%",
+    "%2e%2e",
+    "/etc/passwd",
+    "//host/share",
+    "../../up",
+    "a/./b",
+    "..",
+    "a\\b",
+    "x:y?q#f",
+    "\u2215\u202e\U0001f4a9",
+    "a\nb\x1b[2J",
+    "!",
+    "x" * 500,
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_the_name_of_a_record_can_be_had_from_its_uri(name: str, files: list[str]) -> None:
+    assert files
+    Path("odd.pt").write_bytes(
+        zip_archive([*torch_entries(pickled(NONE), {}), ZipEntry(name, pickled(CALLS_SYSTEM))])
+    )
+
+    artifacts = sarif_of("odd.pt")["artifacts"]
+
+    uris = [one["location"]["uri"] for one in artifacts if "parentIndex" in one]
+    (uri,) = (uri for uri in uris if not uri.startswith("archive/"))
+    assert unquote(uri) == name
+    assert re.fullmatch(r"[A-Za-z0-9._~%-]+(/[A-Za-z0-9._~%-]+)*", uri), "a relative path"
+    assert not {".", ".."} & set(uri.split("/"))
+
+
+def test_a_long_name_is_told_once_and_repeated_by_its_digest(files: list[str]) -> None:
+    assert files
+    name = "\U0001f4a9" * 10_000
+    Path("odd.pt").write_bytes(
+        zip_archive([*torch_entries(pickled(NONE), {}), ZipEntry(name, pickled(CALLS_SYSTEM))])
+    )
+
+    run = sarif_of("odd.pt")
+
+    assert [one["properties"].get("name") for one in run["artifacts"]].count(name) == 1
+    assert len(json.dumps(run["results"])) < 100_000
+
+
+def test_two_records_of_one_name_are_two_artifacts(files: list[str]) -> None:
+    assert files
+    first, second = pickled(CALLS_SYSTEM), pickled(NONE, POP, CALLS_SYSTEM)
+    data = zip_archive(
+        [
+            *torch_entries(pickled(NONE), {}),
+            ZipEntry("archive/a.pkl", first),
+            ZipEntry("archive/a.pkl", second),
+        ]
+    )
+    Path("twins.pt").write_bytes(data)
+
+    run = sarif_of("twins.pt")
+
+    for result in run["results"]:
+        if result["ruleId"] == "CKA101":
+            outer = result["locations"][0]["physicalLocation"]["region"]["byteOffset"]
+            inner = result["relatedLocations"][0]["physicalLocation"]
+            artifact = run["artifacts"][inner["artifactLocation"]["index"]]
+            assert artifact["offset"] + inner["region"]["byteOffset"] == outer
+    digests = [one["hashes"]["sha-256"] for one in run["artifacts"] if "parentIndex" in one]
+    assert {sha256(pickle).hexdigest() for pickle in (first, second)} <= set(digests)
+
+
+def test_artifacts_nest_as_files_do(files: list[str]) -> None:
+    """Each with its place in what is around it, and the hash of its own bytes."""
+    assert files
+    carried = pickled(CALLS_SYSTEM)
+    pickle = pickled(called(global_("pickle", "loads"), carried), protocol=4)
+    zipped = torch_zip(pickle)
+    outer = zip_archive([ZipEntry("in!side.gz", compress(zipped, mtime=0))])
+    Path("nest.zip").write_bytes(outer)
+
+    run = sarif_of("nest.zip")
+
+    nested = {one["location"]["uri"]: one for one in run["artifacts"]}
+    expected = {
+        "in%21side.gz": compress(zipped, mtime=0),
+        "gzip": zipped,
+        "archive/data.pkl": pickle,
+        f"bytes%20at%20{pickle.rindex(REDUCE)}": carried,
+        "pickle": carried,
+    }
+    parent = "nest.zip"
+    for uri, data in expected.items():
+        artifact = nested[uri]
+        assert run["artifacts"][artifact["parentIndex"]] == nested[parent]
+        assert artifact["length"] == len(data)
+        assert artifact["hashes"] == {"sha-256": sha256(data).hexdigest()}
+        parent = uri
+    assert nested["in%21side.gz"]["offset"] == outer.index(compress(zipped, mtime=0))
+    assert "offset" not in nested["gzip"]
+    assert nested["archive/data.pkl"]["offset"] == zipped.index(pickle)
+    assert nested["pickle"]["offset"] == 0
+
+
+def test_what_is_large_is_not_hashed_a_second_time(files: list[str]) -> None:
+    assert files
+    entries = torch_entries(pickled(NONE), {"0": bytes(17 << 20)})
+    Path("large.pt").write_bytes(zip_archive(entries))
+
+    (artifact,) = (one for one in sarif_of("large.pt")["artifacts"] if "parentIndex" in one)
+
+    assert artifact["length"] == 17 << 20
+    assert "hashes" not in artifact
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.technique) for case in CASES if case.limits is None],
+)
+def test_every_log_about_the_catalogue_is_one(case: Case, tmp_path: Path) -> None:
+    """Valid, with regions inside their artifacts, and no artifact inside itself."""
+    path = tmp_path / "a.pt"
+    path.write_bytes(case.data)
+
+    run = sarif_of(path)
+
+    artifacts = run["artifacts"]
+    for number, artifact in enumerate(artifacts):
+        assert artifact.get("parentIndex", -1) < number
+        assert artifact.get("offset", 0) >= 0
+    for result in run["results"]:
+        for location in (*result["locations"], *result.get("relatedLocations", [])):
+            physical = location["physicalLocation"]
+            artifact = artifacts[physical["artifactLocation"]["index"]]
+            region = physical.get("region", {"byteOffset": 0, "byteLength": 0})
+            if "length" in artifact:
+                end = region["byteOffset"] + region["byteLength"]
+                assert 0 <= region["byteOffset"] <= end <= artifact["length"]
+    known = [result["partialFingerprints"]["ckptaudit/v1"] for result in run["results"]]
+    assert len(set(known)) == len(known)
+
+
 @pytest.mark.parametrize(
     ("name", "uri"),
     [("a b#c?.pt", "a%20b%23c%3F.pt"), ("x:y.pt", "x%3Ay.pt"), ("é%41.pt", "%C3%A9%2541.pt")],
@@ -348,6 +574,104 @@ def test_a_bill_of_materials_is_what_the_standard_says(files: list[str]) -> None
         assert f"CWE-{one['cwes'][0]}" == RULES[one["id"]].cwe
     (unanswered,) = bom["metadata"]["properties"]
     assert unanswered["value"].startswith("none.pt: ")
+
+
+def told_of(component: dict[str, Any]) -> dict[str, str]:
+    """The properties of a component, by their names without the namespace."""
+    pairs = [(one["name"].partition(":"), one["value"]) for one in component["properties"]]
+    assert {namespace for (namespace, _, _), _ in pairs} == {"ckptaudit"}
+    return {name: value for (_, _, name), value in pairs}
+
+
+def test_a_bill_counts_tensors_and_parameters_by_type(files: list[str]) -> None:
+    """Names of the same elements are two tensors, whose parameters are counted once."""
+    assert files
+    tied = Raw(tensor(storage_id("0", 6), (2, 3)))
+    halves = Raw(tensor(storage_id("1", 4, storage="HalfStorage"), (4,)))
+    part = Raw(tensor(storage_id("0", 6), (3,), offset=3))
+    tensors = value({"a": tied, "b": tied, "c": halves, "d": part})
+    Path("tied.pt").write_bytes(torch_zip(pickled(tensors), {"0": bytes(24), "1": bytes(8)}))
+
+    (component,) = bom_of("tied.pt")["components"]
+
+    told = told_of(component)
+    assert (told["tensors"], told["parameters"]) == ("4", "13")
+    assert (told["tensors:float32"], told["parameters:float32"]) == ("3", "9")
+    assert (told["tensors:float16"], told["parameters:float16"]) == ("1", "4")
+    assert told["family"] == "unknown"
+    assert "modelCard" not in component
+
+
+def test_a_bill_names_the_family_and_its_parts(files: list[str]) -> None:
+    assert files
+    write_sd1(Path("sd1.ckpt"))
+    (inspected,) = audit("inspect", "--no-hash", "sd1.ckpt", "-f", "json").files
+
+    (component,) = bom_of("sd1.ckpt")["components"]
+
+    assert component["modelCard"] == {"modelParameters": {"modelArchitecture": "sd1"}}
+    told = told_of(component)
+    assert told["family"] == "sd1"
+    assert told["tensors"] == str(len(inspected["tensors"]))
+    parts = {one["name"]: told_of(one)["tensors"] for one in component["components"]}
+    assert parts == {
+        part["component"]: str(part["present"])
+        for part in inspected["components"]
+        if part["present"]
+    }
+
+
+def test_a_bill_nests_the_parts_in_which_something_was_found(files: list[str]) -> None:
+    assert files
+    carried = pickled(CALLS_SYSTEM)
+    pickle = pickled(called(global_("pickle", "loads"), carried), protocol=4)
+    Path("nest.gz").write_bytes(compress(torch_zip(pickle), mtime=0))
+
+    (component,) = bom_of("nest.gz")["components"]
+
+    assert "tensors" not in told_of(component), "nobody asked what is inside for its weights"
+    for name, data in {
+        "gzip": torch_zip(pickle),
+        "archive/data.pkl": pickle,
+        f"bytes at {pickle.rindex(REDUCE)}": carried,
+        "pickle": carried,
+    }.items():
+        (component,) = component["components"]
+        assert (component["type"], component["name"]) == ("file", name)
+        assert component["hashes"] == [{"alg": "SHA-256", "content": sha256(data).hexdigest()}]
+        assert told_of(component)["size"] == str(len(data))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.technique) for case in CASES if case.limits is None],
+)
+def test_every_bill_about_the_catalogue_is_one(case: Case, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(case.data)
+    bom = tmp_path / "bom"
+
+    audit("scan", "--no-hash", path, "--sbom", bom)
+
+    text = bom.read_text(encoding="utf-8")
+    assert BOM.validate_str(text) is None
+    references = re.findall(r'"bom-ref": "([^"]+)"', text)
+    assert len(set(references)) == len(references)
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_key_that_is_no_text_can_be_told(format_: str, files: list[str]) -> None:
+    """A lone half of a surrogate pair, which no report can hold as it is."""
+    assert files
+    key = "\ud800!"
+    odd = value({"w": Raw(tensor(storage_id(key, 2), (2,)))})
+    Path("odd.pt").write_bytes(legacy_stream(pickled(odd), keys=pickled(value([]))))
+
+    done = audit("scan", "odd.pt", "-f", format_, "--sbom", "bom")
+
+    assert "internal error" not in done.err
+    assert "ud800" in done.out
+    assert BOM.validate_str(Path("bom").read_text()) is None
 
 
 def test_the_serial_number_of_a_bill_is_that_of_its_content(files: list[str]) -> None:

@@ -288,7 +288,7 @@ def scan(runner: Path, installed: Path, **inputs: str) -> Done:
 
 def artifacts(sarif: str) -> list[str]:
     (run_,) = json.loads(Path(sarif).read_text())["runs"]
-    return [each["location"]["uri"] for each in run_["artifacts"] if "roles" in each]
+    return [each["location"]["uri"] for each in run_["artifacts"] if "parentIndex" not in each]
 
 
 def test_the_action_says_all_that_github_wants_to_know() -> None:

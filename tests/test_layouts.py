@@ -372,7 +372,7 @@ RELATIVES: dict[str, tuple[dict[str, Spec], str]] = {
     "openclip": (with_text_encoder("cond_stage_model.model.ln_final.weight"), "cond_stage_model."),
     "altdiffusion": (
         with_text_encoder("cond_stage_model.roberta.embeddings.word_embeddings.weight"),
-        "only 0 of the 1 tensors under cond_stage_model.",
+        "of 1 tensor under cond_stage_model. ",
     ),
     "part-of-a-controlnet": (plus("control_model.input_hint_block.0.weight"), "control_model."),
     "label-embedding": (plus(f"{UNET}label_emb.0.0.weight"), "label_emb."),

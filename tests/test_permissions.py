@@ -40,7 +40,7 @@ from forge import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ckptaudit.containers import open_container, places
+from ckptaudit.containers import open_container
 from ckptaudit.errors import PolicyInvalid
 from ckptaudit.policy import Judgement, Policy, Severity, allowed, dated, judge, parse_policy
 from ckptaudit.policy.permissions import is_nameable, line_for_file, line_for_name
@@ -382,11 +382,7 @@ def test_what_was_not_read_is_never_permitted() -> None:
 
 def names_in(data: bytes) -> list[tuple[str, str]]:
     """The names that nobody vouches for, in all pickles of a file and in what is inside it."""
-    pickles = (
-        trace
-        for place in places(open_container(BufferSource(data)))
-        for trace in place.container.traces
-    )
+    pickles = (trace for place in judged(data).places for trace in place.container.traces)
     asked = ((e.module, e.name) for t in pickles for e in t.events if isinstance(e, Global))
     return [pair for pair in dict.fromkeys(asked) if is_nameable(*pair) and not allowed(*pair)]
 

@@ -32,9 +32,7 @@ def test_inspect_counts_what_lies_beside_the_weights_branch_by_branch(trained: P
 
     beside = [line.strip() for line in lines if "also holds" in line]
     # Two parameters, each with a step and two moments.
-    assert (
-        "also holds optimizer: 6 tensors and 1 other values (is outside the state dict)" in beside
-    )
+    assert "also holds optimizer: 6 tensors and 1 other value (is outside the state dict)" in beside
     assert "also holds ['a.b']: 1 (is outside the state dict)" in beside
 
 

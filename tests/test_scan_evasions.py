@@ -61,6 +61,7 @@ from forge import (
 )
 
 from ckptaudit.containers import Kind, open_container
+from ckptaudit.jobs.explain import explain
 from ckptaudit.jobs.scan import ScanResult, scan
 from ckptaudit.policy import Severity
 from ckptaudit.source import BufferSource
@@ -607,3 +608,21 @@ def test_an_archive_that_zipfile_finds_in_a_tensor_is_found(
 
     assert rules_of(result) >= {"CKA101", "CKA201"}
     assert result.verdict is Severity.MALICIOUS
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["itself", "a-call-it-would-make"])
+def test_what_is_said_of_a_call_is_said_of_it_again(tmp_path: Path, *, inner: bool) -> None:
+    """Its place aside: as many bytes, and in an explanation the same sentence."""
+    asked, given = global_("torch", "Size"), value((("x",),))
+    if inner:
+        asked, given = BY_TYPE, value((Raw(REBUILD), TENSOR_CLASS, ("x",), {}))
+    path = tmp_path / "model.pt"
+    path.write_bytes(over_and_over(asked, given, REDUCE))
+
+    told = [each for each in explain(path).findings if each.finding.rule == "CKA103"][:-1]
+
+    assert len(told) == 200
+    assert {each.finding.length for each in told} == {1}
+    offsets = [each.finding.stream_offset for each in told]
+    said = {each.sentence.replace(f"0x{at:x}", "") for each, at in zip(told, offsets, strict=True)}
+    assert len(said) == 1

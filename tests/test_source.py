@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ckptaudit.errors import MalformedInput, SourceChanged, SourceUnreadable
 from ckptaudit.source import BufferSource, Cursor, FileSource
+from ckptaudit.wording import left
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,7 +175,7 @@ def test_taking_across_windows_equals_slicing(data: bytes, start: int, lengths: 
 
     for length in lengths:
         if length > len(rest):
-            with pytest.raises(MalformedInput, match=f"{len(rest)} are left"):
+            with pytest.raises(MalformedInput, match=left(len(rest))):
                 cursor.take(length)
         else:
             assert cursor.take(length) == rest[:length]
@@ -206,5 +207,5 @@ def test_a_cursor_never_reads_past_its_stop() -> None:
     with pytest.raises(MalformedInput, match="here @ byte 0: no end of line"):
         cursor.take_line(100)
     assert cursor.take(6) == b"inside"
-    with pytest.raises(MalformedInput, match="needs 1 bytes where 0 are left"):
+    with pytest.raises(MalformedInput, match="needs 1 byte where 0 are left"):
         cursor.take(1)

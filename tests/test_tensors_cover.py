@@ -181,7 +181,7 @@ def test_a_rest_that_is_no_whole_element_is_left_over() -> None:
     (fault,) = found_in(v3, storages={"0": bytes(18)})
 
     assert isinstance(fault, Mishap)
-    assert fault.message.startswith("2 of the 18 bytes")
+    assert fault.message.startswith("no tensor shows 2 of the 18 bytes")
 
 
 @pytest.mark.parametrize(

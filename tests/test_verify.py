@@ -140,7 +140,7 @@ def test_one_flipped_bit_is_found_wherever_it_is(pair: tuple[Path, Path]) -> Non
         begin, end = header[proof.name]["data_offsets"]
         assert begin <= bit // 8 < end
         assert proof.problem is not None
-        assert proof.problem.startswith("1 of ")
+        assert proof.problem.startswith("differs in 1 of ")
 
 
 def swap(header: dict[str, Any], data: bytes) -> bytes:
@@ -236,7 +236,7 @@ def test_an_infinity_that_the_source_does_not_have_is_no_proof(tmp_path: Path) -
     done = verify(source, output)
 
     assert not done.equal
-    assert "1 of 2 weights are infinite" in problems(done)
+    assert "infinite where the source is finite: 1 of 2 weights" in problems(done)
 
 
 @pytest.mark.parametrize("on_overflow", [OnOverflow.KEEP, OnOverflow.CLAMP, OnOverflow.ERROR])
@@ -278,7 +278,7 @@ def test_a_file_made_with_torch_alone_and_a_wrong_value_is_not(pair: tuple[Path,
     tensors["bias"][0, 0] += 1
     rewrite(output, tensors, {})
 
-    assert "bias: 1 of 12 elements differ" in problems(verify(source, output))
+    assert "bias: differs in 1 of 12 elements" in problems(verify(source, output))
 
 
 @pytest.mark.parametrize("kind", ["float8_e4m3fn", "float64", "int32", "complex64"])

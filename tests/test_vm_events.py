@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from pickletools import genops
+
 import pytest
 from forge import (
     APPEND,
@@ -35,10 +38,12 @@ from forge import (
     ext1,
     ext2,
     ext4,
+    frame,
     global_,
     inst,
     persid,
     pickled,
+    proto,
     string_line,
     unicode_line,
     value,
@@ -55,6 +60,7 @@ from ckptaudit.vm import (
     Opaque,
     PersistentId,
     Trace,
+    length_of,
     trace_pickle,
 )
 
@@ -272,6 +278,65 @@ def test_both_persistent_ids_are_events() -> None:
     assert binary.pid == ("storage", 1)
     assert isinstance(text, PersistentId)
     assert text.pid == "key"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [SYSTEM],
+        [value("posix"), value("system"), STACK_GLOBAL],
+        [inst("posix", "system", "true")],
+        [CALLS_SYSTEM],
+        [persid("some id")],
+        [NONE, BINPERSID],
+        [ext1(7)],
+        [ext2(7)],
+        [ext4(7)],
+        [NEXT_BUFFER],
+        [EMPTY_DICT, NONE, BUILD],
+        [NONE, b"r" + (1 << 31).to_bytes(4, "little")],
+        [NONE, proto(2)],
+        [NONE, NONE, NONE, SETITEM],
+        [b"\x8b" + (2000).to_bytes(4, "little") + b"\x7f" * 2000],
+        [frame(1 << 40)],
+    ],
+    ids=[
+        "global",
+        "stack-global",
+        "inst",
+        "reduce",
+        "persid",
+        "binpersid",
+        "ext1",
+        "ext2",
+        "ext4",
+        "next-buffer",
+        "build",
+        "far-memo-slot",
+        "second-proto",
+        "setitem-on-nothing",
+        "large-integer",
+        "frame-past-the-end",
+    ],
+)
+def test_an_event_is_as_long_as_its_instruction(parts: list[bytes]) -> None:
+    """Wherever the reader's window ends; pickletools says where each instruction begins."""
+    padding = (NONE + POP) * 2045
+    pickle = b"".join([padding, *parts, NONE, STOP])
+    begins = [at or 0 for _, _, at in genops(pickle)]
+    lengths = {at: after - at for at, after in pairwise([*begins, len(pickle)])}
+
+    events = run(pickle).events
+
+    assert events
+    for event in events:
+        assert length_of(event) == lengths[event.offset]
+
+
+def test_a_name_beyond_ascii_is_as_long_as_its_bytes() -> None:
+    asked = global_("m\u00f6dule", "n\u00e4me")
+
+    assert length_of(only_event(asked)) == len(asked)
 
 
 def test_events_stand_in_the_order_of_their_opcodes() -> None:

@@ -120,7 +120,8 @@ def bug_text(err: BaseException) -> str:
     if os.environ.get("CKPTAUDIT_DEBUG"):
         import traceback
 
-        traceback.print_exception(err)
+        for line in "".join(traceback.format_exception(err)).splitlines():
+            show(line)
     return (
         f"internal error: {type(err).__name__}: {err}; this is a bug, please report it "
         "(CKPTAUDIT_DEBUG=1 shows where)"

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, TypeVar
 from ckptaudit.cli.policy import day_to_propose
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ckptaudit.jobs.account import Conversion
     from ckptaudit.jobs.explain import Explanation
     from ckptaudit.jobs.inspect import Inspection
     from ckptaudit.jobs.scan import ScanResult
     from ckptaudit.jobs.verify import Verification
+    from ckptaudit.jobs.weights import Weights
     from ckptaudit.report import Run
 
 __all__ = ["conversion_as", "explanation_as", "inspection_as", "scan_as", "verification_as"]
@@ -29,8 +30,8 @@ __all__ = ["conversion_as", "explanation_as", "inspection_as", "scan_as", "verif
 Result = TypeVar("Result")
 
 
-def scan_as(format_: str, run: Run[ScanResult]) -> str:
-    """The answers of ``scan``, in the format named."""
+def scan_as(format_: str, run: Run[ScanResult], weights: Mapping[str, Weights | None]) -> str:
+    """The answers of ``scan``, in the format named; see `scan_bom` for *weights*."""
     match format_:
         case "sarif":
             from ckptaudit.report.sarif import scan_sarif
@@ -39,7 +40,7 @@ def scan_as(format_: str, run: Run[ScanResult]) -> str:
         case "sbom":
             from ckptaudit.report.cyclonedx import scan_bom
 
-            return scan_bom(run)
+            return scan_bom(run, weights)
         case "md":
             from ckptaudit.report.markdown import scan_markdown
 

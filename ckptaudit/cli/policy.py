@@ -99,12 +99,13 @@ def chosen_baseline(ctx: click.Context, path: str | None, *, no_hash: bool) -> B
             "--baseline recognises a file by the SHA-256 that --no-hash leaves out", ctx
         )
     from ckptaudit.jobs.baseline import read_baseline
+    from ckptaudit.wording import counted
 
     baseline = _read(ctx, read_baseline, path)
     if baseline.nameless:
         show(
-            f"ckptaudit: note: {path}: {baseline.nameless} files in it have no SHA-256 and are not "
-            "recognised"
+            f"ckptaudit: note: {path}: not recognised, for want of a SHA-256: "
+            f"{counted(baseline.nameless, 'file')} in it"
         )
     return baseline
 

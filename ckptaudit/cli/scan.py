@@ -20,7 +20,9 @@ from ckptaudit.cli.policy import (
 
 if TYPE_CHECKING:
     from ckptaudit.cli.outputs import Outputs
+    from ckptaudit.containers import Container
     from ckptaudit.jobs.scan import ScanResult
+    from ckptaudit.jobs.weights import Weights
 
 _SEVERITIES = ("review", "suspicious", "malicious")
 
@@ -63,11 +65,20 @@ def scan(
             return BAD
         return GOOD if result.coverage.complete else NONE
 
-    answers = Answers(status, scan_as)
+    # By path; only a bill of materials tells them, and nobody else waits for them.
+    weights: dict[str, Weights | None] = {}
+
+    def weigh(container: Container) -> None:
+        if "sbom" in outputs.side_files:
+            from ckptaudit.jobs.weights import weights_of
+
+            weights[container.source.name] = weights_of(container)
+
+    answers = Answers(status, partial(scan_as, weights=weights))
     outputs.check()
     policy = chosen_policy(ctx, policy_path, no_hash=no_hash)
     baseline = chosen_baseline(ctx, baseline_path, no_hash=no_hash)
-    ask = partial(job, with_hash=not no_hash, policy=policy, baseline=baseline)
+    ask = partial(job, with_hash=not no_hash, look=weigh, policy=policy, baseline=baseline)
     for path in paths:
         answers.ask(path, partial(ask, path))
     note_unused(policy_path, policy, answers.results, no_hash=no_hash)

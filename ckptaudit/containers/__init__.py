@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ckptaudit.containers.container import (
     MOST_DIMENSIONS,
+    Carried,
     Container,
     Gap,
     Kind,
@@ -29,10 +30,11 @@ from ckptaudit.containers.persistent import (
     storage_of,
     storage_type,
 )
-from ckptaudit.containers.places import Place, places
+from ckptaudit.containers.places import Place
 
 __all__ = [
     "MOST_DIMENSIONS",
+    "Carried",
     "Container",
     "Gap",
     "Inside",
@@ -51,7 +53,6 @@ __all__ = [
     "key_of",
     "module_of",
     "open_container",
-    "places",
     "storage_of",
     "storage_type",
 ]

@@ -207,7 +207,7 @@ def _container(content: _Content, packing: Packing, inside: Inside) -> Container
     if content.streams > 1:
         message = f"{content.streams} compressed streams, of which some readers take the first only"
         ledger.mishaps.append(Mishap("several-streams", message, "", None))
-    ledger.settle("bytes-after-compressed", "bytes after the compressed data")
+    ledger.settle("bytes-after-compressed", "after the compressed data")
     nested: tuple[Nested, ...] = ()
     inner = BufferSource(content.data, packing.name)
     try:

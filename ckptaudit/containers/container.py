@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from ckptaudit.containers.inside import Inside
     from ckptaudit.dtypes import DType
     from ckptaudit.source import ByteSource
-    from ckptaudit.vm import Trace
+    from ckptaudit.vm import Call, Trace
 
 __all__ = [
     "MOST_DIMENSIONS",
+    "Carried",
     "Container",
     "Gap",
     "Kind",
@@ -173,12 +174,17 @@ class Mishap:
         message: What was seen.
         record: Name of the record concerned, or "" for the file as a whole.
         offset: Byte offset in the file, or None.
+        length: Bytes that it is about, from there on; None if that is not known.
+        stream_offset: If it is about an instruction of the pickle called *record*, bytes from
+            the pickle's start to it.
     """
 
     code: str
     message: str
     record: str
     offset: int | None
+    length: int | None = None
+    stream_offset: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +196,14 @@ class Gap:
         record: Name of the record they are in, or "" for the file as a whole.
         offset: Byte offset in the file, or None where the record is compressed.
         stream_offset: Byte offset in the record's own, uncompressed bytes, or None.
+        length: Bytes that were not read, from there on; None if that is not known.
     """
 
     reason: str
     record: str
     offset: int | None
     stream_offset: int | None = None
+    length: int | None = None
 
     def __str__(self) -> str:
         if self.stream_offset is not None:
@@ -209,18 +217,34 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Carried:
+    """How a pickle brings a file along: as bytes that it hands to a call.
+
+    Attributes:
+        trace: The pickle.
+        call: The call.
+    """
+
+    trace: Trace
+    call: Call
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Nested:
     """A file inside the file, opened as if it stood alone.
 
     Attributes:
         name: The record it is, or how it is packed, such as ``gzip``.
-        offset: Where byte 0 of it is in the file around it, or None where it is compressed.
+        offset: Where byte 0 of it is in the file around it; None where it does not lie there
+            as it is: compressed, or carried.
         container: What is in it.
+        carried: How a pickle brings it along; None if it is a record.
     """
 
     name: str
     offset: int | None
     container: Container
+    carried: Carried | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -174,7 +174,8 @@ def _around(
     # Of what stands there with another reader's eyes nothing more needs to be told.
     taken: tuple[int, int] | None = None
     if archive is not None and not archive.is_torchs:
-        yield Mishap("zip-other-reading", _OTHER_READING, "", archive.base)
+        start = max(archive.base, 0)
+        yield Mishap("zip-other-reading", _OTHER_READING, "", start, archive.end - start)
         try:
             alone = archive.alone("zip")
             below = inside.below(alone.name)
@@ -182,7 +183,8 @@ def _around(
             yield Nested(alone.name, archive.base, container)
         except (MalformedInput, Unsupported) as err:
             reason = str(err.args[0]).removeprefix("zip: ")
-            yield Gap(f"another zip archive in the file {reason}", "zip", archive.base)
+            why = f"another zip archive in the file {reason}"
+            yield Gap(why, "zip", start, length=archive.end - start)
         taken = (max(archive.base, 0), archive.end)
     names = {mishap.offset: mishap.record for mishap in opened.mishaps if mishap.record}
     for start, stop in _without(taken, _uncovered(opened)):
@@ -223,7 +225,10 @@ def _with_pickles(framed: Container, pickles: list[Trace]) -> Container:
         records=(*map(_record_of, pickles), *framed.records),
         traces=(*pickles, *framed.traces),
         main=None if framed.main is None else framed.main + len(pickles),
-        mishaps=(*framed.mishaps, Mishap("extra-pickle", message, pickles[0].record, 0)),
+        mishaps=(
+            *framed.mishaps,
+            Mishap("extra-pickle", message, pickles[0].record, 0, pickles[0].end),
+        ),
     )
 
 
@@ -263,13 +268,15 @@ def _open_pickle(source: ByteSource, first: Trace, budget: Budget) -> Container:
         ledger.gaps += [Gap(f"looks like {what}", "", 0)] if what else []
     if len(traces) > 1:
         message = f"{len(traces)} pickles, one behind the other"
-        ledger.mishaps.append(Mishap("several-pickles", message, "", traces[0].end))
+        last = traces[-1]
+        rest = last.start + last.end - first.end
+        ledger.mishaps.append(Mishap("several-pickles", message, "", first.end, rest))
     for trace in traces:
         ledger.claim(trace.start, trace.start + trace.end, Use.PICKLE)
     last = traces[-1]
     if last.error is not None:
         ledger.leave(last.start + last.end, source.size, last.record)
-    ledger.settle("bytes-after-pickle", "bytes after the pickle's end")
+    ledger.settle("bytes-after-pickle", "after the pickle's end")
     return Container(
         source=source,
         kind=Kind.PICKLE,

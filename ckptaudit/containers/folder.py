@@ -88,7 +88,8 @@ def _weights_in(folder: Path, name: str) -> list[str]:
         files += [str((home / each).relative_to(folder)) for each in chosen]
     if not files:
         raise SourceUnreadable(
-            f"{name}: is a directory, and not of a diffusers model; give the path of a file"
+            f"{name}: is a directory; name the files in it, such as {name}/*.ckpt, for it is "
+            "not of a diffusers model"
         )
     return files
 

@@ -11,6 +11,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 from ckptaudit.errors import LimitExceeded, MalformedInput
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
@@ -60,7 +61,8 @@ class InflatedSource:
     ) -> None:
         if size > packed * _MOST_RATIO + _CHUNK:
             raise LimitExceeded(
-                f"claims to inflate from {packed} to {size} bytes, more than deflate can",
+                f"claims to inflate from {packed} to {counted(size, 'byte')}, "
+                "more than deflate can",
                 where=name,
             )
         self.name = name
@@ -145,7 +147,7 @@ class InflatedSource:
     def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:
             raise MalformedInput(
-                f"needs {length} bytes where the record ends at byte {self.size}",
+                f"needs {counted(length, 'byte')} where the record ends at byte {self.size}",
                 where=self.name,
                 offset=offset,
             )
@@ -172,7 +174,7 @@ class InflatedSource:
 
     def _not_as_promised(self) -> MalformedInput:
         return MalformedInput(
-            f"does not inflate to the {self.size} bytes promised; the file is damaged",
+            f"does not inflate to the {counted(self.size, 'byte')} promised; the file is damaged",
             where=self.name,
             offset=self._position,
         )

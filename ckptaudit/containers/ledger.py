@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ckptaudit.containers.container import Gap, Mishap, Record, Region, Role, Use
 from ckptaudit.containers.trial import Trial
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +93,7 @@ class Ledger:
 
         Args:
             code: The mishap it is.
-            what: Follows the number of bytes.
+            what: Where they are; follows "12 bytes".
         """
         self.regions.sort()
         rest = _Leftover(0, self._size, code, "", "")
@@ -100,10 +101,10 @@ class Ledger:
             code, message, record = leftover[2:]
             # An error speaks for what follows it, and not for what is left behind other regions.
             if leftover is rest or (not code and start > leftover.start):
-                code, message = rest.code, f"{stop - start} {what}"
+                code, message = rest.code, f"{counted(stop - start, 'byte')} {what}"
             if code:
-                self.mishaps.append(Mishap(code, message, record, start))
-                self.gaps.append(Gap(message, record, start))
+                self.mishaps.append(Mishap(code, message, record, start, stop - start))
+                self.gaps.append(Gap(message, record, start, length=stop - start))
             self.look_into(self._source, start, stop, record, extra=bool(code))
 
     def look_into(
@@ -126,7 +127,9 @@ class Ledger:
                 self.records.append(Record(trace.record, at, trace.end, "stored", Role.PICKLE))
             if extra:
                 message = "a pickle among bytes that belong to nothing"
-                self.mishaps.append(Mishap("extra-pickle", message, trace.record, offset))
+                self.mishaps.append(
+                    Mishap("extra-pickle", message, trace.record, offset, trace.end)
+                )
 
     def _left_over(self, rest: _Leftover) -> Iterator[tuple[int, int, _Leftover]]:
         """The ranges that no region covers, cut where what was said about them changes."""

@@ -28,6 +28,7 @@ from ckptaudit.containers.ledger import Ledger
 from ckptaudit.containers.persistent import StorageRef, key_of, references
 from ckptaudit.errors import MalformedInput
 from ckptaudit.vm import Budget, Dict, Node, Trace, trace_pickle
+from ckptaudit.wording import counted, left
 
 if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
@@ -76,7 +77,7 @@ class _Reading:
             except MalformedInput as err:
                 self.gaps.append(Gap.left_by(err, self.at))
                 self.ledger.leave(self.at, self.source.size, "")
-        self.ledger.settle("bytes-after-storages", "bytes after the last storage")
+        self.ledger.settle("bytes-after-storages", "after the last storage")
         return Container(
             source=self.source,
             kind=Kind.LEGACY,
@@ -89,8 +90,10 @@ class _Reading:
             regions=tuple(self.ledger.regions),
         )
 
-    def odd(self, code: str, message: str, record: str) -> None:
-        self.mishaps.append(Mishap(code, message, record, self.at))
+    def odd(self, code: str, message: str, name: str) -> None:
+        """Say what is wrong with the pickle called *name*."""
+        record = self.records[_NAMES.index(name)]
+        self.mishaps.append(Mishap(code, message, name, record.offset, record.nbytes))
 
     def read_pickles(self) -> bool:
         """Run the five pickles; False if one of them could not be read to its end."""
@@ -137,7 +140,8 @@ class _Reading:
             self.read_storage(key, refs)
         for key in wanted:
             if key not in self.storages:
-                self.odd("storage-missing", "is referred to but not listed", key)
+                message = "is referred to but not listed"
+                self.mishaps.append(Mishap("storage-missing", message, key, None))
 
     def keys(self) -> list[str]:
         root = self.traces[_KEYS].root
@@ -157,7 +161,7 @@ class _Reading:
             )
         if numel != ref.numel:
             raise MalformedInput(
-                f"has {numel} elements where the pickle says {ref.numel}",
+                f"has {counted(numel, 'element')} where the pickle says {ref.numel}",
                 where=f"storage {key}",
                 offset=self.at,
             )
@@ -165,7 +169,7 @@ class _Reading:
         nbytes = numel * ref.dtype.itemsize
         if start + nbytes > self.source.size:
             raise MalformedInput(
-                f"needs {nbytes} bytes where {self.source.size - start} are left; "
+                f"needs {counted(nbytes, 'byte')} where {left(self.source.size - start)}; "
                 "the file is truncated: fetch it again",
                 where=f"storage {key}",
                 offset=start,

@@ -16,6 +16,7 @@ from ckptaudit.containers.npyheader import ArrayHeader, NotAHeader, parse_header
 from ckptaudit.containers.trial import begins_like_a_pickle, may_act
 from ckptaudit.errors import LimitExceeded, MalformedInput
 from ckptaudit.vm import trace_pickle
+from ckptaudit.wording import counted, left
 
 if TYPE_CHECKING:
     from ckptaudit.containers.inside import Inside
@@ -71,7 +72,7 @@ class _Reading:
             self.read_objects(data)
         else:
             self.skip_elements(data, header)
-        self.ledger.settle("bytes-after-array", "bytes after the array")
+        self.ledger.settle("bytes-after-array", "after the array")
         return Container(
             source=self.source,
             kind=Kind.NUMPY,
@@ -122,10 +123,10 @@ class _Reading:
 
     def skip_elements(self, data: int, header: ArrayHeader) -> None:
         nbytes = header.nbytes or 0
-        left = self.source.size - data
-        self.keep("data", data, data + min(nbytes, left), Role.STORAGE, Use.STORAGE)
-        if nbytes > left:
-            message = f"needs {nbytes} bytes where {left} are left; fetch it again"
+        rest = self.source.size - data
+        self.keep("data", data, data + min(nbytes, rest), Role.STORAGE, Use.STORAGE)
+        if nbytes > rest:
+            message = f"needs {counted(nbytes, 'byte')} where {left(rest)}; fetch it again"
             self.gaps.append(Gap(message, "data", data))
         else:
             self.look_behind(data + nbytes)

@@ -1,7 +1,7 @@
 """Containers inside containers, and where in the outermost file each of them lies.
 
 Knows:      how files nest.
-Is told:    an open file.
+Is told:    an open file, and which others were found in it.
 Never asks: what is in it.
 """
 
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
-    from ckptaudit.containers.container import Container, Nested
+    from ckptaudit.containers.container import Carried, Container, Nested
     from ckptaudit.vm import Trace
 
-__all__ = ["Place", "places"]
+__all__ = ["Place"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,18 +24,34 @@ class Place:
     """A container, and where it is in the outermost file.
 
     Attributes:
-        around: Names of the containers around it, the outermost first.
-        start: Where its byte 0 is in the outermost file; None where that is compressed.
+        around: Names of what is around it and its own, the outermost first; empty for the
+            outermost file itself.
+        start: Where its byte 0 is in the outermost file; None where it does not lie there as
+            it is.
         container: The container.
+        parent: The place it is in; None for the outermost file.
+        nested: What the container of *parent* says of it; None for the outermost file.
     """
 
     around: tuple[str, ...]
     start: int | None
     container: Container
+    parent: Place | None = None
+    nested: Nested | None = None
 
-    def record(self, name: str) -> str:
-        """What to call a record: the names of what is around it, and its own."""
-        return "!".join((*self.around, name) if name else self.around)
+    @classmethod
+    def of_file(cls, container: Container) -> Place:
+        """The place of the outermost file."""
+        return cls((), 0, container)
+
+    @property
+    def carried(self) -> Carried | None:
+        """How a pickle of *parent* brings it along; None if none does."""
+        return self.nested.carried if self.nested is not None else None
+
+    def path(self, name: str) -> tuple[str, ...]:
+        """The way to a record: the names of what is around it, and its own."""
+        return (*self.around, name) if name else self.around
 
     def offset(self, at: int | None) -> int | None:
         """Where byte *at* of the container is in the outermost file, or None."""
@@ -48,15 +64,12 @@ class Place:
     def within(self, files: Iterable[Nested]) -> list[Place]:
         """Where *files*, which the container holds, are in the outermost file."""
         return [
-            Place((*self.around, file.name), self.offset(file.offset), file.container)
+            Place(
+                (*self.path(file.carried.trace.record if file.carried else ""), file.name),
+                self.offset(file.offset),
+                file.container,
+                self,
+                file,
+            )
             for file in files
         ]
-
-
-def places(container: Container) -> Iterator[Place]:
-    """*container* itself, then all that is inside it, in file order."""
-    pending = [Place((), 0, container)]
-    while pending:
-        place = pending.pop()
-        yield place
-        pending += reversed(place.within(place.container.nested))

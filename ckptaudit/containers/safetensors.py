@@ -31,6 +31,7 @@ from ckptaudit.containers.ledger import Ledger
 from ckptaudit.dtypes import by_safetensors
 from ckptaudit.errors import LimitExceeded, MalformedInput
 from ckptaudit.vm import brief
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
@@ -122,15 +123,17 @@ def open_safetensors(source: ByteSource, budget: Budget) -> Container:
     for storage in in_order:
         ledger.claim(storage.offset, storage.offset + storage.nbytes, Use.STORAGE)
         if storage.offset < end:
-            mishap = Mishap("safetensors-cover", "overlaps another", storage.record, storage.offset)
-            ledger.mishaps.append(mishap)
+            at, length = storage.offset, storage.nbytes
+            ledger.mishaps.append(
+                Mishap("safetensors-cover", "overlaps another", storage.record, at, length)
+            )
         end = max(end, storage.offset + storage.nbytes)
     for name, entry in header.items():
         # Its own reader does not look at them, and they may say anything.
         if isinstance(entry, dict) and len(entry) > len(_FIELDS):
             message = "has more in the header than dtype, shape and data_offsets"
             ledger.mishaps.append(Mishap("safetensors-cover", message, name, _PREFIX))
-    ledger.settle("safetensors-cover", "bytes that belong to no tensor")
+    ledger.settle("safetensors-cover", "outside of all tensors")
     return Container(
         source=source,
         kind=Kind.SAFETENSORS,
@@ -164,9 +167,9 @@ def _read_entry(
     numel = prod(shape)
     if not 0 <= begin <= end <= source.size - start or end - begin != numel * dtype.itemsize:
         raise MalformedInput(
-            f"has data at [{brief(begin)}, {brief(end)}) for {brief(numel)} elements of "
-            f"{dtype.name} in a file of {source.size - start} bytes of data; it is truncated or "
-            "damaged: fetch it again",
+            f"has data at [{brief(begin)}, {brief(end)}) for {counted(numel, 'element')} of "
+            f"{dtype.name} in a file of {counted(source.size - start, 'byte')} of data; it is "
+            "truncated or damaged: fetch it again",
             where=name,
         )
     storage = Storage(name, dtype, numel, start + begin, end - begin, "cpu", name)

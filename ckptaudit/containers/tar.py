@@ -38,6 +38,7 @@ from ckptaudit.containers.persistent import key_of, storage_type
 from ckptaudit.containers.tarmembers import TarMember, list_members
 from ckptaudit.errors import MalformedInput
 from ckptaudit.vm import Budget, Node, Trace, trace_pickle
+from ckptaudit.wording import counted, left
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +94,7 @@ class _Reading:
         self.read(members, {"pickle": self.pickled})
         for member in members.values():
             self.finish(member)
-        self.ledger.settle("tar-gap", "bytes that belong to no member")
+        self.ledger.settle("tar-gap", "outside of all members")
         if not members and not self.ledger.traces:
             why = f"; {self.gaps[0].reason}" if self.gaps and not listing else ""
             raise MalformedInput(
@@ -133,8 +134,9 @@ class _Reading:
     def unread(self, code: str, message: str, member: TarMember) -> None:
         self.ledger.disown(member.data, member.end, code, message, member.name)
         if not member.size:
-            self.mishaps.append(Mishap(code, message, member.name, member.header))
-            self.gaps.append(Gap(message, member.name, member.header))
+            length = member.end - member.header
+            self.mishaps.append(Mishap(code, message, member.name, member.header, length))
+            self.gaps.append(Gap(message, member.name, member.header, length=length))
 
     def read(
         self, members: dict[str, _Member], readers: dict[str, Callable[[_Member], object]]
@@ -157,7 +159,7 @@ class _Reading:
         if member.error is not None:
             self.ledger.leave(member.at, member.end, member.name)
         else:
-            message = f"{member.end - member.at} bytes after what torch reads"
+            message = f"{counted(member.end - member.at, 'byte')} after what torch reads"
             code = "bytes-after-pickle"
             self.ledger.disown(member.at, member.end, code, message, member.name)
 
@@ -215,8 +217,8 @@ class _Reading:
         nbytes = numel * kind[0].itemsize
         if not 0 <= nbytes <= member.end - member.at:
             raise MalformedInput(
-                f"storage {key} needs {nbytes} bytes where {member.end - member.at} are left; "
-                "the file is truncated: fetch it again",
+                f"storage {key} needs {counted(nbytes, 'byte')} where "
+                f"{left(member.end - member.at)}; the file is truncated: fetch it again",
                 where=member.name,
                 offset=member.at,
             )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.containers.container import Gap, Mishap, Use
 from ckptaudit.containers.tarheader import BLOCK, CHECKSUM, checksum_fits, number
+from ckptaudit.wording import counted, left
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,7 +156,7 @@ def _read_member(source: ByteSource, header: int, ledger: Ledger) -> TarMember:
     data = at + BLOCK
     if size > source.size - data:
         raise _Fault(
-            f"has a member of {size} bytes where {source.size - data} are left; "
+            f"has a member of {counted(size, 'byte')} where {left(source.size - data)}; "
             "the file is truncated: fetch it again"
         )
     name = pax["path"][0].rstrip("/") if "path" in pax else _name(block)

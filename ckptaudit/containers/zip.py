@@ -33,6 +33,7 @@ from ckptaudit.containers.zipend import End, find_end
 from ckptaudit.errors import LimitExceeded, MalformedInput, Unsupported
 from ckptaudit.source import BufferSource, SplicedSource
 from ckptaudit.vm import Trace, trace_pickle
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from ckptaudit.containers.inside import Inside
@@ -247,7 +248,7 @@ class _Reading:
             trace = self.tried.get(place_of(entry)) if role is Role.PICKLE else None
             self.contents.account(entry, role, trace)
         self.check_other_ends(end, harmless)
-        self.ledger.settle("zip-gap", "bytes that belong to no entry")
+        self.ledger.settle("zip-gap", "outside of all entries")
         self.traces += self.ledger.traces
 
     def check_other_ends(self, end: End, harmless: set[Use]) -> None:
@@ -267,7 +268,7 @@ class _Reading:
             self.mishaps.append(Mishap("zip-several-ends", message, "", loose[-1]))
 
     def odd(self, code: str, message: str, entry: Entry) -> None:
-        self.mishaps.append(Mishap(code, message, entry.name, entry.header))
+        self.mishaps.append(Mishap(code, message, entry.name, entry.header, entry.length))
 
     def find(self, name: str) -> Entry | None:
         """The entry torch would find: exact name first, then letter case ignored."""
@@ -346,7 +347,7 @@ class _Reading:
             return None
         nbytes = ref.numel * ref.dtype.itemsize
         if nbytes != entry.size:
-            message = f"has {entry.size} bytes where the pickle says {nbytes}"
+            message = f"has {counted(entry.size, 'byte')} where the pickle says {nbytes}"
             self.odd("storage-size", message, entry)
             return None
         if entry.is_cut:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from ckptaudit.containers.container import Gap, Mishap, Role, Use
 from ckptaudit.containers.inflate import METHODS, InflatedSource
 from ckptaudit.errors import MalformedInput
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from ckptaudit.containers.ledger import Ledger
@@ -106,7 +107,8 @@ class Contents:
         if entry.size > max(limits.inflated_freely, limits.ratio * entry.packed):
             self._odd(
                 "zip-ratio",
-                f"inflates from {entry.packed} to {entry.size} bytes, as weights never do",
+                f"inflates from {entry.packed} to {counted(entry.size, 'byte')}, "
+                "as weights never do",
                 entry,
             )
         self.to_consume -= entry.packed
@@ -151,7 +153,7 @@ class Contents:
         if trace is not None and trace.error is not None:
             self.ledger.leave(end, stop, entry.name)
         elif stop > end:
-            message = f"{stop - end} bytes after the pickle's end"
+            message = f"{counted(stop - end, 'byte')} after the pickle's end"
             self.ledger.disown(end, stop, "bytes-after-pickle", message, entry.name)
         if role in (Role.PICKLE, Role.METADATA) and not entry.is_cut and entry.crc:
             self._sum_up(entry)
@@ -162,9 +164,10 @@ class Contents:
             return
         is_whole = trace.error is None
         if is_whole and trace.end < entry.size:
-            message = f"{entry.size - trace.end} bytes after the pickle's end"
+            message = f"{counted(entry.size - trace.end, 'byte')} after the pickle's end"
             self.ledger.mishaps.append(Mishap("bytes-after-pickle", message, entry.name, None))
-            self.ledger.gaps.append(Gap(message, entry.name, None, trace.end))
+            length = entry.size - trace.end
+            self.ledger.gaps.append(Gap(message, entry.name, None, trace.end, length))
         if trace.end < entry.size:
             # It may have to be inflated again, which may cost too much; a gap is told already.
             with suppress(MalformedInput):
@@ -186,4 +189,5 @@ class Contents:
             self._odd("zip-crc", message, entry)
 
     def _odd(self, code: str, message: str, entry: Entry) -> None:
-        self.ledger.mishaps.append(Mishap(code, message, entry.name, entry.header))
+        mishap = Mishap(code, message, entry.name, entry.header, entry.length)
+        self.ledger.mishaps.append(mishap)

@@ -90,6 +90,11 @@ class Entry:
     fault: str = ""
     is_cut: bool = False
 
+    @property
+    def length(self) -> int | None:
+        """Bytes from its local header to the end of its data; None if nobody can tell."""
+        return None if self.fault else self.data + self.packed - self.header
+
 
 class Directory:
     """Everything the archive says about its entries.

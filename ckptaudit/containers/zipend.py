@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ckptaudit.containers.container import Mishap, Use
 from ckptaudit.errors import MalformedInput
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from ckptaudit.containers.ledger import Ledger
@@ -164,7 +165,8 @@ def _read_end64(source: ByteSource, ledger: Ledger, end: int) -> tuple[Directory
         _odd(
             ledger,
             "zip-end-mismatch",
-            f"the zip64 end record of {length} bytes has not the {_LENGTH64} that readers expect",
+            f"the zip64 end record of {counted(length, 'byte')} has not the {_LENGTH64} that "
+            "readers expect",
             at,
         )
     if disk or disks > 1 or here_disk or first_disk or here != place[0]:

@@ -14,28 +14,25 @@ from __future__ import annotations
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
-from ckptaudit.containers import places
 from ckptaudit.errors import NoSuchRecord
 from ckptaudit.jobs.names import Names
 from ckptaudit.jobs.opening import File, notes_on, opened
-from ckptaudit.policy import judge, shown
+from ckptaudit.policy import judge, record_text, shown
 from ckptaudit.policy.sentences import route_of, sentence
 from ckptaudit.tensors import misfits
-from ckptaudit.vm import Oddity, escape
+from ckptaudit.vm import escape
 from ckptaudit.vm.listing import instructions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from os import PathLike
 
-    from ckptaudit.containers import Container, Kind
+    from ckptaudit.containers import Kind, Place
     from ckptaudit.jobs.names import ExplainedGlobal
     from ckptaudit.jobs.opening import Opened
-    from ckptaudit.policy import Coverage, Finding, Permitted, Policy, Severity
-    from ckptaudit.policy.sentences import Route
-    from ckptaudit.vm import Event, Trace
+    from ckptaudit.policy import Coverage, Finding, Permitted, Policy, Severity, Subject
     from ckptaudit.vm.listing import Instruction
 
 __all__ = [
@@ -107,7 +104,8 @@ class ExplainedPickle:
 
     Attributes:
         record: The record it stands in; names of files around it come first.
-        offset: Where it begins in the file, or None where it is compressed.
+        offset: Where it begins in the file; None where it does not lie there as it is,
+            compressed or in bytes that another pickle hands to a call.
         nbytes: Bytes that were read of it.
         protocol: The highest protocol it claims.
         opcodes: Instructions executed.
@@ -214,9 +212,11 @@ class Explaining:
         judgement = judge(file.container, misfits, policy)
         if judgement.hangs_on_hash(policy):
             judgement = judgement.of_file(file.digest(), policy)
-        found = list(_pickles_in(file.container))
-        by_place = _by_place(found)
-        _match(by_place, judgement.findings)
+        found = list(_pickles_in(judgement.places))
+        left = set(judgement.findings)
+        # An instruction of which all is permitted is listed as any other.
+        subjects = (each for each in judgement.subjects if each[0] in left)
+        sentences = _sentences(subjects, found)
         chosen = found if record is None else _named(found, record, self._source.name)
         self._pickles = _worth_it(chosen)
         explained = tuple(_each_explained(self._pickles, context))
@@ -227,7 +227,10 @@ class Explaining:
             container=file.container.kind,
             verdict=judgement.verdict,
             coverage=judgement.coverage,
-            findings=tuple(_explained(finding, by_place) for finding in judgement.findings),
+            findings=tuple(
+                ExplainedFinding(finding, sentences.get(finding) or sentence(finding, None, None))
+                for finding in judgement.findings
+            ),
             permitted=judgement.permitted,
             notes=notes_on(file.container),
             more_pickles=len(chosen) - len(explained),
@@ -247,19 +250,15 @@ class Explaining:
 
 
 class _Pickle:
-    """A pickle, what was found in it, and how it comes to be executed."""
+    """A pickle, where it is, and how it comes to be executed."""
 
-    def __init__(self, trace: Trace, record: str, start: int | None, route: Route) -> None:
-        self.trace = trace
-        self.record = record
-        self.start = start
-        self.route = route
-        # By offset in the pickle, the rules that the instruction there falls under...
+    def __init__(self, place: Place, index: int) -> None:
+        self.trace = place.container.traces[index]
+        self.record = record_text(place.path(self.trace.record))
+        self.start = place.start_of(self.trace)
+        self.route = route_of(place, index)
+        # By offset in the pickle, the rules that the instruction there falls under.
         self.rules: dict[int, list[str]] = {}
-        # ...its last event, which of an INST is the call...
-        self.events: dict[int, Event] = {}
-        # ...and what is odd about it beside that.
-        self.oddities: set[tuple[int, str]] = set()
 
     def listed(self, number: int, line: Instruction) -> ListedInstruction:
         """Instruction *number* of the pickle as a report has it."""
@@ -324,70 +323,31 @@ def _each_explained(pickles: Iterable[_Pickle], context: int) -> Iterator[Explai
         yield explained
 
 
-def _pickles_in(container: Container) -> Iterator[_Pickle]:
-    for place in places(container):
-        for index, trace in enumerate(place.container.traces):
-            record = shown(place.record(trace.record))
-            yield _Pickle(trace, record, place.start_of(trace), route_of(place, index))
+def _pickles_in(places: Iterable[Place]) -> Iterator[_Pickle]:
+    for place in places:
+        for index in range(len(place.container.traces)):
+            yield _Pickle(place, index)
 
 
-# The name of a record, and where its pickle begins in the file; None where it is compressed.
-_PlaceKey: TypeAlias = "tuple[str, int | None]"
-
-
-def _by_place(pickles: Iterable[_Pickle]) -> dict[_PlaceKey, _Pickle]:
-    """The pickles that a finding can be told to be about.
-
-    Of two compressed records of one name nobody can say which one a finding means.
-    """
-    found: dict[_PlaceKey, _Pickle] = {}
-    doubtful: set[_PlaceKey] = set()
-    for pickle in pickles:
-        key = pickle.record, pickle.start
-        if found.setdefault(key, pickle) is not pickle:
-            doubtful.add(key)
-    return {key: pickle for key, pickle in found.items() if key not in doubtful}
-
-
-def _pickle_of(finding: Finding, by_place: Mapping[_PlaceKey, _Pickle]) -> _Pickle | None:
-    """The pickle that *finding* is about, or None if it is about something else."""
-    at = finding.stream_offset
-    if at is None:
-        return None
-    start = None if finding.offset is None else finding.offset - at
-    return by_place.get((finding.record, start))
-
-
-def _match(by_place: Mapping[_PlaceKey, _Pickle], findings: Iterable[Finding]) -> None:
-    """Tell each pickle what was found in it, and where."""
-    concerned: dict[int, _Pickle] = {}
-    for finding in findings:
-        pickle = _pickle_of(finding, by_place)
-        if pickle is not None and finding.stream_offset is not None:
-            pickle.rules.setdefault(finding.stream_offset, []).append(finding.rule)
-            concerned[id(pickle)] = pickle
-    for pickle in concerned.values():
-        for event in pickle.trace.events:
-            if event.offset in pickle.rules:
-                if isinstance(event, Oddity):
-                    pickle.oddities.add((event.offset, escape(event.message)))
-                else:
-                    pickle.events[event.offset] = event
-
-
-def _explained(finding: Finding, by_place: Mapping[_PlaceKey, _Pickle]) -> ExplainedFinding:
-    pickle = _pickle_of(finding, by_place)
-    if pickle is None or finding.stream_offset is None:
-        return ExplainedFinding(finding, sentence(finding, None, None))
-    at = finding.stream_offset
-    odd = (at, finding.message) in pickle.oddities
-    event = None if odd else pickle.events.get(at)
-    return ExplainedFinding(finding, sentence(finding, event, pickle.route))
+def _sentences(
+    subjects: Iterable[tuple[Finding, Subject]], pickles: Iterable[_Pickle]
+) -> dict[Finding, str]:
+    """The sentence to each finding; the pickle that one is about hears of it."""
+    by_trace = {id(pickle.trace): pickle for pickle in pickles}
+    sentences = {}
+    for finding, subject in subjects:
+        pickle = by_trace.get(id(subject.trace))
+        if pickle is None or subject.stream_offset is None:
+            sentences[finding] = sentence(finding, None, None)
+        else:
+            pickle.rules.setdefault(subject.stream_offset, []).append(finding.rule)
+            sentences[finding] = sentence(finding, subject.event, pickle.route)
+    return sentences
 
 
 def _named(pickles: Sequence[_Pickle], record: str, path: str) -> list[_Pickle]:
     """Those in *record*, which may be spelled as in the file or as we show it."""
-    spellings = {record, shown(record)}
+    spellings = {record, record_text([record])}
     chosen = [pickle for pickle in pickles if pickle.record in spellings]
     if not chosen:
         there = ", ".join(pickle.record for pickle in pickles[:_MOST_NAMES])

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptaudit.jobs.opening import File, notes_on, opened
+from ckptaudit.jobs.parts import Part, parts_of
 from ckptaudit.policy import Coverage, Finding, GlobalUse, Severity, judge
 from ckptaudit.tensors import misfits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from os import PathLike
 
-    from ckptaudit.containers import Kind
+    from ckptaudit.containers import Container, Kind
     from ckptaudit.jobs.baseline import Baseline
     from ckptaudit.policy import Permitted, Policy
 
@@ -38,6 +40,7 @@ class ScanResult(File):
             justification and a date to be filled in.
         globals: Names its pickles ask for.
         notes: What is worth knowing besides.
+        parts: What findings and gaps name, and what that is in.
     """
 
     container: Kind
@@ -48,12 +51,14 @@ class ScanResult(File):
     to_permit: tuple[str, ...]
     globals: tuple[GlobalUse, ...]
     notes: tuple[str, ...]
+    parts: tuple[Part, ...]
 
 
 def scan(
     path: str | PathLike[str],
     *,
     with_hash: bool = True,
+    look: Callable[[Container], None] = lambda _: None,
     policy: Policy | None = None,
     baseline: Baseline | None = None,
 ) -> ScanResult:
@@ -61,7 +66,8 @@ def scan(
 
     Args:
         path: The file.
-        with_hash: Read the whole file once for its SHA-256.
+        with_hash: Read the whole file once for its SHA-256, and small parts that are named.
+        look: Is shown the open file, for whoever wants to know more of it than a scan says.
         policy: What of the findings is permitted; what it permits in one file by its SHA-256
             needs *with_hash*.
         baseline: Which findings are known, of which it takes none away; needs *with_hash*.
@@ -73,6 +79,8 @@ def scan(
     with opened(path, with_hash=with_hash) as file:
         container = file.container
         judgement = judge(container, misfits, policy)
+        look(container)
+        parts = parts_of(judgement, with_hash=with_hash)
         digest = file.finish()
         judgement = judgement.of_file(digest, policy)
         if baseline is not None:
@@ -89,4 +97,5 @@ def scan(
             to_permit=judgement.proposals(digest),
             globals=judgement.globals,
             notes=notes_on(container),
+            parts=parts,
         )

@@ -27,6 +27,7 @@ from ckptaudit.plan import Dedupe, Ema, OnOverflow, Options, Precision
 from ckptaudit.policy import judge
 from ckptaudit.tensors import find_state_dict, misfits
 from ckptaudit.vm import escape
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -234,13 +235,16 @@ class _Proof:
                     infinite += stats.overflowed
                     self.overflows(job, stats.overflowed)
         if infinite and self.options is None:
-            self.notes.append(f"{infinite} weights became infinite: the source has them finite")
+            self.notes.append(
+                f"{counted(infinite, 'weight')} became infinite, finite in the source"
+            )
 
     def overflows(self, job: TensorJob, count: int) -> None:
         """We never write an infinity that the source does not have; another tool may."""
         if self.options is not None:
             self.tensor_problems[job.id] = (
-                f"{count} of {job.view.numel} weights are infinite, which the source has finite"
+                f"infinite where the source is finite: {count} of "
+                f"{counted(job.view.numel, 'weight')}"
             )
 
     @property
@@ -304,7 +308,7 @@ class _Proof:
         if stored is None:
             problem = "is missing"
         elif self.differing.get(job.id):
-            problem = f"{self.differing[job.id]} of {job.view.numel} elements differ"
+            problem = f"differs in {self.differing[job.id]} of {counted(job.view.numel, 'element')}"
         name = stored.key if stored is not None else job.name
         return TensorProof(name, job.source, problem is None, problem)
 

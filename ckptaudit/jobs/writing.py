@@ -38,6 +38,7 @@ from ckptaudit.plan import (
 from ckptaudit.policy import RULES, Finding, Judgement
 from ckptaudit.tensors import find_state_dict
 from ckptaudit.vm import escape
+from ckptaudit.wording import counted
 from ckptaudit.writer import Draft, DraftFolder, Slot, header_of, path_text, write_text
 
 if TYPE_CHECKING:
@@ -252,8 +253,8 @@ class _Run:
 
     def misfit(self, job: TensorJob, stats: TensorStats) -> None:
         what = (
-            f"{stats.overflowed} of {stats.numel} weights do not fit {job.target.name} "
-            f"(they span {stats.min:g} to {stats.max:g})"
+            f"{job.target.name} cannot hold {stats.overflowed} of {counted(stats.numel, 'weight')} "
+            f"(from {stats.min:g} to {stats.max:g})"
         )
         if self.options.on_overflow is OnOverflow.ERROR:
             raise CastOverflow(f"{self.file.container.source.name}: {escape(job.source)}: {what}")
@@ -342,7 +343,7 @@ class _Run:
         without = sum(job.component is Component.UNET for job in plan.jobs)
         if not without:
             return []
-        return [f"{without} weights of the unet have no averaged copy and are written themselves"]
+        return [f"no averaged copy of {counted(without, 'weight')} of the unet: written as trained"]
 
     def vae_notes(self, plan: ConversionPlan) -> list[str]:
         """Say so where a VAE was spared a type in which it cannot run."""
@@ -367,10 +368,13 @@ class _Run:
                 what = f"{self.unfit[job.file, job.name]}; it stays {job.target.name}"
                 found.append(_finding("CKA301", what, name))
             elif stats is not None and stats.overflowed:
-                what = f"{stats.overflowed} weights were clamped to the range of {job.target.name}"
+                weights = counted(stats.overflowed, "weight")
+                what = f"{weights} clamped to the range of {job.target.name}"
                 found.append(_finding("CKA301", what, name))
             if stats is not None and stats.nan + stats.inf:
-                what = f"holds {stats.nan} NaN and {stats.inf} infinite values, which stay"
+                what = (
+                    f"holds {stats.nan} NaN and {counted(stats.inf, 'infinite value')}, which stay"
+                )
                 found.append(_finding("CKA302", what, name))
         return found
 

@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ckptaudit.wording import counted
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -102,7 +104,8 @@ def _lora(tensors: Mapping[str, Spec]) -> str:
     if not factors or 2 * len(found) <= len(tensors):
         return ""
     layers = len({match["layer"] or match["hada"] for match in factors})
-    return f"{len(factors)} of its tensors are low-rank factors, of {layers} layers"
+    tensors_told = counted(len(factors), "tensor")
+    return f"it has the low-rank factors of {counted(layers, 'layer')}, in {tensors_told}"
 
 
 def _lora_list(tensors: Mapping[str, Spec]) -> str:
@@ -116,7 +119,8 @@ def _lora_list(tensors: Mapping[str, Spec]) -> str:
         len(up) == len(down) == _MATRIX and up[1] == down[0] < min(up[0], down[1])
         for up, down in pairs
     )
-    return f"it is a list of {len(pairs)} pairs of low-rank factors, up and down" if fits else ""
+    told = counted(len(pairs), "pair")
+    return f"it is a list of {told} of low-rank factors, up and down" if fits else ""
 
 
 def _taesd(tensors: Mapping[str, Spec]) -> str:
@@ -128,7 +132,7 @@ def _taesd(tensors: Mapping[str, Spec]) -> str:
     first = next((spec for spec in tensors.values() if len(spec.shape) == _KERNEL), None)
     if first is None or _TAESD_WIDTH not in first.shape[:2]:
         return ""
-    of = f"{blocks} of its {len(tensors)} tensors"
+    of = f"{blocks} of its {counted(len(tensors), 'tensor')}"
     return f"{of} are numbered convolutions, {_TAESD_WIDTH} channels wide"
 
 
@@ -145,7 +149,7 @@ def _upscaler(tensors: Mapping[str, Spec]) -> str:
     found = sum(dense.fullmatch(key) is not None for key in tensors)
     if 4 * found <= len(tensors):
         return ""
-    return f"{found} of its {len(tensors)} tensors are weights of residual dense blocks"
+    return f"weights of residual dense blocks: {found} of its {counted(len(tensors), 'tensor')}"
 
 
 def _part(prefix: str, says: str) -> Callable[[Mapping[str, Spec]], str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.layouts.family import Component
 from ckptaudit.layouts.match import ComponentCount, Placement, Spec
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -94,7 +95,7 @@ class FolderMatch:
             lying = [key for key in self.tensors if key.startswith(home)]
             known = sum(key in taken for key in lying)
             if lying and 2 * known <= len(lying):
-                yield f"only {known} of the {len(lying)} tensors in {home} are of {title}"
+                yield f"of {counted(len(lying), 'tensor')} in {home} {title} has only {known}"
 
     def agreement(self) -> int:
         """Count the tensors that are there in their shape."""

@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from ckptaudit.layouts.family import EMA_PREFIX, Component, Entry, Family, Variant
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -182,7 +183,7 @@ class Match:
             lying = [key for key in self.tensors if key.startswith(home)]
             known = sum(self._fits(key) for key in lying)
             if lying and 2 * known <= len(lying):
-                yield f"only {known} of the {len(lying)} tensors under {home} are of {title}"
+                yield f"of {counted(len(lying), 'tensor')} under {home} {title} has only {known}"
         for foreign in self.family.foreign:
             if any(key.startswith(foreign.prefix) for key in self.tensors):
                 yield f"{foreign.prefix} is there: {foreign.says}"
@@ -200,7 +201,8 @@ class Match:
         for variant in self.family.variants:
             if names := self._spelled(variant):
                 key = self.holders[names[0]]
-                yield f"{key} stands for {names[0]}: {len(names)} keys in {variant.name} spelling"
+                keys = counted(len(names), "key")
+                yield f"{key} stands for {names[0]}: {keys} in {variant.name} spelling"
 
     def variant(self) -> str | None:
         """Name the first variant in whose spelling a name stands."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from ckptaudit.policy.allowlist import allowed
-from ckptaudit.policy.findings import shown
+from ckptaudit.policy.findings import Subject, record_text, shown
 from ckptaudit.policy.judge import judge
 from ckptaudit.policy.judgement import GlobalUse, Judgement
 from ckptaudit.policy.permissions import Permission, Permitted, Policy, dated, parse_policy
@@ -23,9 +23,11 @@ __all__ = [
     "Policy",
     "Rule",
     "Severity",
+    "Subject",
     "allowed",
     "dated",
     "judge",
     "parse_policy",
+    "record_text",
     "shown",
 ]

@@ -7,9 +7,10 @@ Never asks: why the call is not allowed, or whether what is in such a file is.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers import Gap, Nested
+from ckptaudit.containers import Carried, Gap, Nested
 from ckptaudit.source import BufferSource
 from ckptaudit.vm import Call, Dict, Global
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ckptaudit.containers import Inside
-    from ckptaudit.vm import Node
+    from ckptaudit.vm import Node, Trace
 
 __all__ = ["CarriedFiles", "is_constant"]
 
@@ -34,12 +35,12 @@ class CarriedFiles:
     """The files that one pickle hands to calls.
 
     Args:
-        record: The record the pickle stands in.
+        trace: The pickle.
         inside: Opens them; None if none are to be opened.
     """
 
-    def __init__(self, record: str, inside: Inside | None) -> None:
-        self._record = record
+    def __init__(self, trace: Trace, inside: Inside | None) -> None:
+        self._trace = trace
         self._inside = inside
         # By id of the bytes, which may be handed to a million calls.
         self._found: dict[int, Nested | Gap | None] = {}
@@ -49,15 +50,23 @@ class CarriedFiles:
         if self._inside is None:
             return []
         found = []
-        for data in _carried(call):
+        for number, data in enumerate(_carried(call)):
             if id(data) not in self._found:
-                octets = data.encode("latin-1", "replace") if isinstance(data, str) else bytes(data)
-                name = f"{self._record}!bytes at {call.offset}"
-                self._found[id(data)] = self._inside.look(
-                    BufferSource(octets), 0, len(octets), name, None
-                )
+                # A call may be given several.
+                name = f"bytes at {call.offset}" + (f", number {number + 1}" if number else "")
+                self._found[id(data)] = self._look(data, name, call, self._inside)
             found.append(self._found[id(data)])
         return [file for file in found if isinstance(file, Nested)]
+
+    def _look(
+        self, data: bytes | bytearray | str, name: str, call: Call, inside: Inside
+    ) -> Nested | Gap | None:
+        octets = data.encode("latin-1", "replace") if isinstance(data, str) else bytes(data)
+        found = inside.look(BufferSource(octets), 0, len(octets), name, None)
+        if isinstance(found, Gap):
+            reason = f"hands bytes to a call that are a file: it {found.reason}"
+            return replace(found, reason=reason, stream_offset=call.offset)
+        return found and replace(found, carried=Carried(self._trace, call))
 
     @property
     def files(self) -> list[Nested]:

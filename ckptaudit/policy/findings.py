@@ -12,7 +12,7 @@ Never asks: why it applies.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ckptaudit.policy.judgement import AskedPair
 from ckptaudit.policy.permissions import Permitted, is_nameable
@@ -20,16 +20,41 @@ from ckptaudit.policy.rules import RULES, Finding, Severity
 from ckptaudit.vm import escape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from ckptaudit.containers import Place
     from ckptaudit.policy.permissions import Pair, Permission, Policy
+    from ckptaudit.vm import Event, Trace
 
-__all__ = ["Findings", "shown"]
+__all__ = ["Findings", "Subject", "record_text", "shown"]
 
 _MOST_OF_ONE_RULE = 200
 _MOST_MESSAGE = 500
 _MOST_NAME = 200
 _MOST_PAIRS = 1000
+_DIGEST_DIGITS = 8
+
+
+class Subject(NamedTuple):
+    """What a finding, or a gap, is about; of which a report gets the text and the numbers.
+
+    Attributes:
+        place: The file, or the file inside it.
+        record: Name of the record, as that file spells it; "" for the file as a whole.
+        offset: See `Finding`.
+        stream_offset: See `Finding`.
+        length: See `Finding`.
+        trace: The pickle that *stream_offset* is in, or None.
+        event: What its instruction there asks for, or None if it is about something else.
+    """
+
+    place: Place
+    record: str
+    offset: int | None = None
+    stream_offset: int | None = None
+    length: int | None = None
+    trace: Trace | None = None
+    event: Event | None = None
 
 
 class Findings:
@@ -53,10 +78,7 @@ class Findings:
         self,
         rule_id: str,
         describe: Callable[[], str],
-        record: str = "",
-        offset: int | None = None,
-        *,
-        stream_offset: int | None = None,
+        subject: Subject,
         pair: Pair | None = None,
     ) -> None:
         """Add a finding.
@@ -64,9 +86,7 @@ class Findings:
         Args:
             rule_id: The rule.
             describe: Writes its message, in printable ASCII; called only if it is kept.
-            record: Name of the record, as the file spells it.
-            offset: See `Finding`.
-            stream_offset: See `Finding`.
+            subject: What it is about.
             pair: The name whose permission would be one for this finding; None if none would.
         """
         permission = self._names.get(pair) if pair and self._names else None
@@ -75,7 +95,7 @@ class Findings:
             self._ask(rule_id, pair)
         else:
             _, kept = self._permitted.setdefault(permission.entry, (permission, _Kept()))
-        kept.add(rule_id, describe, record, offset, stream_offset)
+        kept.add(rule_id, describe, subject)
 
     def permits(self, pair: Pair) -> bool:
         """Whether the policy permits the name."""
@@ -109,6 +129,12 @@ class Findings:
             for finding in kept.all()
         )
 
+    @property
+    def subjects(self) -> tuple[tuple[Finding, Subject], ...]:
+        """Those that were kept, permitted or not, each with what it is about."""
+        every = (self._left, *(kept for _, kept in self._permitted.values()))
+        return tuple(pair for kept in every for pair in kept.pairs)
+
     def pairs(self) -> tuple[AskedPair, ...]:
         """See `Judgement.pairs`."""
         return tuple(AskedPair(*pair, frozenset(rules)) for pair, rules in self._pairs.items())
@@ -119,28 +145,28 @@ class Findings:
 
 
 class _Kept:
-    """Findings, of which enough are kept and the rest counted."""
+    """Findings, of which enough are kept and the rest counted.
+
+    Attributes:
+        pairs: Those that are kept, each with what it is about.
+    """
 
     def __init__(self) -> None:
-        self._kept: list[Finding] = []
+        self.pairs: list[tuple[Finding, Subject]] = []
         self._times: Counter[str] = Counter()
 
-    def add(
-        self,
-        rule_id: str,
-        describe: Callable[[], str],
-        record: str,
-        offset: int | None,
-        stream_offset: int | None,
-    ) -> None:
+    def add(self, rule_id: str, describe: Callable[[], str], subject: Subject) -> None:
         self._times[rule_id] += 1
         if self._times[rule_id] > _MOST_OF_ONE_RULE:
             return
         message = describe()
         if len(message) > _MOST_MESSAGE:
             message = f"{message[:_MOST_MESSAGE]}..."
+        record = record_text(subject.place.path(subject.record))
+        _, _, offset, stream_offset, length, _, _ = subject
         severity = RULES[rule_id].severity
-        self._kept.append(Finding(rule_id, severity, message, shown(record), offset, stream_offset))
+        finding = Finding(rule_id, severity, message, record, offset, stream_offset, length)
+        self.pairs.append((finding, subject))
 
     @property
     def worst(self) -> Severity:
@@ -158,9 +184,28 @@ class _Kept:
             for rule_id, times in self._times.items()
             if times > _MOST_OF_ONE_RULE
         ]
-        return (*self._kept, *more)
+        return (*(finding for finding, _ in self.pairs), *more)
 
 
 def shown(name: str) -> str:
     """*name*, which a file may make as long and as strange as it likes, for a report."""
     return escape(name) if len(name) <= _MOST_NAME else f"{escape(name[:_MOST_NAME])}..."
+
+
+def record_text(path: Iterable[str]) -> str:
+    r"""What to call the record that *path* leads to; no two are called the same.
+
+    The names around it come first, each followed by ``!``; where that mark is part of a name it
+    is escaped as ``\x21``.  Of a long name the end is replaced by a digest of all of it.
+    """
+    return "!".join(map(_part_text, path))
+
+
+def _part_text(name: str) -> str:
+    text = escape(name[:_MOST_NAME]).replace("!", "\\x21")
+    if len(name) <= _MOST_NAME:
+        return text
+    import hashlib  # noqa: PLC0415 - no honest file has such a name
+
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{text}...{digest[:_DIGEST_DIGITS]}"

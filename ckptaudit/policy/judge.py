@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ from ckptaudit.policy.arguments import (
 )
 from ckptaudit.policy.carried import CarriedFiles, is_constant
 from ckptaudit.policy.dangerous import LOADS_CHECKPOINT, dangerous
-from ckptaudit.policy.findings import Findings, shown
+from ckptaudit.policy.findings import Findings, Subject, record_text, shown
 from ckptaudit.policy.judgement import GlobalUse, Judgement
 from ckptaudit.policy.modules import (
     class_behind,
@@ -62,7 +63,9 @@ from ckptaudit.vm import (
     brief,
     escape,
     extent_of,
+    length_of,
 )
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -71,10 +74,10 @@ if TYPE_CHECKING:
     from ckptaudit.containers import Container, Mishap, Nested
     from ckptaudit.policy.allowlist import Allowed
     from ckptaudit.policy.permissions import Policy
-    from ckptaudit.vm import Node, Trace
+    from ckptaudit.vm import Event, Node, Trace
 
-    # A rule, what is said, and the name that might be permitted.
-    _Found: TypeAlias = tuple[str, Callable[[], str], Global | None]
+    # A rule, what it applies to, what is said, and the name that might be permitted.
+    _Found: TypeAlias = tuple[str, Event, Callable[[], str], Global | None]
 
 __all__ = ["judge"]
 
@@ -184,16 +187,23 @@ def judge(
     findings = Findings(policy)
     gaps = _Gaps()
     uses: Counter[tuple[str, str]] = Counter()
-    pending = [Place((), 0, container)]
+    outermost = Place.of_file(container)
+    judged: list[Place] = []
+    pending = [outermost]
     while pending:
         place = pending.pop()
+        judged.append(place)
         carried_in = _judge_one(place, examine(place.container), findings, gaps)
         uses.update(_names_in(place.container))
         pending += reversed(place.within((*place.container.nested, *carried_in)))
     if gaps.times:
         # Of a file that was read in part nobody can say that it is clean.
         others = f" and {gaps.times - 1} more" if gaps.times > 1 else ""
-        findings.add("CKA208", lambda: f"{RULES['CKA208'].title}: {gaps.listed[0]}{others}")
+        findings.add(
+            "CKA208",
+            lambda: f"{RULES['CKA208'].title}: {gaps.listed[0]}{others}",
+            Subject(outermost, ""),
+        )
     return Judgement(
         verdict=findings.verdict,
         coverage=Coverage(complete=not gaps.times, gaps=gaps.all()),
@@ -202,6 +212,9 @@ def judge(
         globals=_global_uses(uses),
         pairs=findings.pairs(),
         rules=findings.rules(),
+        subjects=findings.subjects,
+        unread=tuple(gaps.subjects),
+        places=tuple(judged),
     )
 
 
@@ -212,26 +225,51 @@ def _judge_one(
     container = place.container
     nested: list[Nested] = []
     for trace in container.traces:
-        start = place.start_of(trace)
-        carried = CarriedFiles(trace.record, container.inside)
-        _TraceJudge(trace, place, start, findings, carried).judge()
+        carried = CarriedFiles(trace, container.inside)
+        _TraceJudge(trace, place, findings, carried).judge()
         nested += carried.files
         for gap in carried.gaps:
-            gaps.add(gap.reason, place.record(gap.record), None, gap.stream_offset)
+            gaps.add(gap.reason, _inside(place, trace, gap.stream_offset))
         if trace.error is not None:
-            at = trace.error.offset
-            offset = None if start is None or at is None else start + at
-            gaps.add(str(trace.error.args[0]), place.record(trace.record), offset, at)
+            gaps.add(str(trace.error.args[0]), _inside(place, trace, trace.error.offset))
     for mishap in chain(container.gaps, container.mishaps, examined):
-        record_name, offset = place.record(mishap.record), place.offset(mishap.offset)
+        subject = _subject_of(mishap, place)
         if isinstance(mishap, Gap):
-            gaps.add(mishap.reason, record_name, offset, mishap.stream_offset)
+            gaps.add(mishap.reason, subject)
         else:
-            rule_id = _MISHAP_RULES[mishap.code]
-            findings.add(rule_id, partial(escape, mishap.message), record_name, offset)
+            findings.add(_MISHAP_RULES[mishap.code], partial(escape, mishap.message), subject)
     if container.kind is Kind.TORCHSCRIPT:
-        findings.add("CKA205", lambda: RULES["CKA205"].title, place.record(""))
+        findings.add("CKA205", lambda: RULES["CKA205"].title, Subject(place, ""))
     return nested
+
+
+def _inside(place: Place, trace: Trace, at: int | None) -> Subject:
+    """Byte *at* of a pickle."""
+    start = place.start_of(trace)
+    offset = None if start is None or at is None else start + at
+    return Subject(place, trace.record, offset, at, trace=trace)
+
+
+def _subject_of(mishap: Mishap | Gap, place: Place) -> Subject:
+    """What *mishap* is about; if that is an instruction, the one in the first pickle of its name.
+
+    Only the main pickle is looked at for instructions that its framing cannot know, and no
+    other of that name stands before it.
+    """
+    at = mishap.stream_offset
+    trace = event = None
+    if at is not None:
+        traces = place.container.traces
+        trace = next((one for one in traces if one.record == mishap.record), None)
+        events = trace.events if trace else ()
+        event = next((one for one in events if one.offset == at and _makes(one)), None)
+    return Subject(
+        place, mishap.record, place.offset(mishap.offset), at, mishap.length, trace, event
+    )
+
+
+def _makes(event: Event) -> bool:
+    return isinstance(event, (Call, Build))
 
 
 class _Gaps:
@@ -239,14 +277,16 @@ class _Gaps:
 
     def __init__(self) -> None:
         self.listed: list[Gap] = []
+        self.subjects: list[Subject] = []
         self.times = 0
 
-    def add(
-        self, reason: str, record: str, offset: int | None, stream_offset: int | None = None
-    ) -> None:
+    def add(self, reason: str, subject: Subject) -> None:
         self.times += 1
         if self.times <= _MOST_GAPS:
-            self.listed.append(Gap(escape(reason), shown(record), offset, stream_offset))
+            record = record_text(subject.place.path(subject.record))
+            _, _, offset, stream_offset, length, _, _ = subject
+            self.listed.append(Gap(escape(reason), record, offset, stream_offset, length))
+            self.subjects.append(subject)
 
     def all(self) -> tuple[Gap, ...]:
         more = self.times - len(self.listed)
@@ -276,14 +316,13 @@ class _TraceJudge:
         self,
         trace: Trace,
         place: Place,
-        start: int | None,
         findings: Findings,
         carried: CarriedFiles,
     ) -> None:
         self.trace = trace
+        self.place = place
         self.container = container = place.container
-        self.record = place.record(trace.record)
-        self.start = start
+        self.start = place.start_of(trace)
         self.findings = findings
         self.scripted = container.kind is Kind.TORCHSCRIPT
         # By id of a dict of attributes, which may be given to many objects.
@@ -348,23 +387,37 @@ class _TraceJudge:
             deep=_MOST_DEPTH,
         )
         if extent.depth > _MOST_DEPTH:
-            self.found("CKA112", 0, lambda: f"nests values over {_MOST_DEPTH} levels deep")
+            self.found_of_all("CKA112", lambda: f"nests values over {_MOST_DEPTH} levels deep")
         if extent.size > _SIZE_FLOOR + _SIZE_PER_OPCODE * trace.opcodes:
-            self.found(
-                "CKA112",
-                0,
-                lambda: f"makes {trace.opcodes} opcodes stand for {_counted(extent.size)} values",
+            opcodes = counted(trace.opcodes, "opcode")
+            self.found_of_all(
+                "CKA112", lambda: f"makes {opcodes} stand for {_counted(extent.size)} values"
             )
 
     def found(
-        self, rule_id: str, at: int, describe: Callable[[], str], about: Global | None = None
+        self, rule_id: str, event: Event, describe: Callable[[], str], about: Global | None = None
     ) -> None:
-        """Add a finding; *about* a name, if to permit the name is to permit what was found."""
+        """Something is wrong with the instruction that gave *event*.
+
+        Args:
+            rule_id: The rule.
+            event: What the instruction asks for.
+            describe: See `Findings.add`.
+            about: A name, if to permit the name is to permit what was found.
+        """
+        trace, at = self.trace, event.offset
         if self.recorded is not None:
-            self.recorded.append((rule_id, describe, about))
+            self.recorded.append((rule_id, event, describe, about))
         offset = None if self.start is None else self.start + at
+        subject = Subject(self.place, trace.record, offset, at, length_of(event), trace, event)
         pair = (about.module, about.name) if about is not None else None
-        self.findings.add(rule_id, describe, self.record, offset, stream_offset=at, pair=pair)
+        self.findings.add(rule_id, describe, subject, pair)
+
+    def found_of_all(self, rule_id: str, describe: Callable[[], str]) -> None:
+        """Something is wrong with the pickle as a whole."""
+        trace = self.trace
+        subject = Subject(self.place, trace.record, self.start, 0, trace.end, trace)
+        self.findings.add(rule_id, describe, subject)
 
     def rule_of(self, name: Global) -> str | None:
         """The rule that asking for *name* falls under, or None if it is allowed."""
@@ -390,7 +443,7 @@ class _TraceJudge:
     def judge_opaque(self, event: Opaque) -> None:
         self.found(
             "CKA104",
-            event.offset,
+            event,
             lambda: f"{event.op} asks for something by {', '.join(map(brief, event.args))}",
         )
 
@@ -401,7 +454,7 @@ class _TraceJudge:
             if id(event.value) in self.octets:
                 return
         rule_id = _ODDITY_RULES.get(event.code, "CKA109")
-        self.found(rule_id, event.offset, lambda: escape(event.message))
+        self.found(rule_id, event, lambda: escape(event.message))
 
     def judge_global(self, event: Global) -> None:
         rule_id = self.rule_of(event)
@@ -410,7 +463,7 @@ class _TraceJudge:
         if id(event) in self.module_classes:
             self.found(
                 rule_id,
-                event.offset,
+                event,
                 lambda: f"holds an object of class {brief(event)}, whose code is not in the file",
                 about=event,
             )
@@ -419,7 +472,7 @@ class _TraceJudge:
             if rule_id == "CKA102" and is_layer(event) and id(event) not in self.made:
                 rule_id = "CKA108"
             why = _WHY[rule_id]
-            self.found(rule_id, event.offset, lambda: f"asks for {brief(event)}{why}", event)
+            self.found(rule_id, event, lambda: f"asks for {brief(event)}{why}", event)
 
     def judge_call(self, event: Call) -> None:
         """Judge a call, or remember what was found of the same one."""
@@ -431,8 +484,11 @@ class _TraceJudge:
             if self.is_costly(event):
                 self.judged[key] = recorded
             return
-        for rule_id, describe, about in self.judged[key]:
-            self.found(rule_id, event.offset, describe, about)
+        for rule_id, found, describe, about in self.judged[key]:
+            # It is about the call itself, or about one that it would make of what it is given.
+            is_itself = isinstance(found, Call) and found.args is event.args
+            at = event if is_itself else replace(found, offset=event.offset)
+            self.found(rule_id, at, describe, about)
 
     def is_costly(self, event: Call) -> bool:
         if event.kwargs is not None or event.pairs or event.elements:
@@ -449,7 +505,7 @@ class _TraceJudge:
                 return
             event = inner
         # Names further in are judged for themselves, as names that nothing calls.
-        self.found("CKA103", event.offset, lambda: f"would call through many calls: {brief(event)}")
+        self.found("CKA103", event, lambda: f"would call through many calls: {brief(event)}")
 
     def judge_one_call(self, event: Call) -> None:
         func = function_of(event)
@@ -502,7 +558,7 @@ class _TraceJudge:
 
         They are looked at whoever permits the call: what is in them is permitted by nobody.
         """
-        self.found(rule_id, event.offset, describe, about)
+        self.found(rule_id, event, describe, about)
         self.carried.open(event)
 
     def loads_what_was_read(self, event: Call, func: Global) -> bool:
@@ -519,7 +575,7 @@ class _TraceJudge:
         if not files or any(file.container.kind not in _LOADABLE for file in files):
             return False
         self.loads.add(id(event))
-        self.found("CKA113", event.offset, lambda: f"would unpickle what it brings: {brief(event)}")
+        self.found("CKA113", event, lambda: f"would unpickle what it brings: {brief(event)}")
         return True
 
     def takes_a_method(self, event: Call) -> bool:
@@ -528,7 +584,7 @@ class _TraceJudge:
             return False
         # It is a function, and has no state.
         self.loads.add(id(event))
-        self.found("CKA108", event.offset, lambda: f"keeps a method: {brief(event)}")
+        self.found("CKA108", event, lambda: f"keeps a method: {brief(event)}")
         return True
 
     def judge_contents(self, event: Call, func: Global) -> None:
@@ -540,12 +596,12 @@ class _TraceJudge:
         if (event.pairs and name not in MAPPINGS) or (event.elements and name not in SEQUENCES):
             self.found(
                 "CKA103",
-                event.offset,
+                event,
                 lambda: f"would store items in the result of {brief(event)}",
                 about=made if self.is_of_its_class(event, made) else None,
             )
         elif name in ATTRIBUTE_DICTS and (names := hidden_names(event)):
-            self.found("CKA107", event.offset, partial(_hidden_attributes, event, names))
+            self.found("CKA107", event, partial(_hidden_attributes, event, names))
 
     def judge_persistent_id(self, event: PersistentId) -> None:
         kind = self.container.kind
@@ -553,7 +609,7 @@ class _TraceJudge:
             if kind not in _WITH_STORAGES:
                 self.found(
                     "CKA204",
-                    event.offset,
+                    event,
                     lambda: f"refers to {brief(event.pid)}, and a bare pickle has no storages",
                 )
             return
@@ -561,9 +617,7 @@ class _TraceJudge:
             return
         if kind is Kind.TAR and self.is_in_tar(event):
             return
-        self.found(
-            "CKA106", event.offset, lambda: f"refers to {brief(event.pid)}, which is no storage"
-        )
+        self.found("CKA106", event, lambda: f"refers to {brief(event.pid)}, which is no storage")
 
     def is_in_tar(self, event: PersistentId) -> bool:
         """Whether a tar of torch < 0.1.10 may mean that: a class, or a tensor or storage it has."""
@@ -579,14 +633,14 @@ class _TraceJudge:
                 self.hidden[id(part)] = hidden_names(part)
             names = self.hidden[id(part)]
             if names:
-                self.found("CKA107", event.offset, partial(_hidden_attributes, target, names))
+                self.found("CKA107", event, partial(_hidden_attributes, target, names))
                 return
         if id(target) in self.loads:
-            self.found("CKA107", event.offset, lambda: f"would set the state of {brief(target)}")
+            self.found("CKA107", event, lambda: f"would set the state of {brief(target)}")
             return
         made = (class_made(target) or function_of(target)) if isinstance(target, Call) else None
         if made is None:
-            self.found("CKA107", event.offset, lambda: f"would set the state of {brief(target)}")
+            self.found("CKA107", event, lambda: f"would set the state of {brief(target)}")
             return
         entry = _entry(made) if isinstance(made, Global) else None
         if isinstance(made, Global) and (made.module, made.name) == ("functools", "partial"):
@@ -595,7 +649,7 @@ class _TraceJudge:
         if is_bad or (_is_dtype(target) and not fits_dtype(target, event.state)):
             self.found(
                 "CKA107",
-                event.offset,
+                event,
                 lambda: (
                     f"would set the state of what {brief(target)} returns to {brief(event.state)}"
                 ),
@@ -612,7 +666,7 @@ class _TraceJudge:
         if self.findings.permits(pair) and not self.is_of_its_class(target, made):
             self.found(
                 "CKA107",
-                event.offset,
+                event,
                 lambda: f"would set the state of what {brief(target)} returns",
             )
 
@@ -639,7 +693,7 @@ class _TraceJudge:
                 entry = allowed(func.module, func.name)
                 if entry is not None and entry.takes is not None and not entry.takes(args):
                     call = Call("REDUCE", func, args, None, event.offset)
-                    self.found("CKA103", event.offset, lambda: f"keeps {brief(call)} for later")
+                    self.found("CKA103", event, lambda: f"keeps {brief(call)} for later")
             case _:
                 return
 

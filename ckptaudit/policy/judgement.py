@@ -21,6 +21,8 @@ from ckptaudit.policy.rules import Severity
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ckptaudit.containers import Place
+    from ckptaudit.policy.findings import Subject
     from ckptaudit.policy.permissions import Policy
     from ckptaudit.policy.rules import Coverage, Finding
 
@@ -72,6 +74,10 @@ class Judgement:
         globals: The names asked for, in order of first mention; the first thousand of them.
         pairs: What permissions for pairs would take away; the first thousand.
         rules: Rules with findings that only a permission for the file would take away.
+        subjects: Each finding that was kept, permitted or not, and what it is about; those that
+            count others are about nothing.
+        unread: What the gaps that were kept are about.
+        places: The file and every file inside it, as they were judged.
     """
 
     verdict: Severity
@@ -81,6 +87,9 @@ class Judgement:
     globals: tuple[GlobalUse, ...]
     pairs: tuple[AskedPair, ...]
     rules: tuple[str, ...]
+    subjects: tuple[tuple[Finding, Subject], ...]
+    unread: tuple[Subject, ...]
+    places: tuple[Place, ...]
 
     def hangs_on_hash(self, policy: Policy | None) -> bool:
         """Whether *policy* may permit something that was found, if the file is the right one."""

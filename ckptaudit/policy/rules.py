@@ -59,8 +59,9 @@ class Rule:
         why: Why it matters, what an honest file looks like, and what to do.
         cwe: The weakness it is an instance of, or that a reader with this rule does not have;
             an id of the Common Weakness Enumeration.
-        advisories: Published ids of what taught it; empty where nobody published it, or
-            where it is about weights.
+        advisories: Published ids of what taught it; empty where nobody published it.
+        taught_by: What else taught it: a paper, a specification, the code of a loader; "" if
+            the advisories say it all.
     """
 
     id: str
@@ -69,6 +70,12 @@ class Rule:
     why: str
     cwe: str
     advisories: tuple[str, ...]
+    taught_by: str
+
+    @property
+    def learnt_from(self) -> tuple[str, ...]:
+        """All that taught it; never empty."""
+        return (*self.advisories, *([self.taught_by] if self.taught_by else []))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,8 @@ class Finding:
         record: The record it stands in, or "" for the file as a whole.
         offset: Byte offset in the file, or None where the record is compressed.
         stream_offset: Byte offset in the record's own, uncompressed bytes, or None.
+        length: Bytes that it is about, from either offset on: an instruction with its argument,
+            a record, bytes left over; None if that is not known.
         known: Whether the baseline has it; None where there is no baseline.
     """
 
@@ -91,6 +100,7 @@ class Finding:
     record: str
     offset: int | None
     stream_offset: int | None = None
+    length: int | None = None
     known: bool | None = None
 
 
@@ -119,8 +129,11 @@ def _rule(
     *,
     cwe: str,
     advisories: tuple[str, ...] = (),
+    taught_by: str = "",
 ) -> None:
-    RULES[rule_id] = Rule(rule_id, severity, title, " ".join(why.split()), cwe, advisories)
+    RULES[rule_id] = Rule(
+        rule_id, severity, title, " ".join(why.split()), cwe, advisories, taught_by
+    )
 
 
 # What a pickle would do.
@@ -153,6 +166,7 @@ _rule(
     """,
     cwe="CWE-502",
     advisories=("CVE-2025-10157",),
+    taught_by="arXiv:2508.19774, which found 133 such functions",
 )
 _rule(
     "CKA103",
@@ -178,6 +192,8 @@ _rule(
     plain text; only somebody who hides one does not. Do not load the file.
     """,
     cwe="CWE-470",
+    taught_by="PEP 307 on the extension registry, and load_stack_global in CPython's "
+    "Modules/_pickle.c, which takes the name from any two values",
 )
 _rule(
     "CKA105",
@@ -204,6 +220,8 @@ _rule(
     torch.
     """,
     cwe="CWE-502",
+    taught_by="persistent_load and _check_container_source of _legacy_load in "
+    "torch/serialization.py",
 )
 _rule(
     "CKA107",
@@ -229,6 +247,7 @@ _rule(
     tensors are kept. Or ask the author for model.state_dict().
     """,
     cwe="CWE-502",
+    taught_by="arXiv:2508.15987, on how many popular models a restrictive loader refuses",
 )
 _rule(
     "CKA109",
@@ -243,6 +262,8 @@ _rule(
     the file is your own.
     """,
     cwe="CWE-1286",
+    taught_by="python/cpython issues 126992, 126996, 126997, 135241 and 135321, where CPython's "
+    "own readers of pickles disagree",
 )
 _rule(
     "CKA110",
@@ -270,6 +291,8 @@ _rule(
     nested tensor is safe only from somebody you trust.
     """,
     cwe="CWE-129",
+    taught_by="_validate_loaded_sparse_tensors in torch/_utils.py, which in torch 2.13 returns at "
+    "once unless told otherwise",
 )
 
 _rule(
@@ -283,6 +306,8 @@ _rule(
     file why it does not; do not open it with a reader that has no limits.
     """,
     cwe="CWE-400",
+    taught_by="CPython's Modules/_pickle.c: a memo as long as its highest index, and an opcode for "
+    "any number of values",
 )
 
 _rule(
@@ -297,6 +322,7 @@ _rule(
     and save it again with torch.save.
     """,
     cwe="CWE-502",
+    taught_by="_load_from_bytes in torch/storage.py",
 )
 
 # The framing around it.
@@ -393,6 +419,8 @@ _rule(
     loader of your own.
     """,
     cwe="CWE-1285",
+    taught_by="_rebuild_tensor and _rebuild_tensor_v2 in torch/_utils.py, which hand offset, size "
+    "and strides to set_()",
 )
 _rule(
     "CKA208",
@@ -406,6 +434,8 @@ _rule(
     packed one and scan what is in it.
     """,
     cwe="CWE-636",
+    taught_by="nullifAI, published by ReversingLabs in February 2025: payloads in broken pickles "
+    "and in an archive that was not opened",
 )
 _rule(
     "CKA209",
@@ -419,6 +449,7 @@ _rule(
     slices before you save them.
     """,
     cwe="CWE-1288",
+    taught_by="PyTorch's notes on serialization: a view is saved with all of its storage",
 )
 _rule(
     "CKA210",
@@ -431,6 +462,7 @@ _rule(
     small. This one is not converted; ask the author for what it was made of.
     """,
     cwe="CWE-400",
+    taught_by="torch.Tensor.expand, which repeats elements by a stride of zero",
 )
 
 # The weights.
@@ -446,6 +478,7 @@ _rule(
     a scale kept among the weights. Compare the model's output before and after.
     """,
     cwe="CWE-681",
+    taught_by="IEEE 754-2019, 3.6 and 4.3.1: the largest finite binary16 is 65504",
 )
 _rule(
     "CKA302",
@@ -458,4 +491,5 @@ _rule(
     whether anything uses it.
     """,
     cwe="CWE-754",
+    taught_by="IEEE 754-2019, 6.2: an operation on a NaN gives a NaN",
 )

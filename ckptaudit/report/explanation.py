@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from ckptaudit.report import facts
 from ckptaudit.report.document import SCHEMA_VERSION, Tool, json_line
 from ckptaudit.report.escaping import printable, without_commands
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -64,9 +65,11 @@ def _text(answer: Explanation, listing: Listing | None) -> Iterator[str]:
             yield from _instructions(pickle.instructions)
             left = pickle.opcodes - len(pickle.instructions)
             if left > 0:
-                yield f"  ... {left} of {pickle.opcodes} instructions are not shown; --all does\n"
+                every = counted(pickle.opcodes, "instruction")
+                yield f"  ... {left} more of {every}; --all shows them\n"
     if answer.more_pickles:
-        yield f"\n{answer.more_pickles} more pickles, in which nothing was found; see --record\n"
+        more = counted(answer.more_pickles, "more pickle")
+        yield f"\n{more}, in which nothing was found; see --record\n"
 
 
 def _finding(explained: ExplainedFinding) -> Iterator[str]:
@@ -77,10 +80,12 @@ def _finding(explained: ExplainedFinding) -> Iterator[str]:
 
 def _pickle(pickle: ExplainedPickle) -> Iterator[str]:
     # No line begins with a string out of the file: "::" at its beginning commands a CI runner.
-    where = "compressed" if pickle.offset is None else f"from byte 0x{pickle.offset:x} of the file"
+    where = "that do not lie in the file as they are"
+    if pickle.offset is not None:
+        where = f"from byte 0x{pickle.offset:x} of the file"
     yield (
-        f"\n== {pickle.record}: protocol {pickle.protocol}, {pickle.opcodes} instructions, "
-        f"{pickle.nbytes} bytes {where}\n"
+        f"\n== {pickle.record}: protocol {pickle.protocol}, "
+        f"{counted(pickle.opcodes, 'instruction')}, {counted(pickle.nbytes, 'byte')} {where}\n"
     )
     yield f"  {pickle.executed_by}\n"
     if pickle.error is not None:
@@ -91,7 +96,7 @@ def _pickle(pickle: ExplainedPickle) -> Iterator[str]:
         yield from _global(row)
     more = len(rows[_MOST_GLOBALS:]) + pickle.more_globals
     if more:
-        yield f"  ... and {more} more names; see --format json\n"
+        yield f"  ... and {counted(more, 'more name')}; see --format json\n"
 
 
 def _global(row: ExplainedGlobal) -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ckptaudit.policy import dated
 from ckptaudit.report.escaping import printable
 from ckptaudit.vm import escape
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -141,14 +142,14 @@ def sizes_by_dtype(tensors: Iterable[InspectedTensor]) -> list[tuple[str, str]]:
 def tensors_in(result: Conversion, output: File) -> str:
     """How many tensors are in *output*; one that was put together from parts is one."""
     names = {entry.name for entry in result.tensors if output.path.endswith(entry.file)}
-    return f"{len(names)} tensors" if output.path.endswith(".safetensors") else "settings"
+    return counted(len(names), "tensor") if output.path.endswith(".safetensors") else "settings"
 
 
 def stored_once(result: Conversion) -> list[str]:
     """Which names have become others, or stand for others."""
     renamed = sum(tensor.name != tensor.source for tensor in result.tensors)
     return [
-        *([f"{renamed} tensors got their canonical names"] if renamed else []),
+        *([f"canonical names given to {counted(renamed, 'tensor')}"] if renamed else []),
         *first_of(
             f"{escape(alias.name)} is stored as {escape(alias.of)}" for alias in result.aliases
         ),
@@ -157,20 +158,20 @@ def stored_once(result: Conversion) -> list[str]:
 
 def losses(tensors: Iterable[TensorEntry]) -> list[str]:
     """What the casts cost, counted over all of *tensors*; nothing if nothing was cast yet."""
-    counted = [tensor.stats for tensor in tensors if tensor.stats is not None]
-    if not counted:
+    known = [tensor.stats for tensor in tensors if tensor.stats is not None]
+    if not known:
         return []
     totals = {
-        "overflowed": sum(stats.overflowed for stats in counted),
-        "flushed to zero": sum(stats.flushed for stats in counted),
-        "subnormal": sum(stats.subnormal for stats in counted),
-        "NaN": sum(stats.nan for stats in counted),
-        "infinite": sum(stats.inf for stats in counted),
+        "overflowed": sum(stats.overflowed for stats in known),
+        "flushed to zero": sum(stats.flushed for stats in known),
+        "subnormal": sum(stats.subnormal for stats in known),
+        "NaN": sum(stats.nan for stats in known),
+        "infinite": sum(stats.inf for stats in known),
     }
-    numel = sum(stats.numel for stats in counted)
-    worst = max((stats.max_abs_error or 0.0 for stats in counted), default=0.0)
+    numel = sum(stats.numel for stats in known)
+    worst = max((stats.max_abs_error or 0.0 for stats in known), default=0.0)
     shown = ", ".join(f"{count} {what}" for what, count in totals.items())
-    return [f"{numel} values as written: {shown}; largest error {worst:.3g}"]
+    return [f"{counted(numel, 'value')} as written: {shown}; largest error {worst:.3g}"]
 
 
 def leftovers(held: Iterable[Leftover]) -> list[str]:
@@ -186,8 +187,8 @@ def leftovers(held: Iterable[Leftover]) -> list[str]:
             what = f"{escape(branch[0].path) or 'its root'}: {branch[0].what}"
         else:
             tensors = sum(left.is_tensor for left in branch)
-            counts = {"tensors": tensors, "other values": len(branch) - tensors}
-            shown = " and ".join(f"{count} {name}" for name, count in counts.items() if count)
+            counts = {"tensor": tensors, "other value": len(branch) - tensors}
+            shown = " and ".join(counted(count, name) for name, count in counts.items() if count)
             what = f"{escape(first) or 'its root'}: {shown}"
         sentences.append(f"also holds {what} ({reason})")
     return first_of(sentences)

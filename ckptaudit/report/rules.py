@@ -35,7 +35,12 @@ def rule_text(rule: Rule) -> str:
         *textwrap.wrap(rule.why, _COLUMNS, break_long_words=False, break_on_hyphens=False),
         "",
         f"weakness: {rule.cwe}, {cwe_url(rule)}",
-        f"learnt from: {', '.join(rule.advisories) or 'no published advisory'}",
+        *textwrap.wrap(
+            f"learnt from: {'; '.join(rule.learnt_from)}",
+            _COLUMNS,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ),
     ]
     return "\n".join(lines) + "\n"
 

@@ -5,7 +5,7 @@ Is told:    what a run came to.
 Never asks: for the time, the machine or the user: two runs write the same bytes.
 
 Rules stand in the order of their ids, artifacts and results in the order in which the files
-were named: a file, then the records of it that a finding names, as nested artifacts.
+were named: a file, then what findings and gaps name in it, as nested artifacts.
 A review is a ``note``, a suspicion a ``warning``, malice an ``error``.
 
 Standard: https://docs.oasis-open.org/sarif/sarif/v2.1.0/sarif-v2.1.0.html; sections are named
@@ -14,9 +14,8 @@ where they decide something.
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections import Counter
+from collections import defaultdict
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -24,13 +23,15 @@ from urllib.parse import quote
 import msgspec
 
 from ckptaudit import __version__
-from ckptaudit.policy import RULES, Severity
+from ckptaudit.policy import RULES, Severity, record_text
+from ckptaudit.policy.fingerprints import fingerprints
 from ckptaudit.report.document import Failure, json_text
 from ckptaudit.report.escaping import printable
 from ckptaudit.report.rules import cwe_url
 
 if TYPE_CHECKING:
     from ckptaudit.containers import Gap
+    from ckptaudit.jobs.parts import Part
     from ckptaudit.jobs.scan import ScanResult
     from ckptaudit.policy import Finding, Permitted, Rule
     from ckptaudit.report.document import Run
@@ -50,9 +51,8 @@ _SECURITY_SEVERITY = {
 _BASELINE_STATES = {None: None, True: "unchanged", False: "new"}
 # Rules about weights say nothing about security.
 _WEIGHTS = "CKA3"
+_MOST_NAME = 500
 _RULE_INDEX = {rule_id: index for index, rule_id in enumerate(RULES)}
-# Hexadecimal digits of a fingerprint: 64 bits.
-_FINGERPRINT_DIGITS = 16
 
 
 class _Object(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -106,6 +106,7 @@ class _Location(_Object):
 class _Artifact(_Object):
     location: _ArtifactLocation
     parent_index: int | None = None
+    offset: int | None = None
     length: int | None = None
     roles: list[str] | None = None
     hashes: dict[str, str] | None = None
@@ -170,16 +171,29 @@ class _Log(_Object):
     runs: list[_Run]
 
 
+def _notification(name: str, level: str, what: str, why: str) -> _Descriptor:
+    return _Descriptor(
+        name,
+        short_description=_Message(what),
+        full_description=_Message(why),
+        help=_Message(why),
+        default_configuration={"level": level},
+    )
+
+
 _NOTIFICATIONS = (
-    _Descriptor(
+    _notification(
         "not-read",
-        short_description=_Message("Part of a file was recognised but not read."),
-        default_configuration={"level": "warning"},
+        "warning",
+        "Part of a file was recognised but not read.",
+        "What was not read was not judged, so the file is not called clean. Fetch a damaged file "
+        "again; unpack a packed one and scan what is in it.",
     ),
-    _Descriptor(
+    _notification(
         "no-answer",
-        short_description=_Message("A file could not be scanned at all."),
-        default_configuration={"level": "error"},
+        "error",
+        "A file could not be scanned at all.",
+        "It cannot be read, or is no checkpoint. Nothing is known of it.",
     ),
 )
 _NOT_READ = _Reference("not-read", 0)
@@ -223,29 +237,16 @@ class _Writer:
     def add_scan(self, scan: ScanResult) -> None:
         """Add a file, what was found in it and what was not read of it."""
         file = _File(self.artifacts, scan)
-        times: Counter[tuple[str, str, str]] = Counter()
-        permitted = [(each.finding, [_suppression(each)]) for each in scan.permitted]
-        for finding, suppressions in (*((each, None) for each in scan.findings), *permitted):
-            same = (finding.rule, finding.record, finding.message)
-            times[same] += 1
-            fingerprint = f"{_digest(*same)}:{times[same]}"
-            self.results.append(
-                _Result(
-                    rule_id=finding.rule,
-                    rule_index=_RULE_INDEX[finding.rule],
-                    level=_LEVELS[finding.severity],
-                    message=_message(finding.message),
-                    locations=[file.location(finding)],
-                    related_locations=file.related(finding),
-                    suppressions=suppressions,
-                    baseline_state=_BASELINE_STATES[finding.known],
-                    # The second is the only one that GitHub looks at, whatever it is made from.
-                    partial_fingerprints={
-                        "ckptaudit/v1": fingerprint,
-                        "primaryLocationLineHash": fingerprint,
-                    },
-                )
+        told = [*scan.findings, *(each.finding for each in scan.permitted)]
+        suppressions = [None] * len(scan.findings) + [
+            [_suppression(each)] for each in scan.permitted
+        ]
+        self.results += [
+            _result(finding, file, fingerprint, suppressed)
+            for finding, fingerprint, suppressed in zip(
+                told, fingerprints(told), suppressions, strict=True
             )
+        ]
         self.notifications += [
             _Notification(_NOT_READ, "warning", _message(gap.reason), [file.location(gap)])
             for gap in scan.coverage.gaps
@@ -263,26 +264,47 @@ class _Writer:
 
 
 class _File:
-    """A scanned file among the artifacts, and the records in it that are named."""
+    """A scanned file among the artifacts, and the parts of it that findings and gaps name."""
 
     def __init__(self, artifacts: list[_Artifact], scan: ScanResult) -> None:
-        self._artifacts = artifacts
         self._size = scan.size
-        self._location = _ArtifactLocation(_uri(scan.path), len(artifacts))
-        # By the names around a record, and its own.
-        self._nested: dict[tuple[str, ...], int] = {}
+        self._index = len(artifacts)
+        self._location = _ArtifactLocation(_uri(scan.path), self._index)
+        self._parts: defaultdict[str, list[tuple[int, Part]]] = defaultdict(list)
         artifacts.append(
             _Artifact(
                 _ArtifactLocation(self._location.uri),
                 length=scan.size,
                 roles=["analysisTarget"],
-                hashes={"sha-256": scan.sha256} if scan.sha256 else None,
+                hashes=_hashes(scan.sha256),
                 properties={
                     "container": scan.container.value,
                     "verdict": scan.verdict.value,
                     "coverage": "complete" if scan.coverage.complete else "incomplete",
                 },
             )
+        )
+        concerned = {finding.record for finding in scan.findings}
+        concerned |= {each.finding.record for each in scan.permitted}
+        for part in scan.parts:
+            self._parts[part.record].append((len(artifacts), part))
+            artifacts.append(self._nested(part, is_concerned=part.record in concerned))
+
+    def _nested(self, part: Part, *, is_concerned: bool) -> _Artifact:
+        properties = {"role": part.role.value}
+        if part.container is not None:
+            properties["container"] = part.container.value
+        if len(part.name) > _MOST_NAME:
+            properties["name"] = part.name
+        return _Artifact(
+            _ArtifactLocation(_nested_uri(part)),
+            parent_index=self._index + (0 if part.within is None else 1 + part.within),
+            offset=part.offset,
+            length=part.size,
+            # Section 3.24.6: where something was found though nobody asked for it by name.
+            roles=["resultFile"] if is_concerned else None,
+            hashes=_hashes(part.sha256),
+            properties=properties,
         )
 
     def location(self, found: Finding | Gap) -> _Location:
@@ -292,33 +314,60 @@ class _File:
             at = found.stream_offset
             full = found.record if at is None else f"{found.record}@{at}"
             logical = [_LogicalLocation(found.record, full, "resource")]
-        region = _region(found.offset, self._size)
+        region = _region(found.offset, found.length, self._size)
         return _Location(_PhysicalLocation(self._location, region), logical)
 
     def related(self, finding: Finding) -> list[_Location] | None:
-        """Where a finding is in the record itself, whose bytes may be compressed in the file."""
-        if not finding.record:
+        """Where a finding is in the part it names, whose bytes may be compressed in the file."""
+        index, part = self._named(finding)
+        if part is None:
             return None
-        index = self._name(tuple(finding.record.split("!")))
-        nested = _ArtifactLocation(self._artifacts[index].location.uri, index)
-        return [_Location(_PhysicalLocation(nested, _region(finding.stream_offset)), id=1)]
+        region = _region(finding.stream_offset, finding.length, part.size)
+        location = _ArtifactLocation(_nested_uri(part), index)
+        return [_Location(_PhysicalLocation(location, region), id=1)]
 
-    def _name(self, path: tuple[str, ...]) -> int:
-        """The index of the artifact that a record is; it is added if this is the first time."""
-        if path not in self._nested:
-            parent = self._name(path[:-1]) if path[1:] else self._location.index
-            self._nested[path] = len(self._artifacts)
-            # Section 3.24.2: where a path leads to a nested artifact, it begins with a slash.
-            location = _ArtifactLocation(f"/{quote(path[-1].lstrip('/'))}")
-            self._artifacts.append(_Artifact(location, parent_index=parent))
-        return self._nested[path]
+    def _named(self, finding: Finding) -> tuple[int, Part | None]:
+        """The part that *finding* names, and its artifact; of several of one name the nearest."""
+        named = self._parts.get(finding.record, [])
+        at = finding.offset
+        if at is not None and len(named) > 1:
+            # Of an instruction that gives the beginning of its pickle, of a zip's entry its header.
+            at -= finding.stream_offset or 0
+            behind = [one for one in named if (one[1].file_offset or 0) >= at]
+            named = sorted(behind, key=lambda one: one[1].file_offset or 0) or named
+        return named[0] if named else (self._index, None)
 
 
-def _region(offset: int | None, size: int | None = None) -> _Region | None:
-    """The byte at which something begins: how long it is nobody says; none behind the end."""
+def _result(
+    finding: Finding, file: _File, fingerprint: str, suppressions: list[_Suppression] | None
+) -> _Result:
+    return _Result(
+        rule_id=finding.rule,
+        rule_index=_RULE_INDEX[finding.rule],
+        level=_LEVELS[finding.severity],
+        message=_message(finding.message),
+        locations=[file.location(finding)],
+        related_locations=file.related(finding),
+        suppressions=suppressions,
+        baseline_state=_BASELINE_STATES[finding.known],
+        # The second is the only one that GitHub looks at, whatever it is made from.
+        partial_fingerprints={
+            "ckptaudit/v1": fingerprint,
+            "primaryLocationLineHash": fingerprint,
+        },
+    )
+
+
+def _region(offset: int | None, length: int | None, size: int | None) -> _Region | None:
+    """Bytes of an artifact of *size* bytes; what has no known length is the byte it begins with."""
     if offset is None or (size is not None and offset > size):
         return None
-    return _Region(offset, int(offset != size))
+    reach = 1 if length is None else length
+    return _Region(offset, reach if size is None else min(reach, size - offset))
+
+
+def _hashes(sha256: str | None) -> dict[str, str] | None:
+    return {"sha-256": sha256} if sha256 else None
 
 
 def _suppression(permitted: Permitted) -> _Suppression:
@@ -329,7 +378,7 @@ def _suppression(permitted: Permitted) -> _Suppression:
 
 def _rule(rule: Rule) -> _Descriptor:
     weakness = f"[{rule.cwe}]({cwe_url(rule)})"
-    learnt = f" Learnt from: {', '.join(rule.advisories)}." if rule.advisories else ""
+    learnt = f" Learnt from: {'; '.join(rule.learnt_from)}."
     properties: dict[str, object] = {"tags": ["weights", rule.cwe]}
     if not rule.id.startswith(_WEIGHTS):
         properties = {
@@ -365,6 +414,16 @@ def _uri(path: str) -> str:
     return f"file://{quote(str(pure))}" if pure.is_absolute() else quote(str(pure))
 
 
-def _digest(*parts: str) -> str:
-    """What tells a finding from others, wherever the file lies and whatever else was scanned."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:_FINGERPRINT_DIGITS]
+def _nested_uri(part: Part) -> str:
+    """The name of a part as the path of a nested artifact, from which it can be had again.
+
+    Section 3.4.3: it is relative to what is around it, so it begins with no slash.  What would
+    make a reader resolve it to another is written in percent: an empty step, or one of dots.
+    Each finding repeats it, so of a long name it has the beginning and a digest, and a property
+    of the artifact the whole.
+    """
+    name = part.name if len(part.name) <= _MOST_NAME else record_text([part.name])
+    steps = name.split("/")
+    if {"", ".", ".."} & set(steps):
+        return quote(name, safe="", errors="surrogatepass").replace(".", "%2E")
+    return quote(name, errors="surrogatepass")

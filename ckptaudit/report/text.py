@@ -17,6 +17,7 @@ from ckptaudit.report import facts
 from ckptaudit.report.escaping import printable, without_commands
 from ckptaudit.report.facts import size_text
 from ckptaudit.vm import escape
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,9 +56,10 @@ def inspection_text(result: Inspection) -> str:
     """What the file is, part by part, and what else is in it."""
     family = result.family + (f" ({result.variant})" if result.variant else "")
     weights = sum(tensor.nbytes for tensor in result.tensors)
+    tensors = counted(len(result.tensors), "tensor")
     distrusted = result.verdict > Severity.CLEAN
     return _lines(
-        f"{printable(result.path)}: {family}, {len(result.tensors)} tensors, {size_text(weights)}",
+        f"{printable(result.path)}: {family}, {tensors}, {size_text(weights)}",
         f"{result.container.value}, {size_text(result.size)}{_hash(result.sha256)}",
         *([f"{result.verdict.value}: `ckptaudit scan` says why"] if distrusted else []),
         f"state dict: {escape(result.state_dict) or 'the root of the pickle'}",
@@ -96,10 +98,10 @@ def verification_text(result: Verification) -> str:
     """Whether the converted file is what its source gives."""
     proven = sum(proof.equal for proof in result.tensors)
     verdict = "proven" if result.equal else "NOT what its source gives"
-    of = f"{proven} of {len(result.tensors)}"
+    of = f"{proven} of {counted(len(result.tensors), 'tensor')}"
     return _lines(
         f"{printable(result.converted.path)}: {verdict}",
-        f"{of} tensors are exactly what {printable(result.source.path)} gives",
+        f"exactly what {printable(result.source.path)} gives: {of}",
         *_asked_for(result),
         *_notes(result.notes),
         *_not_read(result.coverage),

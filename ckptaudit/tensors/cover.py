@@ -18,6 +18,7 @@ from ckptaudit.containers import Mishap, key_of, storage_of
 from ckptaudit.tensors.rebuild import beside_storage
 from ckptaudit.tensors.tree import held_in
 from ckptaudit.vm import Call, PersistentId, brief
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -91,12 +92,14 @@ class Cover:
             name = brief(storage.key)
             if known is None:
                 what = f"which bytes of storage {name} tensors show was not worked out: there are"
-                yield _mishap(container, storage, storage.offset, f"{what} too many pieces")
+                whole = range(storage.offset, storage.offset + storage.nbytes)
+                yield _mishap(container, storage, whole, f"{what} too many pieces")
                 continue
             first, total = _missing(storage, known)
-            if total:
-                what = f"{total} of the {storage.nbytes} bytes of storage {name}"
-                yield _mishap(container, storage, first, f"{what} are in no tensor")
+            if first:
+                every = counted(storage.nbytes, "byte")
+                what = f"no tensor shows {total} of the {every} of storage {name}"
+                yield _mishap(container, storage, first, what)
 
     def _parts(self, container: Container, records: Iterable[str]) -> dict[str, list[_Part] | None]:
         """By record, what is shown of it; None where that is in too many pieces."""
@@ -127,24 +130,25 @@ def _part_of(view: TensorView) -> _Part:
     return _Part(tuple(at + start * size for start in starts), run * size)
 
 
-def _missing(storage: Storage, parts: list[_Part]) -> tuple[int, int]:
-    """First byte of *storage* that is in none of *parts*, and how many there are."""
+def _missing(storage: Storage, parts: list[_Part]) -> tuple[range, int]:
+    """The first bytes of *storage* that are in none of *parts*, and how many there are in all."""
     pieces = sorted((start, start + part.nbytes) for part in parts for start in part.starts)
     at, stop = storage.offset, storage.offset + storage.nbytes
-    first = stop
+    first = range(stop, stop)
     total = 0
     for begin, end in (*pieces, (stop, stop)):
         begin_here = min(begin, stop)
         if begin_here > at:
-            first = min(first, at)
+            first = first or range(at, begin_here)
             total += begin_here - at
         at = max(at, end)
     return first, total
 
 
-def _mishap(container: Container, storage: Storage, at: int, message: str) -> Mishap:
+def _mishap(container: Container, storage: Storage, where: range, message: str) -> Mishap:
     is_stored = storage.record not in container.inflated
-    return Mishap("storage-uncovered", message, storage.record, at if is_stored else None)
+    at = where.start if is_stored else None
+    return Mishap("storage-uncovered", message, storage.record, at, len(where))
 
 
 def _by_themselves(container: Container) -> Iterator[Storage]:

@@ -7,13 +7,13 @@ Never asks: whether the tensor is part of the state dict, or what it means that 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ckptaudit.containers import Gap, Mishap
 from ckptaudit.errors import LimitExceeded, MalformedInput
 from ckptaudit.tensors.cover import Cover
 from ckptaudit.tensors.rebuild import MOST_WRAPPERS, Tensor, Unreadable, window_of, wraps
-from ckptaudit.vm import Build, Call
+from ckptaudit.vm import Build, Call, length_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +30,40 @@ _MOST_DIMENSIONS = 4_000_000
 _OVERHEAD = 5
 
 
+class _Spot(NamedTuple):
+    """What makes a tensor.
+
+    Attributes:
+        what: What to call the tensor.
+        trace: The pickle; None if the framing itself describes the tensor.
+        event: The instruction of it.
+        start: Where the pickle begins in the file; None where it is compressed.
+    """
+
+    what: str
+    trace: Trace | None = None
+    event: Call | Build | None = None
+    start: int | None = None
+
+    def mishap(self, code: str, message: str) -> Mishap:
+        """What is wrong with the tensor."""
+        record, offset, stream_offset, length = self._place()
+        return Mishap(code, f"{self.what} {message}", record, offset, length, stream_offset)
+
+    def gap(self, reason: str) -> Gap:
+        """Why the tensor, or what comes after it, was not looked at."""
+        record, offset, stream_offset, length = self._place()
+        return Gap(reason, record, offset, stream_offset, length)
+
+    def _place(self) -> tuple[str, int | None, int | None, int | None]:
+        """Record, offset in the file, offset in the pickle, length."""
+        if self.trace is None or self.event is None:
+            return "", None, None, None
+        at = self.event.offset
+        offset = None if self.start is None else self.start + at
+        return self.trace.record, offset, at, length_of(self.event)
+
+
 def misfits(container: Container) -> Iterator[Mishap | Gap]:
     """Every tensor that torch is asked to make and that does not lie inside its storage.
 
@@ -40,30 +74,24 @@ def misfits(container: Container) -> Iterator[Mishap | Gap]:
     cover = Cover()
     for key, stored in container.tensors.items():
         window = (stored.storage, stored.dtype, stored.shape, stored.stride, stored.offset)
-        yield from _misfit(Tensor(*window), container, cover, (f"tensor {key}", "", None))
+        yield from _misfit(Tensor(*window), container, cover, _Spot(f"tensor {key}"))
     if container.main is not None:
         yield from _in_pickle(container.traces[container.main], container, cover)
     yield from cover.left_over(container)
 
 
-def _start_of(trace: Trace, container: Container) -> int | None:
-    """Where the pickle begins in the file; None where it is compressed or nobody knows."""
-    records = [record for record in container.records if record.name == trace.record]
-    return records[0].offset if [record.method for record in records] == ["stored"] else None
-
-
 def _in_pickle(trace: Trace, container: Container, cover: Cover) -> Iterator[Mishap | Gap]:
-    start = _start_of(trace, container)
+    start = trace.start if trace.source is container.source else None
     left = _MOST_DIMENSIONS
     for event in trace.events:
         if not isinstance(event, (Call, Build)):
             continue
-        at = None if start is None else start + event.offset
+        spot = _Spot("a tensor", trace, event, start)
         try:
             tensor = window_of(event)
         except LimitExceeded as err:
             cover.give_up()
-            yield Gap(f"a tensor {err.args[0]}", trace.record, at)
+            yield spot.gap(f"a tensor {err.args[0]}")
             continue
         if tensor is None:
             continue
@@ -71,23 +99,19 @@ def _in_pickle(trace: Trace, container: Container, cover: Cover) -> Iterator[Mis
         left -= len(tensor.shape) if isinstance(tensor, Tensor) else 0
         if left < 0:
             cover.give_up()
-            yield Gap("makes more tensors than the limit allows", trace.record, at)
+            yield spot.gap("makes more tensors than the limit allows")
             return
-        yield from _misfit(tensor, container, cover, ("a tensor", trace.record, at))
+        yield from _misfit(tensor, container, cover, spot)
 
 
 def _misfit(
-    tensor: Tensor | Unreadable,
-    container: Container,
-    cover: Cover,
-    place: tuple[str, str, int | None],
+    tensor: Tensor | Unreadable, container: Container, cover: Cover, spot: _Spot
 ) -> Iterator[Mishap | Gap]:
-    """What is wrong with *tensor*; *place* is what to call it, its record and its offset."""
-    name, record, at = place
+    """What is wrong with *tensor*, which *spot* makes."""
     if not isinstance(tensor, Tensor):
         cover.leave(tensor.storage)
         if tensor.is_broken:
-            yield Mishap("tensor-outside", f"{name} cannot be made: {tensor.reason}", record, at)
+            yield spot.mishap("tensor-outside", f"cannot be made: {tensor.reason}")
         return
     if tensor.storage not in container.storages:
         return
@@ -96,8 +120,8 @@ def _misfit(
     except LimitExceeded as err:
         # Nothing is wrong with where it lies; but nobody who converts the file will see it.
         cover.leave(tensor.storage)
-        yield Mishap("tensor-expanded", f"{name} {err.args[0]}", record, at)
-        yield Gap(f"{name} {err.args[0]}", record, at)
+        yield spot.mishap("tensor-expanded", str(err.args[0]))
+        yield spot.gap(f"{spot.what} {err.args[0]}")
     except MalformedInput as err:
         cover.leave(tensor.storage)
-        yield Mishap("tensor-outside", f"{name} cannot be made: {err.args[0]}", record, at)
+        yield spot.mishap("tensor-outside", f"cannot be made: {err.args[0]}")

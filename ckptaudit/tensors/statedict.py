@@ -19,6 +19,7 @@ from ckptaudit.tensors.rebuild import Tensor, Unreadable, made_by
 from ckptaudit.tensors.tree import Steps, Tree, is_module, pairs_of, path_of
 from ckptaudit.tensors.view import Leftover, StateDict, TensorView
 from ckptaudit.vm import Call, Dict, Global, Limits, PersistentId, Set, brief
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -344,8 +345,8 @@ class _Search:
         A pickle may make a tensor and throw it away, or hang one on another tensor.
         """
         if self.unlisted:
-            what = f"{self.unlisted} more values"
-            reason = "are no tensors; there are too many to list"
+            what = counted(self.unlisted, "more value")
+            reason = "beyond what is listed; no tensor among them"
             self.leftovers.append(Leftover("", what, reason, is_tensor=False))
         reason = "is in the file, but no tensor of the object is in it"
         if self.container.kind is Kind.TAR:

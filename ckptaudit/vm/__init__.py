@@ -22,6 +22,7 @@ from ckptaudit.vm.nodes import (
     PersistentId,
     Set,
     Trace,
+    length_of,
 )
 
 __all__ = [
@@ -42,5 +43,6 @@ __all__ = [
     "brief",
     "escape",
     "extent_of",
+    "length_of",
     "trace_pickle",
 ]

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ckptaudit.errors import LimitExceeded
-from ckptaudit.vm.brief import brief
+from ckptaudit.wording import counted
 
 __all__ = ["Budget", "Limits"]
 
@@ -109,7 +109,8 @@ class Budget:
         self.records += count
         if self.records > self.limits.records:
             raise LimitExceeded(
-                f"has {brief(self.records)} records, more than the limit of {self.limits.records}",
+                f"has {counted(self.records, 'record')}, "
+                f"more than the limit of {self.limits.records}",
                 where=where,
             )
 

@@ -44,6 +44,7 @@ from ckptaudit.vm.nodes import (
     Trace,
 )
 from ckptaudit.vm.reader import Reader
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -243,7 +244,7 @@ class _Machine(Reader):
         self.root = self.pop()
         self.end_frame()
         if self.stack or self.marks:
-            self.odd("stack-not-empty", f"{len(self.stack)} values are left over at STOP")
+            self.odd("stack-not-empty", f"{counted(len(self.stack), 'value')} left over at STOP")
         self.running = False
 
     # Stack manipulation
@@ -377,7 +378,8 @@ class _Machine(Reader):
     # Names, calls and what else leaves the data
 
     def ask(self, module: str, name: str) -> Global:
-        asked = Global(module, name, self.offset)
+        # Its names have been read: what is before the cursor is the whole instruction.
+        asked = Global(module, name, self.offset, self.at - self.began)
         self.events.append(asked)
         return asked
 
@@ -436,7 +438,7 @@ class _Machine(Reader):
             self.drop(state)
 
     def persistent(self, pid: Node) -> None:
-        value = PersistentId(pid, self.offset)
+        value = PersistentId(pid, self.offset, self.at - self.began)
         self.events.append(value)
         self.stack.append(value)
 

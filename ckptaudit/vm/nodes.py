@@ -31,16 +31,25 @@ __all__ = [
     "PersistentId",
     "Set",
     "Trace",
+    "length_of",
 ]
 
 
 @dataclass(slots=True, eq=False)
 class Global:
-    """A name the pickle asks for.  Holding one imports nothing."""
+    """A name the pickle asks for.  Holding one imports nothing.
+
+    Attributes:
+        module: As the pickle spells it.
+        name: As the pickle spells it.
+        offset: Byte offset of the opcode.
+        length: Bytes of the opcode and what follows it as its argument.
+    """
 
     module: str
     name: str
     offset: int
+    length: int = 1
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
@@ -74,10 +83,17 @@ class Call:
 
 @dataclass(slots=True, eq=False, repr=False)
 class PersistentId:
-    """A reference out of the pickle; torch keeps its storages behind these."""
+    """A reference out of the pickle; torch keeps its storages behind these.
+
+    Attributes:
+        pid: What the loader is asked for.
+        offset: Byte offset of the opcode.
+        length: Bytes of the opcode and what follows it as its argument.
+    """
 
     pid: Node
     offset: int
+    length: int = 1
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -113,12 +129,14 @@ class Oddity:
         message: What was seen.
         offset: Byte offset of the opcode.
         value: What the opcode pushed, if that is what it is about.
+        length: Bytes of the opcode, and of what had been read of its argument.
     """
 
     code: str
     message: str
     offset: int
     value: Node = None
+    length: int = 1
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -141,6 +159,23 @@ Node: TypeAlias = (
     " | str | bytes | bytearray | bool | int | float | None"
 )
 Event: TypeAlias = "Global | Call | PersistentId | Build | Opaque | Oddity"
+
+
+# Bytes of the opcodes that have a number behind them; the others that make these events have none.
+_EXTENSIONS = {"EXT1": 2, "EXT2": 3, "EXT4": 5}
+
+
+def length_of(event: Event) -> int:
+    """Bytes of the instruction that gave *event*, its argument included."""
+    match event:
+        case Global() | PersistentId() | Oddity():
+            return event.length
+        case Call(op="INST", func=Global() as asked):
+            return asked.length
+        case Opaque():
+            return _EXTENSIONS.get(event.op, 1)
+        case Call() | Build():
+            return 1
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ckptaudit.errors import LimitExceeded, MalformedInput
 from ckptaudit.source import ByteSource, Cursor
 from ckptaudit.vm.nodes import Event, Node, Oddity
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,8 +75,9 @@ class Reader(Cursor):
         )
 
     def odd(self, code: str, message: str, value: Node = None) -> None:
-        """Write down an `Oddity`."""
-        self.events.append(Oddity(code, message, self.offset, value))
+        """Write down an `Oddity` of the instruction, as far as that has been read."""
+        length = max(self.at - self.began, 1)
+        self.events.append(Oddity(code, message, self.offset, value, length))
 
     # Windows and frames
 
@@ -107,7 +109,7 @@ class Reader(Cursor):
         """
         self.framed = length <= self.remaining
         if not self.framed:
-            self.odd("frame-mismatch", f"a frame of {length} bytes reaches past the end")
+            self.odd("frame-mismatch", f"a frame of {counted(length, 'byte')} reaches past the end")
         if self.offset < self.frame_end:
             self.odd("frame-mismatch", "a frame begins inside another")
         self.frame_end = self.position + length
