@@ -298,8 +298,23 @@ def test_another_archive_in_the_same_bytes_is_a_finding_and_judged(data: bytes) 
     assert "CKA201" in rules(judgement)
 
 
-def test_an_archive_that_begins_before_its_file_is_a_gap() -> None:
-    """To each offset zipfile would add a negative number."""
+def test_an_archive_whose_beginning_is_missing_is_read_as_zipfile_reads_it() -> None:
+    """To each offset zipfile adds a negative number, and reads what then lies in the file."""
+    entries = [ZipEntry("first", BARE), *torch_entries(EVIL, {})]
+    at = zip_archive(entries).index(EVIL)
+
+    for missing in (1, 2, 40):
+        judgement = judged(zip_archive(entries)[missing:])
+
+        assert is_told(judgement)
+        (call,) = (found for found in judgement.findings if found.rule == "CKA101")
+        assert call.offset == at - missing + len(b"\x80\x02cposix\nsystem\nX\x04\0\0\0true\x85")
+        assert all(found.offset is None or found.offset >= 0 for found in judgement.findings)
+        assert all(gap.offset is None or gap.offset >= 0 for gap in judgement.coverage.gaps)
+
+
+def test_an_archive_most_of_which_is_missing_is_a_gap() -> None:
+    """Zipfile would read it too, but what it costs to look at goes by its size."""
     judgement = judged(BARE + zip_archive(torch_entries(EVIL, {}), start_at=5000))
 
     assert judgement.verdict > Severity.REVIEW

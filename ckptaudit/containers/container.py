@@ -212,7 +212,8 @@ class Nested:
 
     Attributes:
         name: The record it is, or how it is packed, such as ``gzip``.
-        offset: Where byte 0 of it is in the file around it, or None where it is compressed.
+        offset: Where byte 0 of it is in the file around it, less than zero if its beginning is
+            missing; or None where it is compressed.
         container: What is in it.
     """
 

@@ -161,7 +161,8 @@ def _around(
     # Of what stands there with another reader's eyes nothing more needs to be told.
     taken: tuple[int, int] | None = None
     if archive is not None and not archive.is_torchs:
-        yield Mishap("zip-other-reading", _OTHER_READING, "", archive.base)
+        begins = max(archive.base, 0)
+        yield Mishap("zip-other-reading", _OTHER_READING, "", begins)
         try:
             alone = archive.alone("zip")
             below = inside.below(alone.name)
@@ -169,8 +170,8 @@ def _around(
             yield Nested(alone.name, archive.base, container)
         except (MalformedInput, Unsupported) as err:
             reason = str(err.args[0]).removeprefix("zip: ")
-            yield Gap(f"another zip archive in the file {reason}", "zip", archive.base)
-        taken = (max(archive.base, 0), archive.end)
+            yield Gap(f"another zip archive in the file {reason}", "zip", begins)
+        taken = (begins, archive.end)
     names = {mishap.offset: mishap.record for mishap in opened.mishaps if mishap.record}
     for start, stop in _without(taken, _uncovered(opened)):
         name = names.get(start) or f"byte {start}"

@@ -25,7 +25,8 @@ class Place:
 
     Attributes:
         around: Names of the containers around it, the outermost first.
-        start: Where its byte 0 is in the outermost file; None where that is compressed.
+        start: Where its byte 0 is in the outermost file, or would be, before the beginning, if
+            the file had it; None where that is compressed.
         container: The container.
     """
 
@@ -38,8 +39,10 @@ class Place:
         return "!".join((*self.around, name) if name else self.around)
 
     def offset(self, at: int | None) -> int | None:
-        """Where byte *at* of the container is in the outermost file, or None."""
-        return None if self.start is None or at is None else self.start + at
+        """Where byte *at* of the container is in the outermost file; None if it is not in it."""
+        if self.start is None or at is None or self.start + at < 0:
+            return None
+        return self.start + at
 
     def start_of(self, trace: Trace) -> int | None:
         """Where a pickle of the container begins in the outermost file; None if compressed."""
@@ -48,9 +51,11 @@ class Place:
     def within(self, files: Iterable[Nested]) -> list[Place]:
         """Where *files*, which the container holds, are in the outermost file."""
         return [
-            Place((*self.around, file.name), self.offset(file.offset), file.container)
-            for file in files
+            Place((*self.around, file.name), self._start_of(file), file.container) for file in files
         ]
+
+    def _start_of(self, file: Nested) -> int | None:
+        return None if self.start is None or file.offset is None else self.start + file.offset
 
 
 def places(container: Container) -> Iterator[Place]:
