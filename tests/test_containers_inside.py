@@ -313,12 +313,26 @@ def test_an_archive_whose_beginning_is_missing_is_read_as_zipfile_reads_it() -> 
         assert all(gap.offset is None or gap.offset >= 0 for gap in judgement.coverage.gaps)
 
 
-def test_an_archive_most_of_which_is_missing_is_a_gap() -> None:
-    """Zipfile would read it too, but what it costs to look at goes by its size."""
-    judgement = judged(BARE + zip_archive(torch_entries(EVIL, {}), start_at=5000))
+def test_an_archive_that_begins_far_before_its_file_is_read_and_costs_no_more() -> None:
+    """To each offset zipfile would add a negative number."""
+    far = (1 << 32) - 10_000
+    judgement = judged(BARE + zip_archive(torch_entries(EVIL, {}), start_at=far))
 
-    assert judgement.verdict > Severity.REVIEW
-    assert any("before the beginning" in gap.reason for gap in judgement.coverage.gaps)
+    assert is_told(judgement)
+    assert "CKA201" in rules(judgement)
+
+
+@pytest.mark.parametrize("claimed", [6, 1 << 33])
+def test_entries_that_only_torch_counts_hide_none_from_zipfile(claimed: int) -> None:
+    """Zipfile reads as many as there are; torch refuses an archive that claims more."""
+    archive = torch_zip(EVIL)
+    end64 = archive.rindex(b"PK\6\6")
+    lying = archive[: end64 + 32] + claimed.to_bytes(8, "little") + archive[end64 + 40 :]
+
+    judgement = judged(lying)
+
+    assert is_told(judgement)
+    assert "CKA201" in rules(judgement)
 
 
 # Limits

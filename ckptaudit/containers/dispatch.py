@@ -89,10 +89,17 @@ def _open(source: ByteSource, inside: Inside) -> Container:
     try:
         container = _open_as_torch(source, inside)
     except (MalformedInput, Unsupported) as err:
-        if archive is None or archive.is_torchs:
+        if archive is None:
             raise
         container = _unread(source, str(err.args[0]).removeprefix(f"{source.name}: "))
-    found = list(_around(container, archive, inside))
+        is_torchs = archive.is_torchs
+        archive = replace(archive, is_torchs=False)
+        found = list(_around(container, archive, inside))
+        # Where both go to the same directory, zipfile may still read what torch does not.
+        if is_torchs and not any(isinstance(inner, Nested) for inner in found):
+            raise
+    else:
+        found = list(_around(container, archive, inside))
     nested = tuple(inner for inner in found if isinstance(inner, Nested))
     gaps = tuple(gap for gap in found if isinstance(gap, Gap))
     mishaps = tuple(mishap for mishap in found if isinstance(mishap, Mishap))
@@ -166,7 +173,8 @@ def _around(
         try:
             alone = archive.alone("zip")
             below = inside.below(alone.name)
-            container = replace(open_zip(alone, below), inside=below)
+            missing = max(-archive.base, 0)
+            container = replace(open_zip(alone, below, missing=missing), inside=below)
             yield Nested(alone.name, archive.base, container)
         except (MalformedInput, Unsupported) as err:
             reason = str(err.args[0]).removeprefix("zip: ")

@@ -62,13 +62,10 @@ class PythonArchive:
         those that would be there.
 
         Raises:
-            MalformedInput: More than half of it is missing, or it has no directory.
+            MalformedInput: It has no directory.
             LimitExceeded: Its directory is too large to read.
         """
         missing = max(-self.base, 0)
-        if missing > self.source.size:
-            # How much work an archive may be goes by its size.
-            raise MalformedInput("counts from before the beginning of the file", where=name)
         end = _end_record(self._count(name), self.size, self.start - self.base)
         first = max(self.base, 0)
         return SplicedSource(

@@ -53,12 +53,13 @@ _METADATA = {
 }
 
 
-def open_zip(source: ByteSource, inside: Inside) -> Container:
+def open_zip(source: ByteSource, inside: Inside, *, missing: int = 0) -> Container:
     """Read the zip archive that *source* begins with.
 
     Args:
         source: The file.
         inside: Opens the files in it, and has the budget that pays for it.
+        missing: So many bytes of it are not there, and stand for nothing.
 
     Raises:
         MalformedInput: Its directory cannot be read, or lists more than the budget allows.
@@ -69,7 +70,8 @@ def open_zip(source: ByteSource, inside: Inside) -> Container:
     directory = Directory(source, end.place, ledger, inside.budget)
     if not directory.entries:
         raise Unsupported(f"{source.name}: is an empty zip archive, not a checkpoint")
-    reading = _Reading(source, directory.entries, ledger, inside)
+    contents = Contents(source, source.size - missing, ledger, inside.budget)
+    reading = _Reading(contents, directory.entries, ledger, inside)
     main = reading.find("data.pkl")
     return reading.archive(end) if main is None else reading.container(main, end)
 
@@ -78,9 +80,10 @@ class _Reading:
     """One archive on its way to a `Container`."""
 
     def __init__(
-        self, source: ByteSource, entries: tuple[Entry, ...], ledger: Ledger, inside: Inside
+        self, contents: Contents, entries: tuple[Entry, ...], ledger: Ledger, inside: Inside
     ) -> None:
-        self.source = source
+        self.source = contents.source
+        self.contents = contents
         self.inside = inside
         self.budget = inside.budget
         self.entries = entries
@@ -90,7 +93,6 @@ class _Reading:
         self.traces: list[Trace] = []
         # By entry, not by name: of two entries of one name both are looked into.
         self.roles: dict[Entry, Role] = {}
-        self.contents = Contents(source, ledger, inside.budget)
         # By where it lies, the pickle that it is, or None: entries may share their bytes.
         self.tried: dict[Place, Trace | None] = {}
         # The same for files of other kinds.

@@ -45,9 +45,16 @@ def place_of(entry: Entry) -> Place:
 
 
 class Contents:
-    """The data of all entries of one archive."""
+    """The data of all entries of one archive.
 
-    def __init__(self, source: ByteSource, ledger: Ledger, budget: Budget) -> None:
+    Args:
+        source: The archive.
+        size: Bytes of it that are there: what looking at them may cost goes by that.
+        ledger: Told what the bytes are there for.
+        budget: Pays for what is inflated.
+    """
+
+    def __init__(self, source: ByteSource, size: int, ledger: Ledger, budget: Budget) -> None:
         self.source = source
         self.ledger = ledger
         self.budget = budget
@@ -55,9 +62,9 @@ class Contents:
         self.consumed: dict[Place, int | None] = {}
         # What overlaps costs no more than what does not: entries that share bytes are odd
         # enough, so that nobody need look at each of them.
-        self.to_sum = source.size
-        self.to_consume = source.size
-        self.to_inflate = max(_MOST_INFLATED, _MOST_TIMES * source.size)
+        self.to_sum = size
+        self.to_consume = size
+        self.to_inflate = max(_MOST_INFLATED, _MOST_TIMES * size)
 
     def open(self, entry: Entry, budget: Budget | None) -> tuple[ByteSource, int]:
         """Where the uncompressed bytes of *entry* are, and the first one's offset there.

@@ -171,6 +171,6 @@ def _read_end64(source: ByteSource, ledger: Ledger, end: int) -> tuple[Directory
             f"the zip64 end record of {length} bytes has not the {_LENGTH64} that readers expect",
             at,
         )
-    if disk or disks > 1 or here_disk or first_disk or here != place[0]:
+    if disk or disks != 1 or here_disk or first_disk or here != place[0]:
         _odd(ledger, "zip-disks", "claims to be one of several disks", at)
     return DirectoryPlace(*place), min(at, locator)
