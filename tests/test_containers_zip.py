@@ -264,6 +264,13 @@ def test_each_contradiction_has_its_name(code: str, data: bytes) -> None:
 # What lies may not hide
 
 
+def deflated_evil(pickle: bytes, **lies: object) -> bytes:
+    """Torch takes as much as it should of what inflates to more; other readers read along."""
+    return zip_archive(
+        with_entry(torch_entries(pickle, {}), "data.pkl", data=pickle, method=8, **lies)
+    )
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -291,6 +298,11 @@ def test_each_contradiction_has_its_name(code: str, data: bytes) -> None:
         zip_archive(with_entry(torch_entries(EVIL, {}), "byteorder", method=99)),
         patched(torch_zip(EVIL), -END - LOCATOR + 8, b"\0" * 8),
         torch_zip(EVIL[:-1]),
+        deflated_evil(EVIL + b"more", size=len(EVIL)),
+        deflated_evil(EVIL + bytes(100_000), size=len(EVIL)),
+        deflated_evil(EVIL, size=len(EVIL) + 5),
+        deflated_evil(EVIL, packed=deflated(EVIL + bytes(9))[:-4] + b"\xff" * 4),
+        deflated_evil(EVIL, packed=deflated(EVIL + bytes(9))[:-1]),
     ],
     ids=[
         "plain",
@@ -313,6 +325,11 @@ def test_each_contradiction_has_its_name(code: str, data: bytes) -> None:
         "beside a byteorder nobody can read",
         "zip64 record not where it should be",
         "no STOP",
+        "inflates to more than it says",
+        "inflates to far more than it says",
+        "inflates to less than it says",
+        "breaks while it is inflated",
+        "breaks off",
     ],
 )
 def test_no_lie_in_the_archive_hides_a_call(data: bytes) -> None:

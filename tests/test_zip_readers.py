@@ -28,7 +28,7 @@ from forge import (
     value,
     zip_archive,
 )
-from hypothesis import event, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 from mutations import Mutation, mutated, mutations
 from readers import BROKEN
@@ -253,6 +253,8 @@ files = st.one_of(mangles, mangles, damages)
 
 
 @settings(max_examples=500)
+@example([Lie(0, "method", 8), Lie(0, "size", len(PICKLE) - 1)])
+@example([Lie(0, "method", 8), Lie(0, "size", len(PICKLE) + 1)])
 @given(files)
 def test_the_pickle_that_torch_or_zipfile_reads_is_one_that_was_run(
     damage: list[Mangle] | list[Mutation],

@@ -8,6 +8,7 @@ Never asks: what the pickle means.
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import replace
 from itertools import filterfalse
 from typing import TYPE_CHECKING
 
@@ -263,7 +264,12 @@ class _Reading:
 
     def run(self, entry: Entry, source: ByteSource, start: int) -> Trace:
         stop = min(start + entry.size, source.size)
-        return trace_pickle(source, start, stop, record=entry.name, budget=self.budget)
+        trace = trace_pickle(source, start, stop, record=entry.name, budget=self.budget)
+        if not isinstance(source, InflatedSource) or not source.broken_at:
+            return trace
+        # Asked for more than there is it gave nothing of it; an unpickler may read less at once.
+        rest = trace_pickle(source, 0, source.broken_at, record=entry.name, budget=self.budget)
+        return rest if rest.error is None else replace(rest, error=trace.error)
 
     def keep(self, entry: Entry, source: ByteSource, trace: Trace) -> None:
         """Let *trace* count as the pickle in *entry*, and look at what lies behind its end."""
