@@ -15,6 +15,7 @@ from forge import (
     ZipEntry,
     bzipped,
     call,
+    deflated,
     floats,
     global_,
     gzipped,
@@ -320,6 +321,20 @@ def test_an_archive_that_begins_far_before_its_file_is_read_and_costs_no_more() 
 
     assert is_told(judgement)
     assert "CKA201" in rules(judgement)
+
+
+@pytest.mark.parametrize("off", [-4, 5])
+def test_an_array_that_inflates_to_another_size_than_it_says_is_looked_at(off: int) -> None:
+    """Zipfile hands over as much of it as the archive says, or as there is."""
+    array = object_npy(EVIL)
+    entry = ZipEntry(
+        "x.npy", array, method=8, packed=deflated(array + b"more"), size=len(array) + 4 + off
+    )
+
+    judgement = judged(zip_archive([entry]))
+
+    assert is_told(judgement)
+    assert not judgement.coverage.complete
 
 
 @pytest.mark.parametrize("claimed", [6, 1 << 33])

@@ -303,6 +303,8 @@ def deflated_evil(pickle: bytes, **lies: object) -> bytes:
         deflated_evil(EVIL, size=len(EVIL) + 5),
         deflated_evil(EVIL, packed=deflated(EVIL + bytes(9))[:-4] + b"\xff" * 4),
         deflated_evil(EVIL, packed=deflated(EVIL + bytes(9))[:-1]),
+        deflated_evil(PICKLE + EVIL, size=len(PICKLE + EVIL) + 1),
+        deflated_evil(PICKLE + EVIL + b"more", size=len(PICKLE + EVIL)),
     ],
     ids=[
         "plain",
@@ -330,6 +332,8 @@ def deflated_evil(pickle: bytes, **lies: object) -> bytes:
         "inflates to less than it says",
         "breaks while it is inflated",
         "breaks off",
+        "behind a pickle that inflates to less than it says",
+        "behind a pickle that inflates to more than it says",
     ],
 )
 def test_no_lie_in_the_archive_hides_a_call(data: bytes) -> None:

@@ -167,21 +167,41 @@ class _Reading:
 
     def member(self, entry: Entry) -> Member | Gap:
         """All of *entry* as a file of its own, or why it cannot be read."""
+        gap = None
         try:
             source, start = self.contents.open(entry, self.budget)
-            if entry.method != 0:
-                # A file is not read from front to back.
-                whole = BufferSource(source.read_at(0, entry.size))
-                self.contents.finish(entry, source)
-                source = whole
+            if isinstance(source, InflatedSource):
+                source, gap = self.whole(entry, source)
         except MalformedInput as err:
             return Gap.left_by(err, entry.header)
         size = min(entry.size, source.size - start)
-        offset = entry.data if entry.method == 0 else None
+        member = Member(
+            entry.name, source, start, size, entry.data if entry.method == 0 else None, gap
+        )
         if entry.encrypted:
-            otherwise = "is encrypted; decrypt the archive first"
-            return Member(entry.name, source, start, size, offset, otherwise)
-        return Member(entry.name, source, start, size, offset)
+            return replace(member, otherwise="is encrypted; decrypt the archive first")
+        return member
+
+    def whole(self, entry: Entry, source: InflatedSource) -> tuple[BufferSource, Gap | None]:
+        """All that comes out of *entry*, as a file is not read from front to back.
+
+        Also what is wrong with it: other readers take what comes out all the same.
+
+        Raises:
+            MalformedInput: Nothing comes out, or it would cost too much.
+        """
+        gap = None
+        try:
+            data = source.read_at(0, entry.size)
+        except MalformedInput as err:
+            if not source.broken_at:
+                raise
+            return BufferSource(source.read_at(0, source.broken_at)), Gap.left_by(err, entry.header)
+        try:
+            self.contents.finish(entry, source)
+        except MalformedInput as err:
+            gap = Gap.left_by(err, entry.header)
+        return BufferSource(data), gap
 
     def look_inside(self, entry: Entry) -> None:
         """Open a record nobody refers to if it is a file; whether it is a pickle is known."""
@@ -190,11 +210,13 @@ class _Reading:
             return
         self.looked.add(place)
         member = self.member(entry)
-        if isinstance(member, Gap):
+        gap = member if isinstance(member, Gap) else member.gap
+        if gap is not None:
             broken = [trace.record for trace in self.traces[-1:] if trace.error is not None]
             # Unless that has been told, because it could not be read as a pickle either.
             if entry.name not in (*broken, *(gap.record for gap in self.gaps[-1:])):
-                self.gaps.append(member)
+                self.gaps.append(gap)
+        if isinstance(member, Gap):
             return
         stop = member.start + member.size
         found = self.inside.look_for_framing(

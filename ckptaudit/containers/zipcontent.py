@@ -165,17 +165,18 @@ class Contents:
 
     def account_inflated(self, entry: Entry, source: ByteSource, trace: Trace) -> None:
         """Tell what lies behind the end of the pickle in *entry*, if that is compressed."""
-        if source is self.source or self.consumed.get(place_of(entry)) is None:
+        if not isinstance(source, InflatedSource):
             return
+        size = entry.size if source.broken_at is None else source.broken_at
         is_whole = trace.error is None
-        if is_whole and trace.end < entry.size:
-            message = f"{entry.size - trace.end} bytes after the pickle's end"
+        if is_whole and trace.end < size:
+            message = f"{size - trace.end} bytes after the pickle's end"
             self.ledger.mishaps.append(Mishap("bytes-after-pickle", message, entry.name, None))
             self.ledger.gaps.append(Gap(message, entry.name, None, trace.end))
-        if trace.end < entry.size:
+        if trace.end < size:
             # It may have to be inflated again, which may cost too much; a gap is told already.
             with suppress(MalformedInput):
-                self.ledger.look_into(source, trace.end, entry.size, entry.name, extra=is_whole)
+                self.ledger.look_into(source, trace.end, size, entry.name, extra=is_whole)
 
     def _sum_up(self, entry: Entry) -> None:
         self.to_sum -= entry.size
