@@ -3,7 +3,7 @@
 Valid files of every kind are damaged, as they stand or only a pickle in them, so that the file
 around it still fits.  What a damaged file still asks for is said by a witness that shares no
 code with the package and executes nothing (`readers`): if some other reader would still hand
-an unpickler a pickle in which the hostile name is called, the file must still be malicious.
+an unpickler a pickle in which the hostile name is called, there must be an answer, malicious.
 Where the damage destroyed that, anything goes.
 """
 
@@ -186,8 +186,9 @@ def test_no_damage_takes_the_verdict_from_a_file_that_still_acts(
     data = mutated(sample.data, mutations_)
     container = opened(data)
 
-    if still_acts(data) and container is not None:
+    if still_acts(data):
         event("still acts")
+        assert container is not None
         assert judge(container, misfits).verdict is Severity.MALICIOUS
 
 
@@ -201,8 +202,9 @@ def test_no_damage_to_a_pickle_takes_the_verdict_from_a_file_that_still_acts(
     data = framed(mutated(pickle_of(framing, payload), mutations_))
     container = opened(data)
 
-    if still_acts(data) and container is not None:
+    if still_acts(data):
         event("still acts")
+        assert container is not None
         assert judge(container, misfits).verdict is Severity.MALICIOUS
 
 
