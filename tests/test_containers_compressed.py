@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from forge import (
     CALLS_SYSTEM,
+    POP,
     bzipped,
     floats,
     gzipped,
@@ -25,7 +26,7 @@ from forge import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptaudit.containers import Container, Kind, open_container
+from ckptaudit.containers import Container, Kind, compressed, open_container
 from ckptaudit.errors import CkptauditError, Unsupported
 from ckptaudit.policy import Judgement, Severity, judge
 from ckptaudit.source import BufferSource
@@ -54,6 +55,12 @@ PACKED: dict[str, Callable[[bytes], bytes]] = {
 # Those of which several streams behind each other are one file.
 REPEATED = ("gzip", "bzip2", "xz")
 everywhere = pytest.mark.parametrize("name", PACKED)
+# How far from its end a stream has the checksum, or what else speaks for all before it.
+CHECKED = {"gzip": 5, "bzip2": 5, "xz": 5, "zlib": 1, "lzma": 1}
+
+
+def incompressible(length: int) -> bytes:
+    return b"".join(sha256(b"%d" % n).digest() for n in range(length // 32))
 
 
 def opened(data: bytes, limits: Limits | None = None) -> Container:
@@ -102,7 +109,7 @@ def test_what_comes_out_is_what_went_in(name: str, data: bytes) -> None:
 def test_a_payload_before_the_stream_breaks_off_is_told_and_so_is_the_break(name: str) -> None:
     """Of bzip2 nothing comes out before a block is whole, so the others only."""
     # What cannot be compressed stands between the payload and the break.
-    noise = b"".join(sha256(bytes([n])).digest() for n in range(200))
+    noise = incompressible(200 * 32)
 
     judgement = judged(PACKED[name](EVIL + noise)[: -len(noise) // 2])
 
@@ -241,3 +248,45 @@ def test_pythons_own_modules_agree_on_several_streams() -> None:
     ):
         data = PACKED[name](EVIL[:7]) + PACKED[name](EVIL[7:])
         assert content_of(opened(data)) == unpack(data) == EVIL
+
+
+@everywhere
+@pytest.mark.parametrize("noise", [0, 300_000], ids=["short", "long"])
+def test_a_wrong_checksum_hides_nothing_of_what_stands_before_it(name: str, noise: int) -> None:
+    """Python's own readers hand over what they have before they come to the checksum."""
+    content = pickled(value(incompressible(noise)), POP, CALLS_SYSTEM)
+    packed = bytearray(PACKED[name](content))
+    packed[-CHECKED[name]] ^= 1
+
+    judgement = judged(bytes(packed))
+
+    assert is_told(judgement)
+    assert not judgement.coverage.complete
+
+
+@everywhere
+def test_a_stream_that_breaks_off_hides_nothing_of_what_came_out(name: str) -> None:
+    """Long before the error a reader that goes byte by byte has run what it had."""
+    zeros = pickled(CALLS_SYSTEM, POP, value(bytes(1_000_000)))
+    packed = PACKED[name](zeros)
+    half = len(packed) // 2
+
+    judgement = judged(packed[:half] + b"\xff" * (len(packed) - half))
+
+    assert is_told(judgement) or name == "bzip2"
+    assert not judgement.coverage.complete
+
+
+@everywhere
+@pytest.mark.parametrize("chunk", [1, 7, 16, 64, 100])
+def test_where_a_piece_ends_does_not_show(
+    name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor where it ends just as the decoder has been given all of what was read."""
+    monkeypatch.setattr(compressed, "_CHUNK", chunk)
+    content = pickled(value(incompressible(5000)))
+
+    container = opened(PACKED[name](content))
+
+    assert content_of(container) == content
+    assert not container.gaps

@@ -15,6 +15,7 @@ from forge import (
     ZipEntry,
     bzipped,
     call,
+    deflated,
     floats,
     global_,
     gzipped,
@@ -298,12 +299,55 @@ def test_another_archive_in_the_same_bytes_is_a_finding_and_judged(data: bytes) 
     assert "CKA201" in rules(judgement)
 
 
-def test_an_archive_that_begins_before_its_file_is_a_gap() -> None:
-    """To each offset zipfile would add a negative number."""
-    judgement = judged(BARE + zip_archive(torch_entries(EVIL, {}), start_at=5000))
+def test_an_archive_whose_beginning_is_missing_is_read_as_zipfile_reads_it() -> None:
+    """To each offset zipfile adds a negative number, and reads what then lies in the file."""
+    entries = [ZipEntry("first", BARE), *torch_entries(EVIL, {})]
+    at = zip_archive(entries).index(EVIL)
 
-    assert judgement.verdict > Severity.REVIEW
-    assert any("before the beginning" in gap.reason for gap in judgement.coverage.gaps)
+    for missing in (1, 2, 40):
+        judgement = judged(zip_archive(entries)[missing:])
+
+        assert is_told(judgement)
+        (call,) = (found for found in judgement.findings if found.rule == "CKA101")
+        assert call.offset == at - missing + len(b"\x80\x02cposix\nsystem\nX\x04\0\0\0true\x85")
+        assert all(found.offset is None or found.offset >= 0 for found in judgement.findings)
+        assert all(gap.offset is None or gap.offset >= 0 for gap in judgement.coverage.gaps)
+
+
+def test_an_archive_that_begins_far_before_its_file_is_read_and_costs_no_more() -> None:
+    """To each offset zipfile would add a negative number."""
+    far = (1 << 32) - 10_000
+    judgement = judged(BARE + zip_archive(torch_entries(EVIL, {}), start_at=far))
+
+    assert is_told(judgement)
+    assert "CKA201" in rules(judgement)
+
+
+@pytest.mark.parametrize("off", [-4, 5])
+def test_an_array_that_inflates_to_another_size_than_it_says_is_looked_at(off: int) -> None:
+    """Zipfile hands over as much of it as the archive says, or as there is."""
+    array = object_npy(EVIL)
+    entry = ZipEntry(
+        "x.npy", array, method=8, packed=deflated(array + b"more"), size=len(array) + 4 + off
+    )
+
+    judgement = judged(zip_archive([entry]))
+
+    assert is_told(judgement)
+    assert not judgement.coverage.complete
+
+
+@pytest.mark.parametrize("claimed", [6, 1 << 33])
+def test_entries_that_only_torch_counts_hide_none_from_zipfile(claimed: int) -> None:
+    """Zipfile reads as many as there are; torch refuses an archive that claims more."""
+    archive = torch_zip(EVIL)
+    end64 = archive.rindex(b"PK\6\6")
+    lying = archive[: end64 + 32] + claimed.to_bytes(8, "little") + archive[end64 + 40 :]
+
+    judgement = judged(lying)
+
+    assert is_told(judgement)
+    assert "CKA201" in rules(judgement)
 
 
 # Limits

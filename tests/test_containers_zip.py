@@ -202,6 +202,7 @@ TWO_TYPES = pickled(value([Raw(storage_id("0", 3)), Raw(storage_id("0", 3, stora
         ("zip-end-mismatch", patched(PLAIN, -END - LOCATOR - END64 + 4, b"\x2d")),
         ("zip-disks", patched(PLAIN, -END - LOCATOR - END64 + 16, b"\1")),
         ("zip-disks", patched(PLAIN, -END - 4, b"\2")),
+        ("zip-disks", patched(PLAIN, -END - 4, b"\0")),
         ("zip-crc", lying("data.pkl", crc=1)),
         ("zip-crc", lying("version", crc=1)),
         ("zip-crc", lying("data.pkl", method=8, crc=1)),
@@ -225,6 +226,12 @@ TWO_TYPES = pickled(value([Raw(storage_id("0", 3)), Raw(storage_id("0", 3, stora
         ("zip-flags", lying("data.pkl", flags=0x0828)),
         ("zip-flags", lying("data.pkl", local_flags=0x0828)),
         ("zip-flags", lying("data.pkl", flags=0x8808)),
+        ("zip-flags", lying("data.pkl", needed=64)),
+        ("zip-disks", lying("data.pkl", disk=1)),
+        ("zip-header", lying("data.pkl", attributes=0x10)),
+        ("zip-header", extra("archive/x/", b"x")),
+        # The length of the last entry's comment, of which there is nothing.
+        ("zip-header", patched(PLAIN, PLAIN.rindex(b"PK\1\2") + 32, b"\1")),
         ("zip-duplicate", extra("archive/data.pkl", PICKLE)),
         ("zip-duplicate", extra("archive/DATA.PKL", PICKLE)),
         ("zip-name", extra("archive\\evil", b"x")),
@@ -257,6 +264,13 @@ def test_each_contradiction_has_its_name(code: str, data: bytes) -> None:
 # What lies may not hide
 
 
+def deflated_evil(pickle: bytes, **lies: object) -> bytes:
+    """Torch takes as much as it should of what inflates to more; other readers read along."""
+    return zip_archive(
+        with_entry(torch_entries(pickle, {}), "data.pkl", data=pickle, method=8, **lies)
+    )
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -284,6 +298,13 @@ def test_each_contradiction_has_its_name(code: str, data: bytes) -> None:
         zip_archive(with_entry(torch_entries(EVIL, {}), "byteorder", method=99)),
         patched(torch_zip(EVIL), -END - LOCATOR + 8, b"\0" * 8),
         torch_zip(EVIL[:-1]),
+        deflated_evil(EVIL + b"more", size=len(EVIL)),
+        deflated_evil(EVIL + bytes(100_000), size=len(EVIL)),
+        deflated_evil(EVIL, size=len(EVIL) + 5),
+        deflated_evil(EVIL, packed=deflated(EVIL + bytes(9))[:-4] + b"\xff" * 4),
+        deflated_evil(EVIL, packed=deflated(EVIL + bytes(9))[:-1]),
+        deflated_evil(PICKLE + EVIL, size=len(PICKLE + EVIL) + 1),
+        deflated_evil(PICKLE + EVIL + b"more", size=len(PICKLE + EVIL)),
     ],
     ids=[
         "plain",
@@ -306,6 +327,13 @@ def test_each_contradiction_has_its_name(code: str, data: bytes) -> None:
         "beside a byteorder nobody can read",
         "zip64 record not where it should be",
         "no STOP",
+        "inflates to more than it says",
+        "inflates to far more than it says",
+        "inflates to less than it says",
+        "breaks while it is inflated",
+        "breaks off",
+        "behind a pickle that inflates to less than it says",
+        "behind a pickle that inflates to more than it says",
     ],
 )
 def test_no_lie_in_the_archive_hides_a_call(data: bytes) -> None:

@@ -29,6 +29,7 @@ class Member(NamedTuple):
         start: The first of them.
         size: How many there are.
         offset: Where the first one is in the archive, or None if it is compressed.
+        gap: Why that may not be all of it, or None.
         otherwise: What to say if it is no file that is read.
     """
 
@@ -37,6 +38,7 @@ class Member(NamedTuple):
     start: int
     size: int
     offset: int | None
+    gap: Gap | None = None
     otherwise: str = "is in none of the formats that are read"
 
 
@@ -63,10 +65,12 @@ def open_members(members: Iterable[Member | Gap], inside: Inside) -> Members:
     gaps = []
     for member in members:
         found = member if isinstance(member, Gap) else _open(member, inside)
-        if isinstance(found, Gap):
-            gaps.append(found)
-        elif found is not None:
+        if isinstance(member, Member) and member.gap is not None:
+            gaps.append(member.gap)
+        if isinstance(found, Nested):
             nested.append(found)
+        elif found is not None:
+            gaps.append(found)
     return Members(tuple(nested), tuple(gaps))
 
 

@@ -44,6 +44,9 @@ __all__ = ["open_compressed"]
 _CHUNK = 1 << 18
 # Of a stream that may be a short one among many little is read.
 _FIRST_CHUNK = 1 << 12
+# A decoder that meets an error gives nothing of what it was asked for in that call.  So another
+# one is asked for less, and one more for less than that.
+_SALVAGE = (1 << 9, 1)
 # xz -9 has a dictionary of 64 MiB and takes one MiB more.
 _MOST_MEMORY = 80 << 20
 
@@ -167,28 +170,61 @@ class _Content:
     def _read_stream(self, start: int) -> int:
         """Uncompress the stream that begins at *start*; returns the offset just past its end."""
         decoder = _DECODERS[self.packing.name]()
+        begun = len(self.data)
         at = start
         ended = False
         while not ended:
-            packed = b""
-            if decoder.needs_input and at < self.source.size:
-                length = min(max(_FIRST_CHUNK, at - start), _CHUNK, self.source.size - at)
-                packed = self.source.read_at(at, length)
-                at += length
-            piece = self._decompressed(decoder, packed)
+            packed = self._packed(decoder, start, at)
+            at += len(packed)
+            try:
+                piece = self._decompressed(decoder, packed, _CHUNK)
+            except MalformedInput:
+                self._salvage(start, len(self.data) - begun)
+                raise
             ended = decoder.eof
             unused = len(decoder.unused_data) if ended else 0
             self.data += piece
             self.budget.pay_inflated(len(packed) - unused, len(piece), self.source.name)
-            if not (ended or packed or piece) and decoder.needs_input:
+            if not (ended or packed or piece) and at == self.source.size:
                 raise MalformedInput(
                     "is truncated: fetch it again", where=self.source.name, offset=at
                 )
         return at - len(decoder.unused_data)
 
-    def _decompressed(self, decoder: _Decoder, packed: bytes) -> bytes:
+    def _packed(self, decoder: _Decoder, start: int, at: int) -> bytes:
+        """What *decoder* is given next, of the stream that began at *start*: from *at* on."""
+        if not decoder.needs_input or at >= self.source.size:
+            return b""
+        length = min(max(_FIRST_CHUNK, at - start), _CHUNK, self.source.size - at)
+        return self.source.read_at(at, length)
+
+    def _salvage(self, start: int, known: int) -> None:
+        """Get what comes out of the broken stream at *start* behind its first *known* bytes.
+
+        An unpickler reads along, and has run what stands before the error.
+        """
+        for step in _SALVAGE:
+            decoder = _DECODERS[self.packing.name]()
+            at = start
+            done = 0
+            while not decoder.eof:
+                packed = self._packed(decoder, start, at)
+                at += len(packed)
+                try:
+                    piece = self._decompressed(decoder, packed, min(known - done, _CHUNK) or step)
+                except MalformedInput:
+                    break
+                done += len(piece)
+                if done > known:
+                    self.data += piece
+                    known = done
+                    self.budget.pay_inflated(0, len(piece), self.source.name)
+                if not (packed or piece) and at == self.source.size:
+                    break
+
+    def _decompressed(self, decoder: _Decoder, packed: bytes, most: int) -> bytes:
         try:
-            return decoder.decompress(packed, _CHUNK)
+            return decoder.decompress(packed, most)
         except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, MemoryError) as err:
             reason = f"cannot be uncompressed ({str(err) or type(err).__name__})"
             raise MalformedInput(reason, where=self.source.name) from err

@@ -235,8 +235,8 @@ class Nested:
 
     Attributes:
         name: The record it is, or how it is packed, such as ``gzip``.
-        offset: Where byte 0 of it is in the file around it; None where it does not lie there
-            as it is: compressed, or carried.
+        offset: Where byte 0 of it is in the file around it, less than zero if its beginning is
+            missing; None where it does not lie there as it is: compressed, or carried.
         container: What is in it.
         carried: How a pickle brings it along; None if it is a record.
     """

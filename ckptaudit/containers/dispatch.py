@@ -85,13 +85,17 @@ def _open(source: ByteSource, inside: Inside) -> Container:
     try:
         container = _open_as_torch(source, inside)
     except (MalformedInput, Unsupported) as err:
-        # zipfile counts the entries for itself, and may read what torch's reader gives up on.
-        is_damaged = isinstance(err, MalformedInput) and not isinstance(err, LimitExceeded)
-        if archive is None or (archive.is_torchs and not (is_damaged and archive.may_be_read)):
+        if archive is None:
             raise
-        archive = archive._replace(is_torchs=False)
         container = _unread(source, str(err.args[0]).removeprefix(f"{source.name}: "))
-    found = list(_around(container, archive, inside))
+        is_torchs = archive.is_torchs
+        archive = archive._replace(is_torchs=False)
+        found = list(_around(container, archive, inside))
+        # Where both go to the same directory, zipfile may still read what torch does not.
+        if is_torchs and not any(isinstance(inner, Nested) for inner in found):
+            raise
+    else:
+        found = list(_around(container, archive, inside))
     nested = tuple(inner for inner in found if isinstance(inner, Nested))
     gaps = tuple(gap for gap in found if isinstance(gap, Gap))
     mishaps = tuple(mishap for mishap in found if isinstance(mishap, Mishap))
@@ -179,13 +183,14 @@ def _around(
         try:
             alone = archive.alone("zip")
             below = inside.below(alone.name)
-            container = replace(open_zip(alone, below), inside=below)
+            missing = max(-archive.base, 0)
+            container = replace(open_zip(alone, below, missing=missing), inside=below)
             yield Nested(alone.name, archive.base, container)
         except (MalformedInput, Unsupported) as err:
             reason = str(err.args[0]).removeprefix("zip: ")
             why = f"another zip archive in the file {reason}"
             yield Gap(why, "zip", start, length=archive.end - start)
-        taken = (max(archive.base, 0), archive.end)
+        taken = (start, archive.end)
     names = {mishap.offset: mishap.record for mishap in opened.mishaps if mishap.record}
     for start, stop in _without(taken, _uncovered(opened)):
         name = names.get(start) or f"byte {start}"

@@ -8,6 +8,7 @@ Never asks: what is in it.
 from __future__ import annotations
 
 import zlib
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ckptaudit.errors import LimitExceeded, MalformedInput
@@ -30,6 +31,8 @@ _FIRST_CHUNK = 1 << 12
 _RECENT = (1 << 20) + _CHUNK
 # Deflate cannot do better than 1032 to 1; weights never come near it.
 _MOST_RATIO = 1100
+# To get at what zlib keeps back: in steps of so many bytes, and then of so many.
+_SALVAGE = (512, 1)
 # Reading backwards starts again from the beginning; so much work and no more.
 _MOST_PASSES = 64
 
@@ -72,6 +75,8 @@ class InflatedSource:
         self._packed = packed
         self._budget = budget
         self._allowance = _MOST_PASSES * size + _CHUNK
+        # Bytes that come out before it turns out to be broken; None as long as it does not.
+        self.broken_at: int | None = None
         # How far the checksum goes.  It grows with the first pass, whoever makes it.
         self._summed = 0
         self._sum = 0
@@ -83,6 +88,7 @@ class InflatedSource:
         self._decompressor: zlib._Decompress | None = None
         self._read = 0
         self._position = 0
+        self._error: MalformedInput | None = None
         # The bytes just before the position, if they may be wanted again.
         self._recent = bytearray()
 
@@ -134,7 +140,7 @@ class InflatedSource:
         """
         while self._position < self.size:
             self._inflate(min(_CHUNK, self.size - self._position))
-        if (not self.size and self._next(1)) or not self._stream.eof:
+        if self._next(1) or not self._stream.eof:
             raise self._not_as_promised()
         return self._sum, self._packed - self._read + len(self._stream.unused_data)
 
@@ -154,7 +160,13 @@ class InflatedSource:
 
     def _inflate(self, length: int) -> bytes:
         """Return the next 1 to *length* bytes."""
-        piece = self._next(length)
+        try:
+            piece = self._next(length)
+        except LimitExceeded:
+            raise
+        except MalformedInput:
+            self.broken_at = self._position
+            raise
         fresh = self._position + len(piece) - self._summed
         if fresh > 0:
             self._sum = zlib.crc32(piece[-fresh:], self._sum)
@@ -167,8 +179,12 @@ class InflatedSource:
                 del self._recent[:-_RECENT]
         if self._allowance < 0:
             raise LimitExceeded("needs to be inflated too often", where=self.name)
-        # miniz, torch's reader, refuses a record that inflates to more than it should as well.
-        if not piece or (self._position == self.size and self._next(1)):
+        if not piece:
+            self.broken_at = self._position
+            raise self._not_as_promised()
+        # Of a record that inflates to more than it should torch's reader takes as much as it
+        # should: for a pickle `finish` says so, behind which nobody reads a storage.
+        if self._budget is None and self._position == self.size and self._next(1):
             raise self._not_as_promised()
         return piece
 
@@ -181,6 +197,8 @@ class InflatedSource:
 
     def _next(self, length: int) -> bytes:
         """Return the next 1 to *length* bytes, or none where the compressed data end."""
+        if self._error is not None:
+            raise self._error
         stream = self._stream
         while not stream.eof:
             packed = stream.unconsumed_tail
@@ -188,14 +206,19 @@ class InflatedSource:
                 chunk = min(max(_FIRST_CHUNK, self._read), _CHUNK, self._packed - self._read)
                 packed = self._source.read_at(self._offset + self._read, chunk)
                 self._read += chunk
+            before = stream.copy() if self._budget is not None else None
             try:
                 piece = stream.decompress(packed, length)
             except zlib.error as err:
-                raise MalformedInput(
+                salvaged = self._salvaged(before, packed) if before is not None else b""
+                self._error = MalformedInput(
                     f"cannot be inflated ({err}); the file is damaged: fetch it again",
                     where=self.name,
-                    offset=self._position,
-                ) from err
+                    offset=self._position + len(salvaged),
+                )
+                if not salvaged:
+                    raise self._error from err
+                return salvaged
             if self._budget is not None:
                 consumed = len(packed) - len(stream.unconsumed_tail) - len(stream.unused_data)
                 self._budget.pay_inflated(consumed, len(piece), self.name)
@@ -204,3 +227,18 @@ class InflatedSource:
             if not packed:
                 break
         return b""
+
+    def _salvaged(self, stream: zlib._Decompress, packed: bytes) -> bytes:
+        """What comes out of *packed* before an error: zlib keeps back what came with one."""
+        salvaged = b""
+        for step in _SALVAGE:
+            with suppress(zlib.error):
+                while True:
+                    before = stream.copy()
+                    piece = stream.decompress(packed, step)
+                    packed = stream.unconsumed_tail
+                    salvaged += piece
+            stream = before
+        if self._budget is not None:
+            self._budget.pay_inflated(0, len(salvaged), self.name)
+        return salvaged

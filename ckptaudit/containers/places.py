@@ -26,8 +26,8 @@ class Place:
     Attributes:
         around: Names of what is around it and its own, the outermost first; empty for the
             outermost file itself.
-        start: Where its byte 0 is in the outermost file; None where it does not lie there as
-            it is.
+        start: Where its byte 0 is in the outermost file, or would be, before the beginning, if
+            the file had it; None where it does not lie there as it is.
         container: The container.
         parent: The place it is in; None for the outermost file.
         nested: What the container of *parent* says of it; None for the outermost file.
@@ -54,8 +54,10 @@ class Place:
         return (*self.around, name) if name else self.around
 
     def offset(self, at: int | None) -> int | None:
-        """Where byte *at* of the container is in the outermost file, or None."""
-        return None if self.start is None or at is None else self.start + at
+        """Where byte *at* of the container is in the outermost file; None if it is not in it."""
+        if self.start is None or at is None or self.start + at < 0:
+            return None
+        return self.start + at
 
     def start_of(self, trace: Trace) -> int | None:
         """Where a pickle of the container begins in the outermost file; None if compressed."""
@@ -66,10 +68,13 @@ class Place:
         return [
             Place(
                 (*self.path(file.carried.trace.record if file.carried else ""), file.name),
-                self.offset(file.offset),
+                self._start_of(file),
                 file.container,
                 self,
                 file,
             )
             for file in files
         ]
+
+    def _start_of(self, file: Nested) -> int | None:
+        return None if self.start is None or file.offset is None else self.start + file.offset

@@ -40,8 +40,8 @@ class PythonArchive(NamedTuple):
 
     Attributes:
         source: The file.
-        base: What zipfile adds to every offset in the archive; its first byte, if it was put
-            behind something else.
+        base: What zipfile adds to every offset in the archive: its first byte, if it was put
+            behind something else; less than zero if something before it is missing.
         start: Offset of its directory in the file.
         size: Bytes of its directory.
         end: Offset just past its end record and as much of the comment as there is.
@@ -58,26 +58,22 @@ class PythonArchive(NamedTuple):
     def alone(self, name: str) -> SplicedSource:
         """The archive without what is around it, and with an end record no two readers differ on.
 
+        Where its beginning is missing there are zeros instead: zipfile reads all entries but
+        those that would be there.
+
         Raises:
-            MalformedInput: It has no beginning, or no directory.
+            MalformedInput: It has no directory.
             LimitExceeded: Its directory is too large to read.
         """
-        if self.base < 0:
-            raise MalformedInput("counts from before the beginning of the file", where=name)
+        missing = max(-self.base, 0)
         end = _end_record(self._count(name), self.size, self.start - self.base)
+        first = max(self.base, 0)
         return SplicedSource(
             name,
-            (self.source, self.base, self.start + self.size - self.base),
+            (_Zeros(missing), 0, missing),
+            (self.source, first, self.start + self.size - first),
             (BufferSource(end), 0, len(end)),
         )
-
-    @property
-    def may_be_read(self) -> bool:
-        """Whether its directory is one from end to end."""
-        try:
-            return self._count("zip") > 0
-        except MalformedInput:
-            return False
 
     def _count(self, name: str) -> int:
         """Entries in the directory: zipfile reads all there are, whatever number is stated."""
@@ -93,6 +89,31 @@ class PythonArchive(NamedTuple):
             at += _CENTRAL.size + sum(fields[10:13])
             count += 1
         return count
+
+
+class _Zeros:
+    """So many zeros, and no memory for them; what is read of them lies in a range of a splice."""
+
+    def __init__(self, size: int) -> None:
+        self.name = "zeros"
+        self.size = size
+
+    def read_into(self, _offset: int, buffer: memoryview, /) -> None:
+        """See `ByteSource.read_into`."""
+        buffer[:] = bytes(len(buffer))
+
+    def read_at(self, _offset: int, length: int, /) -> bytes:
+        """See `ByteSource.read_at`."""
+        return bytes(length)
+
+    def will_need(self, offset: int, length: int) -> None:
+        """Do nothing."""
+
+    def check_unchanged(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def find_archive(source: ByteSource) -> PythonArchive | None:

@@ -8,6 +8,7 @@ Never asks: what the pickle means.
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import replace
 from itertools import filterfalse
 from typing import TYPE_CHECKING
 
@@ -59,12 +60,13 @@ _METADATA = {
 }
 
 
-def open_zip(source: ByteSource, inside: Inside) -> Container:
+def open_zip(source: ByteSource, inside: Inside, *, missing: int = 0) -> Container:
     """Read the zip archive that *source* begins with.
 
     Args:
         source: The file.
         inside: Opens the files in it, and has the budget that pays for it.
+        missing: So many bytes of it are not there, and stand for nothing.
 
     Raises:
         MalformedInput: Its directory cannot be read, or lists more than the budget allows.
@@ -75,7 +77,8 @@ def open_zip(source: ByteSource, inside: Inside) -> Container:
     directory = Directory(source, end.place, ledger, inside.budget)
     if not directory.entries:
         raise Unsupported(f"{source.name}: is an empty zip archive, not a checkpoint")
-    reading = _Reading(source, directory.entries, ledger, inside)
+    contents = Contents(source, source.size - missing, ledger, inside.budget)
+    reading = _Reading(contents, directory.entries, ledger, inside)
     main = reading.find("data.pkl")
     return reading.archive(end) if main is None else reading.container(main, end)
 
@@ -84,9 +87,10 @@ class _Reading:
     """One archive on its way to a `Container`."""
 
     def __init__(
-        self, source: ByteSource, entries: tuple[Entry, ...], ledger: Ledger, inside: Inside
+        self, contents: Contents, entries: tuple[Entry, ...], ledger: Ledger, inside: Inside
     ) -> None:
-        self.source = source
+        self.source = contents.source
+        self.contents = contents
         self.inside = inside
         self.budget = inside.budget
         self.entries = entries
@@ -96,7 +100,6 @@ class _Reading:
         self.traces: list[Trace] = []
         # By entry, not by name: of two entries of one name both are looked into.
         self.roles: dict[Entry, Role] = {}
-        self.contents = Contents(source, ledger, inside.budget)
         # By where it lies, the pickle that it is, or None: entries may share their bytes.
         self.tried: dict[Place, Trace | None] = {}
         # The same for files of other kinds.
@@ -170,21 +173,41 @@ class _Reading:
 
     def member(self, entry: Entry) -> Member | Gap:
         """All of *entry* as a file of its own, or why it cannot be read."""
+        gap = None
         try:
             source, start = self.contents.open(entry, self.budget)
-            if entry.method != 0:
-                # A file is not read from front to back.
-                whole = BufferSource(source.read_at(0, entry.size))
-                self.contents.finish(entry, source)
-                source = whole
+            if isinstance(source, InflatedSource):
+                source, gap = self.whole(entry, source)
         except MalformedInput as err:
             return Gap.left_by(err, entry.header)
         size = min(entry.size, source.size - start)
-        offset = entry.data if entry.method == 0 else None
+        member = Member(
+            entry.name, source, start, size, entry.data if entry.method == 0 else None, gap
+        )
         if entry.encrypted:
-            otherwise = "is encrypted; decrypt the archive first"
-            return Member(entry.name, source, start, size, offset, otherwise)
-        return Member(entry.name, source, start, size, offset)
+            return member._replace(otherwise="is encrypted; decrypt the archive first")
+        return member
+
+    def whole(self, entry: Entry, source: InflatedSource) -> tuple[BufferSource, Gap | None]:
+        """All that comes out of *entry*, as a file is not read from front to back.
+
+        Also what is wrong with it: other readers take what comes out all the same.
+
+        Raises:
+            MalformedInput: Nothing comes out, or it would cost too much.
+        """
+        gap = None
+        try:
+            data = source.read_at(0, entry.size)
+        except MalformedInput as err:
+            if not source.broken_at:
+                raise
+            return BufferSource(source.read_at(0, source.broken_at)), Gap.left_by(err, entry.header)
+        try:
+            self.contents.finish(entry, source)
+        except MalformedInput as err:
+            gap = Gap.left_by(err, entry.header)
+        return BufferSource(data), gap
 
     def look_inside(self, entry: Entry) -> None:
         """Open a record nobody refers to if it is a file; whether it is a pickle is known."""
@@ -193,11 +216,13 @@ class _Reading:
             return
         self.looked.add(place)
         member = self.member(entry)
-        if isinstance(member, Gap):
+        gap = member if isinstance(member, Gap) else member.gap
+        if gap is not None:
             broken = [trace.record for trace in self.traces[-1:] if trace.error is not None]
             # Unless that has been told, because it could not be read as a pickle either.
             if entry.name not in (*broken, *(gap.record for gap in self.gaps[-1:])):
-                self.gaps.append(member)
+                self.gaps.append(gap)
+        if isinstance(member, Gap):
             return
         stop = member.start + member.size
         found = self.inside.look_for_framing(
@@ -287,7 +312,12 @@ class _Reading:
 
     def run(self, entry: Entry, source: ByteSource, start: int) -> Trace:
         stop = min(start + entry.size, source.size)
-        return trace_pickle(source, start, stop, record=entry.name, budget=self.budget)
+        trace = trace_pickle(source, start, stop, record=entry.name, budget=self.budget)
+        if not isinstance(source, InflatedSource) or not source.broken_at:
+            return trace
+        # Asked for more than there is it gave nothing of it; an unpickler may read less at once.
+        rest = trace_pickle(source, 0, source.broken_at, record=entry.name, budget=self.budget)
+        return rest if rest.error is None else replace(rest, error=trace.error)
 
     def keep(self, entry: Entry, source: ByteSource, trace: Trace) -> None:
         """Let *trace* count as the pickle in *entry*, and look at what lies behind its end."""

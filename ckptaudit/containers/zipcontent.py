@@ -46,9 +46,16 @@ def place_of(entry: Entry) -> Place:
 
 
 class Contents:
-    """The data of all entries of one archive."""
+    """The data of all entries of one archive.
 
-    def __init__(self, source: ByteSource, ledger: Ledger, budget: Budget) -> None:
+    Args:
+        source: The archive.
+        size: Bytes of it that are there: what looking at them may cost goes by that.
+        ledger: Told what the bytes are there for.
+        budget: Pays for what is inflated.
+    """
+
+    def __init__(self, source: ByteSource, size: int, ledger: Ledger, budget: Budget) -> None:
         self.source = source
         self.ledger = ledger
         self.budget = budget
@@ -56,9 +63,9 @@ class Contents:
         self.consumed: dict[Place, int | None] = {}
         # What overlaps costs no more than what does not: entries that share bytes are odd
         # enough, so that nobody need look at each of them.
-        self.to_sum = source.size
-        self.to_consume = source.size
-        self.to_inflate = max(_MOST_INFLATED, _MOST_TIMES * source.size)
+        self.to_sum = size
+        self.to_consume = size
+        self.to_inflate = max(_MOST_INFLATED, _MOST_TIMES * size)
 
     def open(self, entry: Entry, budget: Budget | None) -> tuple[ByteSource, int]:
         """Where the uncompressed bytes of *entry* are, and the first one's offset there.
@@ -160,18 +167,19 @@ class Contents:
 
     def account_inflated(self, entry: Entry, source: ByteSource, trace: Trace) -> None:
         """Tell what lies behind the end of the pickle in *entry*, if that is compressed."""
-        if source is self.source or self.consumed.get(place_of(entry)) is None:
+        if not isinstance(source, InflatedSource):
             return
+        size = entry.size if source.broken_at is None else source.broken_at
         is_whole = trace.error is None
-        if is_whole and trace.end < entry.size:
-            message = f"{counted(entry.size - trace.end, 'byte')} after the pickle's end"
+        if is_whole and trace.end < size:
+            length = size - trace.end
+            message = f"{counted(length, 'byte')} after the pickle's end"
             self.ledger.mishaps.append(Mishap("bytes-after-pickle", message, entry.name, None))
-            length = entry.size - trace.end
             self.ledger.gaps.append(Gap(message, entry.name, None, trace.end, length))
-        if trace.end < entry.size:
+        if trace.end < size:
             # It may have to be inflated again, which may cost too much; a gap is told already.
             with suppress(MalformedInput):
-                self.ledger.look_into(source, trace.end, entry.size, entry.name, extra=is_whole)
+                self.ledger.look_into(source, trace.end, size, entry.name, extra=is_whole)
 
     def _sum_up(self, entry: Entry) -> None:
         self.to_sum -= entry.size

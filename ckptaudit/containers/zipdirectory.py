@@ -49,6 +49,11 @@ _HAS_DESCRIPTOR = 0x0008
 # How well it was compressed, descriptor, UTF-8: what writers of checkpoints and packers set.
 # For each of the other bits there is a reader that refuses the entry.
 _KNOWN_FLAGS = 0x0006 | _HAS_DESCRIPTOR | 0x0800
+# zipfile.py, MAX_EXTRACT_VERSION: it refuses what needs more.
+_NEWEST_VERSION = 63
+# As MS-DOS had it.  Of such an entry miniz says that it was read, and leaves the memory as it was
+# (mz_zip_reader_extract_to_mem_no_alloc).
+_FOLDER = 0x10
 # Extra fields: zip64; Info-ZIP's Unicode path (APPNOTE 4.6.9), which newer readers take for
 # the name; and the one that torch fills up with 'Z' to align the data
 # (caffe2/serialize/inline_container.cc, getPadding).
@@ -119,6 +124,9 @@ class Directory:
         self.source = source
         self.ledger = ledger
         count, size, self.start = place
+        if count * _CENTRAL.size > size:
+            # Nobody pays for what cannot be there: another reader may see fewer.
+            raise self._broken("the directory has fewer entries than it claims", self.start)
         budget.pay_records(count, source.name)
         if size > _MOST_DIRECTORY_BYTES:
             raise LimitExceeded(
@@ -160,23 +168,26 @@ class Directory:
         comment_at = extra_at + extra_length
         end = comment_at + comment_length
         if end > len(directory):
-            raise self._broken("a directory entry reaches past the directory", self.start + at)
+            # torch refuses it; zipfile takes as much of it as there is.
+            message = "a directory entry reaches past the directory"
+            self._odd("zip-header", message, "", self.start + at)
+            end = len(directory)
+            extra_at, comment_at = min(extra_at, end), min(comment_at, end)
         raw_name = directory[name_at:extra_at]
         name = raw_name.decode("utf-8", "replace")
-        if extra_length:
+        if comment_at > extra_at:
             extra = directory[extra_at:comment_at]
             wide = 8 * (packed, size, header).count(_MAX32)
             packed, size, header = _widen(extra, packed, size, header)
             strange = _strange_fields(extra, (_WIDE,), lambda body: len(body) == wide)
             self.claimed = self._disown_fields(name, strange, self.claimed, self.start + extra_at)
-        if comment_length:
+        if end > comment_at:
             where = self.start + comment_at
             self.ledger.claim(self.claimed, where, Use.STRUCTURE)
             self.claimed = self.start + end
             message = "a comment, which torch never writes"
             self.ledger.disown(where, self.claimed, "zip-comment", message, name)
-        if flags & ~_KNOWN_FLAGS:
-            self._odd("zip-flags", _flags(flags, "the directory"), name, self.start + at)
+        self._check_header(name, fields, self.start + at)
         if method == 0 and packed != size:
             self._odd("zip-size-mismatch", "stored, but with two different sizes", name, header)
         wanted = (packed, size, header)
@@ -201,6 +212,20 @@ class Directory:
             name, method, header, data, packed, size, entry_end, crc, encrypted, is_cut=is_cut
         )
         return entry, end
+
+    def _check_header(self, name: str, fields: tuple[int, ...], at: int) -> None:
+        """Fields of the header at *at* by which one reader refuses what others read."""
+        needed, flags, packed, size, disk, attributes = (
+            fields[2], fields[3], fields[8], fields[9], fields[13], fields[15],
+        )  # fmt: skip
+        if flags & ~_KNOWN_FLAGS:
+            self._odd("zip-flags", _flags(flags, "the directory"), name, at)
+        if needed & 0xFF > _NEWEST_VERSION:
+            self._odd("zip-flags", f"needs version {needed & 0xFF} of a reader", name, at)
+        if disk:
+            self._odd("zip-disks", "lies on another disk", name, at)
+        if (packed or size) and (attributes & _FOLDER or name.endswith("/")):
+            self._odd("zip-header", "is a folder, and torch does not look at its data", name, at)
 
     def _data_offset(
         self, name: str, raw_name: bytes, central: tuple[int, ...], wanted: tuple[int, int, int]

@@ -169,6 +169,6 @@ def _read_end64(source: ByteSource, ledger: Ledger, end: int) -> tuple[Directory
             "readers expect",
             at,
         )
-    if disk or disks > 1 or here_disk or first_disk or here != place[0]:
+    if disk or disks != 1 or here_disk or first_disk or here != place[0]:
         _odd(ledger, "zip-disks", "claims to be one of several disks", at)
     return DirectoryPlace(*place), min(at, locator)

@@ -33,6 +33,9 @@ class ZipEntry:
         extra: The local header's extra field, if it is not torch's padding.
         central_extra: The extra field in the central directory; torch writes none.
         comment: The entry's comment.
+        needed: The version that the central directory says a reader needs.
+        disk: The disk that the central directory says it lies on.
+        attributes: Its external attributes; 16 is the folder of MS-DOS.
         before: Bytes between the entry before and this one.
         hidden: True to leave it out of the central directory.
     """
@@ -52,6 +55,9 @@ class ZipEntry:
     extra: bytes | None = None
     central_extra: bytes = b""
     comment: bytes = b""
+    needed: int = 0
+    disk: int = 0
+    attributes: int = 0
     before: bytes = b""
     hidden: bool = False
 
@@ -135,7 +141,7 @@ def _zip_entry(entry: ZipEntry, header: int) -> tuple[bytes, bytes]:
         "<4s6H3I5H2I",
         b"PK\1\2",
         0,
-        0,
+        entry.needed,
         entry.flags,
         entry.method,
         0,
@@ -146,9 +152,9 @@ def _zip_entry(entry: ZipEntry, header: int) -> tuple[bytes, bytes]:
         len(name),
         len(entry.central_extra),
         len(entry.comment),
+        entry.disk,
         0,
-        0,
-        0,
+        entry.attributes,
         header if entry.header is None else entry.header,
     )
     return (
