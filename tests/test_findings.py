@@ -72,7 +72,7 @@ def judged_pickle(*parts: bytes) -> Judgement:
 
 def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
     """A list that grows with each call of the function *name* that the judge makes."""
-    room = sys.modules["ckptaudit.policy.judge"]
+    room = sys.modules["ckptaudit.policy.pickles"]
     real: Callable[..., object] = getattr(room, name)
     calls: list[object] = []
 
