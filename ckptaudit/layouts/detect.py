@@ -103,21 +103,26 @@ def detect(tensors: Mapping[str, Spec], family: str | None = None) -> Detection:
         tensors: The state dict.
         family: Take it for this one, in `FAMILIES`, whatever speaks against it.
     """
-    in_folder = _of_folder(tensors, family)
-    if in_folder is not None:
-        return in_folder
     if family is not None:
-        return _as_told(FAMILIES[family], tensors)
+        told = FAMILIES[family]
+        return _of_folder(tensors, [told]) or _as_told(told, tensors)
+    detectable = [each for each in FAMILIES.values() if not each.is_named_only]
+    # Parts of a pipeline are told by the folders they are in.
+    if any("/" in key for key in tensors):
+        pipelines = [each for each in detectable if each.pipeline is not None]
+        if (found := _of_folder(tensors, pipelines)) is not None:
+            return found
     met = {each.name: signs_met(each, tensors) for each in FAMILIES.values()}
-    for each in FAMILIES.values():
-        if met[each.name] == len(each.signs) and not each.is_named_only:
+    for each in detectable:
+        if met[each.name] == len(each.signs):
             match = Match.between(each, tensors)
             if not any(match.objections()):
                 return _detection(match, tuple(match.evidence()))
     known = recognise(tensors)
     if known is not None:
         return Detection(known[0], None, (known[1],))
-    return Detection(UNKNOWN, None, _objections(met, tensors))
+    alone = [each for each in detectable if each.pipeline is None]
+    return _of_folder(tensors, alone) or Detection(UNKNOWN, None, _objections(met, tensors))
 
 
 def place(detection: Detection, tensors: Mapping[str, Spec]) -> tuple[Placement, ...]:
@@ -151,13 +156,12 @@ def count(detection: Detection, tensors: Mapping[str, Spec]) -> tuple[ComponentC
     return tuple(row for row in rows if row.present or row.expected or row.unexpected)
 
 
-def _of_folder(tensors: Mapping[str, Spec], told: str | None) -> Detection | None:
-    """The family whose diffusers folder *tensors* are of; None if they are of none."""
-    families = FAMILIES.values() if told is None else (FAMILIES[told],)
+def _of_folder(tensors: Mapping[str, Spec], families: Iterable[Family]) -> Detection | None:
+    """Which of *families* has a diffusers folder that *tensors* are of; None if none has."""
     fitting = [
         match
         for family in families
-        if family.has_diffusers_layout and not (family.is_named_only and told is None)
+        if family.has_diffusers_layout
         for match in (FolderMatch.between(family, tensors),)
         if match.holders and not any(match.objections())
     ]
