@@ -14,7 +14,7 @@ from narrow import checkpoint, moved, read
 from oracle import converted, torch
 from safetensors.torch import load_file, save_file
 
-from ckptaudit import Options, convert, verify
+from ckptaudit import Options, convert, inspect, verify
 from ckptaudit.errors import OutputExists, OutputFailed, SourceUnreadable, Unsupported
 from ckptaudit.layouts import Component
 
@@ -93,8 +93,10 @@ def test_what_keys_do_not_show_is_guessed_from_a_weight_and_said_to_be_a_guess(
 
     result = convert(tmp_path / "a.ckpt", tmp_path / "out", KEEP)
 
+    assert result.prediction == inspect(tmp_path / "a.ckpt", with_hash=False).prediction
     assert result.prediction == prediction
     assert any(f"{prediction} is a guess" in line and key in line for line in result.evidence)
+    assert any("is a guess" in note for note in result.notes)
     scheduler = json.loads((tmp_path / "out/scheduler/scheduler_config.json").read_text())
     assert scheduler["prediction_type"] == prediction
     unet = json.loads((tmp_path / "out/unet/config.json").read_text())

@@ -2,26 +2,28 @@
 
 Knows:      how state dict, layouts and policy meet.
 Is told:    a path.
-Never asks: for a weight; it reads nothing but directory and pickles.
+Never asks: for weights, but for the one vector of Stable Diffusion 2 that hints at what the
+            model predicts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ckptaudit.jobs.opening import File, notes_on, opened
-from ckptaudit.jobs.planning import meaning_of
+from ckptaudit.jobs.planning import meaning_of, prediction_of
 from ckptaudit.policy import judge
 from ckptaudit.tensors import find_state_dict, misfits
 
 if TYPE_CHECKING:
     from os import PathLike
 
-    from ckptaudit.containers import Kind
-    from ckptaudit.layouts import Component, ComponentCount
+    from ckptaudit.containers import Container, Kind
+    from ckptaudit.layouts import Component, ComponentCount, Detection
     from ckptaudit.policy import Coverage, Severity
-    from ckptaudit.tensors import Leftover
+    from ckptaudit.tensors import Leftover, StateDict
 
 __all__ = ["InspectedTensor", "Inspection", "inspect"]
 
@@ -58,7 +60,7 @@ class Inspection(File):
         variant: Which variant of it, or None.
         evidence: What the family was recognised by.
         prediction: What the denoiser predicts, ``epsilon`` or ``v_prediction``; None where there
-            is none, or where only a weight would tell and none was read.
+            is none.
         components: What is there, missing and unexpected, component by component.
         tensors: In the file's order.
         leftovers: What else the file holds.
@@ -80,7 +82,7 @@ class Inspection(File):
 
 
 def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
-    """Say what is in the file; no weight is read, but for its hash.
+    """Say what is in the file; weights are read for its hash, and one vector of them for SD 2.
 
     Args:
         path: The file.
@@ -94,6 +96,7 @@ def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
         judgement = judge(container, misfits)
         state_dict = find_state_dict(container)
         meaning = meaning_of(state_dict)
+        prediction, hints = _prediction(file.container, state_dict, meaning.detection)
         return Inspection(
             path=container.source.name,
             size=container.source.size,
@@ -104,8 +107,8 @@ def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
             state_dict=state_dict.path,
             family=meaning.detection.family,
             variant=meaning.detection.variant,
-            evidence=meaning.detection.evidence,
-            prediction=meaning.detection.prediction,
+            evidence=(*meaning.detection.evidence, *hints),
+            prediction=prediction,
             components=meaning.components,
             tensors=tuple(
                 InspectedTensor(
@@ -116,3 +119,15 @@ def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
             leftovers=state_dict.leftovers,
             notes=notes_on(container),
         )
+
+
+def _prediction(
+    container: Container, state_dict: StateDict, detection: Detection
+) -> tuple[str | None, tuple[str, ...]]:
+    """What the denoiser predicts, and what that rests on where one weight has to be read for it."""
+    if detection.undecided is None:
+        return detection.prediction, ()
+    # Only now: numpy takes as long to load as the rest of an inspection.
+    from ckptaudit.jobs.stream import std_of  # noqa: PLC0415
+
+    return prediction_of(detection, state_dict, partial(std_of, container))

@@ -303,6 +303,8 @@ class _Run:
                 *self.empty_notes(),
                 *self.ema_notes(plan),
                 *self.vae_notes(plan),
+                # What is a guess stands in the folder's settings as if it were known.
+                *(self.hints if self.options.layout is Layout.DIFFUSERS else ()),
                 *self.dry_notes(written=written),
             ),
         )
