@@ -166,6 +166,11 @@ class Draft:
         self._direct = -1
 
     def __enter__(self) -> Draft:  # noqa: PYI034 - typing.Self is Python 3.11's
+        self.begin()
+        return self
+
+    def begin(self) -> None:
+        """Make the file; whoever calls this by itself sees to it that `discard` is called."""
         try:
             with _output_errors(self._shown):
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -177,7 +182,6 @@ class Draft:
             # An interrupt too, wherever it strikes: nobody else would remove the file.
             self.discard()
             raise
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.discard()
@@ -298,9 +302,13 @@ class DraftFolder:
         self._temporary = path.with_name(f".ckptaudit-{secrets.token_hex(8)}.part")
 
     def __enter__(self) -> DraftFolder:  # noqa: PYI034 - typing.Self is Python 3.11's
+        self.begin()
+        return self
+
+    def begin(self) -> None:
+        """Make the folder; whoever calls this by itself sees to it that it is left again."""
         with _output_errors(self.path):
             self._temporary.mkdir()
-        return self
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._temporary, ignore_errors=True)

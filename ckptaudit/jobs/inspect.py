@@ -12,18 +12,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ckptaudit.jobs.health import damaged_ids, health_of
 from ckptaudit.jobs.opening import File, notes_on, opened
 from ckptaudit.jobs.planning import meaning_of, prediction_of
+from ckptaudit.jobs.small import std_of
 from ckptaudit.policy import judge
 from ckptaudit.tensors import find_state_dict, misfits
 
 if TYPE_CHECKING:
     from os import PathLike
 
-    from ckptaudit.containers import Container, Kind
-    from ckptaudit.layouts import Component, ComponentCount, Detection
-    from ckptaudit.policy import Coverage, Severity
-    from ckptaudit.tensors import Leftover, StateDict
+    from ckptaudit.containers import Kind
+    from ckptaudit.layouts import Component, ComponentCount
+    from ckptaudit.policy import Coverage, Finding, Severity
+    from ckptaudit.tensors import Leftover
 
 __all__ = ["InspectedTensor", "Inspection", "inspect"]
 
@@ -64,6 +66,7 @@ class Inspection(File):
         components: What is there, missing and unexpected, component by component.
         tensors: In the file's order.
         leftovers: What else the file holds.
+        findings: What ails the model, as far as keys, shapes and types show.
         notes: What is worth knowing besides.
     """
 
@@ -78,6 +81,7 @@ class Inspection(File):
     components: tuple[ComponentCount, ...]
     tensors: tuple[InspectedTensor, ...]
     leftovers: tuple[Leftover, ...]
+    findings: tuple[Finding, ...]
     notes: tuple[str, ...]
 
 
@@ -96,7 +100,8 @@ def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
         judgement = judge(container, misfits)
         state_dict = find_state_dict(container)
         meaning = meaning_of(state_dict)
-        prediction, hints = _prediction(file.container, state_dict, meaning.detection)
+        std = partial(std_of, container)
+        prediction, hints = prediction_of(meaning.detection, state_dict, std)
         return Inspection(
             path=container.source.name,
             size=container.source.size,
@@ -117,17 +122,6 @@ def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
                 for view, placement in zip(state_dict.views, meaning.placements, strict=True)
             ),
             leftovers=state_dict.leftovers,
+            findings=tuple(health_of(state_dict, meaning, damaged_ids(container, state_dict))),
             notes=notes_on(container),
         )
-
-
-def _prediction(
-    container: Container, state_dict: StateDict, detection: Detection
-) -> tuple[str | None, tuple[str, ...]]:
-    """What the denoiser predicts, and what that rests on where one weight has to be read for it."""
-    if detection.undecided is None:
-        return detection.prediction, ()
-    # Only now: numpy takes as long to load as the rest of an inspection.
-    from ckptaudit.jobs.stream import std_of  # noqa: PLC0415
-
-    return prediction_of(detection, state_dict, partial(std_of, container))

@@ -98,6 +98,7 @@ def planner(
     meaning: Meaning,
     options: Options,
     digest_of: Callable[[TensorView], bytes],
+    damage: Mapping[str, str] | None = None,
 ) -> Callable[[Mapping[tuple[str, str], str]], ConversionPlan]:
     """Everything `make_plan` wants but the tensors that do not fit, which it is given last.
 
@@ -107,6 +108,7 @@ def planner(
         options: What the user asked for.
         digest_of: Reads a tensor and hashes it; asked here, once for each tensor that may be
             stored once if it is equal to another.
+        damage: By key, what is wrong with tensors that loaders make better themselves.
     """
     groups = comparable_groups(state_dict, meaning.detection, meaning.placements, options)
     views = {view.key: view for group in groups for view in group}
@@ -120,6 +122,7 @@ def planner(
             options,
             unfit=unfit,
             digests=digests,
+            damage=damage,
         )
 
     return plan

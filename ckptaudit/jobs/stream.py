@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ckptaudit.plan import TensorJob
     from ckptaudit.tensors import TensorView
 
-__all__ = ["JobId", "Nowhere", "Sink", "Tally", "digest_of", "read_block", "std_of", "stream"]
+__all__ = ["JobId", "Nowhere", "Sink", "Tally", "digest_of", "read_block", "stream"]
 
 JobId: TypeAlias = tuple[str, str, int]
 # By `TensorJob.id`, as pairs: it has to go through JSON.
@@ -297,16 +297,6 @@ class _WriteBehind:
             nbytes = (last - first) * size
             self._sink.take(job, first, data[at : at + nbytes])
             at += nbytes
-
-
-def std_of(container: Container, view: TensorView) -> float | None:
-    """The standard deviation of the elements of *view*; None where it has none."""
-    caster = Caster(view.dtype, view.dtype)
-    buffer = _room(BLOCK_BYTES)
-    for block in blocks_of(view):
-        read = read_block(container, view, block, buffer)
-        caster.cast(read, read)
-    return caster.stats.std
 
 
 def digest_of(container: Container, view: TensorView) -> bytes:

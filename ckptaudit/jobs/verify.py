@@ -18,6 +18,7 @@ import numpy as np
 
 from ckptaudit.containers import Kind
 from ckptaudit.errors import Unsupported
+from ckptaudit.jobs.health import damaged_ids
 from ckptaudit.jobs.opening import File, Opened, opened
 from ckptaudit.jobs.planning import meaning_of, planner
 from ckptaudit.jobs.receipt import receipt_in
@@ -175,7 +176,8 @@ class _Proof:
         options = self.options or _FOREIGN
         meaning = meaning_of(state_dict, options.family)
         digests = partial(digest_of, self.source.container)
-        return planner(state_dict, meaning, options, digests)({})
+        damage = damaged_ids(self.source.container, state_dict)
+        return planner(state_dict, meaning, options, digests, damage)({})
 
     def is_owed(self, job: TensorJob) -> bool:
         """Whether the converted file must hold *job*; another tool may leave averages out."""

@@ -14,15 +14,17 @@ from functools import partial
 from hashlib import sha256
 from mmap import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ckptaudit.errors import CastOverflow, Unsupported
 from ckptaudit.jobs.account import Conversion, Source, TensorEntry
 from ckptaudit.jobs.hashing import hash_of
+from ckptaudit.jobs.health import damaged_ids, health_of
 from ckptaudit.jobs.opening import File, Opened, notes_on
 from ckptaudit.jobs.planning import meaning_of, planner, prediction_of
 from ckptaudit.jobs.receipt import metadata_of
-from ckptaudit.jobs.stream import digest_of, std_of, stream
+from ckptaudit.jobs.small import std_of
+from ckptaudit.jobs.stream import digest_of, stream
 from ckptaudit.layouts import Component
 from ckptaudit.plan import (
     Action,
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from ckptaudit.numerics import TensorStats
 
 __all__ = ["DraftSink", "write"]
+
+AnyDraft = TypeVar("AnyDraft", Draft, DraftFolder)
 
 # As long as any: what a header takes does not depend on which hash is in it.
 _NO_HASH = "0" * 64
@@ -107,9 +111,9 @@ class _Run:
         self.prediction, self.hints = prediction_of(
             self.meaning.detection, self.state_dict, partial(std_of, file.container)
         )
-        self.plan_with = planner(
-            self.state_dict, self.meaning, options, partial(digest_of, file.container)
-        )
+        self.damage = damaged_ids(file.container, self.state_dict)
+        digests = partial(digest_of, file.container)
+        self.plan_with = planner(self.state_dict, self.meaning, options, digests, self.damage)
         self.stats: dict[JobId, TensorStats] = {}
         # By file and name of the output, why a tensor is not cast.
         self.unfit: dict[tuple[str, str], str] = {}
@@ -167,16 +171,16 @@ class _Run:
         self.is_vain[0] = 0
         starts = self.starts(plan, with_hash=with_hash)
         with ExitStack() as stack:
-            folder = (
-                stack.enter_context(DraftFolder(self.target)) if self.options.makes_folder else None
-            )
+            folder = None
+            if self.options.makes_folder:
+                folder = _begun(DraftFolder(self.target), stack)
             drafts = {}
             for output in plan.outputs:
                 file = self.within(output.file)
                 final = self.target / file
                 place = final if folder is None else folder.place(file)
                 size = starts[output.file] + output.nbytes
-                drafts[output.file] = stack.enter_context(Draft(place, size, final))
+                drafts[output.file] = _begun(Draft(place, size, final), stack)
             self.cast(plan, DraftSink(drafts, starts, self.is_vain))
             if len(self.unfit) > known:
                 self.in_vain += sum(job.view.nbytes for job in plan.jobs)
@@ -296,7 +300,11 @@ class _Run:
             aliases=plan.aliases,
             dropped=plan.drops,
             leftovers=plan.leftovers,
-            findings=(*self.judgement.findings, *self.numeric_findings(plan)),
+            findings=(
+                *self.judgement.findings,
+                *health_of(self.state_dict, self.meaning, self.damage),
+                *self.numeric_findings(plan),
+            ),
             permitted=self.judgement.permitted,
             notes=(
                 *notes_on(container),
@@ -410,6 +418,17 @@ class DraftSink:
 
     def recall(self, tally: Tally) -> None:
         """See `Sink.recall`."""
+
+
+def _begun(draft: AnyDraft, stack: ExitStack) -> AnyDraft:
+    """Begin *draft*, which *stack* will end.
+
+    It is the stack's before there is anything to remove: an interrupt may strike between two
+    steps of `ExitStack.enter_context`, and nobody would remove what was made in the first.
+    """
+    stack.push(draft)
+    draft.begin()
+    return draft
 
 
 def _finding(rule_id: str, message: str, record: str) -> Finding:

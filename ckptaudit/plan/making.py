@@ -54,6 +54,7 @@ def make_plan(
     *,
     unfit: Mapping[tuple[str, str], str] | None = None,
     digests: Mapping[str, bytes] | None = None,
+    damage: Mapping[str, str] | None = None,
 ) -> ConversionPlan:
     """Decide what becomes of each tensor.
 
@@ -66,13 +67,14 @@ def make_plan(
             overflow).
         digests: By source key, a hash of the tensor's elements, for keys that
             `comparable_groups` named.  Tensors of one hash, dtype and shape are equal.
+        damage: By source key, what is wrong with tensors that loaders make better themselves.
     """
     draft = _sort_out(state_dict, detection, list(placements), options)
     aliases = deduplicate(draft.candidates, detection, options, digests or {})
     left_out = {alias.source for alias in aliases}
     written = []
     for candidate in draft.candidates:
-        reason = _harm(candidate, detection, options)
+        reason = _harm(candidate, detection, options, damage or {})
         if candidate.view.key in left_out:
             continue
         if reason is None:
@@ -184,13 +186,17 @@ def _bar(view: TensorView, placement: Placement, options: Options) -> str | None
     return None
 
 
-def _harm(candidate: Candidate, detection: Detection, options: Options) -> str | None:
+def _harm(
+    candidate: Candidate, detection: Detection, options: Options, damage: Mapping[str, str]
+) -> str | None:
     """Why loaders of a known family do better without a tensor, which they do not need."""
     view, placement = candidate.view, candidate.placement
     writes_all = options.precision is Precision.KEEP or options.dedupe is Dedupe.NONE
     is_verbatim = writes_all or options.keep_names
     if is_verbatim or not detection.has_inventory or candidate.demanded:
         return None
+    if view.key in damage:
+        return f"{damage[view.key]}; loaders make a better one themselves"
     if placement.component is Component.SCHEDULE and view.dtype.name in _HALVES:
         return f"is a schedule in {view.dtype.name}; loaders make a better one themselves"
     is_extra = placement.component is Component.OTHER and options.other is not Action.COPY

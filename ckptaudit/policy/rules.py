@@ -493,3 +493,89 @@ _rule(
     cwe="CWE-754",
     taught_by="IEEE 754-2019, 6.2: an operation on a NaN gives a NaN",
 )
+_rule(
+    "CKA303",
+    Severity.REVIEW,
+    "counts positions wrongly",
+    """
+    A text encoder numbers the tokens of a prompt 0, 1, 2 and so on, in int64. Tools that cast
+    every tensor to half precision made 76 into 75.99 and then into 75, so that two tokens share a
+    place and prompts mean something else; the model still runs. A conversion leaves such a tensor
+    out: every loader makes its own. To keep it as it is, convert with --precision keep.
+    """,
+    cwe="CWE-681",
+    taught_by="files descended from Anything v3, whose last position is 75",
+)
+_rule(
+    "CKA304",
+    Severity.REVIEW,
+    "lacks tensors of its model",
+    """
+    Some loaders stop at a missing tensor, others take what the model before it left in memory, and
+    give images of a model that is in no file. Every file that a training or a merge writes has all
+    of them. Find the whole file, or bring the missing part from the model that it was made from.
+    """,
+    cwe="CWE-1295",
+    taught_by="what diffusers, ComfyUI and the WebUI do with a file that lacks one tensor",
+)
+_rule(
+    "CKA305",
+    Severity.REVIEW,
+    "has tensors of a wrong shape",
+    """
+    The name is that of a known model, and the shape is not: another kind of model under this
+    one's names, a part of one, or damage. A loader stops at it, or crashes. Nothing is reshaped
+    here.
+    """,
+    cwe="CWE-131",
+    taught_by="what stable-diffusion.cpp and diffusers do with a misshapen tensor",
+)
+_rule(
+    "CKA306",
+    Severity.REVIEW,
+    "has what another tool left",
+    """
+    Training tools leave their own tensors among the weights of a model. Loaders pass over them;
+    they take space, and a reader may take the file for something it is not. They are kept and
+    named in the report; --other drop leaves them out, with everything else that is no part of the
+    model.
+    """,
+    cwe="CWE-1164",
+    taught_by="merges and trainings of Stable Diffusion 1.x",
+)
+_rule(
+    "CKA307",
+    Severity.REVIEW,
+    "has averaged copies of a part of the weights only",
+    """
+    Training keeps a moving average of every weight. Where only some have one, --ema use makes a
+    model out of two: averaged weights beside others. Use the weights themselves, or find the
+    whole file.
+    """,
+    cwe="CWE-1295",
+    taught_by="ldm/modules/ema.py, which averages every trained weight",
+)
+_rule(
+    "CKA308",
+    Severity.REVIEW,
+    "spells names a second time",
+    """
+    The same tensor is there under another prefix or inside a nested state dict. Which of the two
+    a loader takes depends on the loader. The canonical name is written; a second copy that is
+    equal is stored once and named in the metadata, one that is not is kept under its own key.
+    """,
+    cwe="CWE-694",
+    taught_by="files of NovelAI's lineage, with a state dict inside the state dict",
+)
+_rule(
+    "CKA309",
+    Severity.REVIEW,
+    "has a VAE in a type in which it cannot run",
+    """
+    The activations of SDXL's VAE are larger than fp16 can hold, so that images turn black; its
+    weights are not, so that no cast shows it. A loader has to run it in fp32 or bf16, or the VAE
+    has to be one that was mended for fp16. A conversion to fp16 leaves a VAE in fp32 as it is.
+    """,
+    cwe="CWE-681",
+    taught_by="the notes on SDXL's VAE in fp16 of those who mended it",
+)

@@ -139,6 +139,7 @@ def _inspected(result: Inspection) -> list[str]:
         ),
         *_components(result.components),
         *(["Beside the weights:", _list(map(code, held))] if held else []),
+        *_findings(result.findings),
         *_not_read(result.coverage),
     ]
 

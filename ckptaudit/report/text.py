@@ -68,6 +68,7 @@ def inspection_text(result: Inspection) -> str:
         *_components(result.components),
         *(f"{dtype}: {size}" for dtype, size in facts.sizes_by_dtype(result.tensors)),
         *facts.leftovers(result.leftovers),
+        *_findings(result.findings),
         *_not_read(result.coverage),
     )
 
