@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from narrow import checkpoint, moved, read
 from oracle import converted, torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ckptaudit import Options, convert, verify
@@ -380,6 +381,47 @@ def test_a_split_file_is_all_of_the_source_in_a_file_for_each_part(
     assert all(torch.equal(together[key], bare[key]) for key in bare)
     assert "encoder.conv_in.weight" in parts["out.vae.safetensors"]
     assert not result.dropped
+
+
+@pytest.mark.parametrize(
+    "options", [KEEP, replace(ORIGINAL, split=True)], ids=["diffusers", "split"]
+)
+@pytest.mark.parametrize("thin_family", ["sd1", "sdxl"], indirect=True)
+def test_each_of_several_files_is_proven_by_itself(
+    thin_family: Family, options: Options, tmp_path: Path
+) -> None:
+    """Both text encoders of SDXL have tensors of the same names, in their own files."""
+    checkpoint(thin_family, tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "out", options)
+    files = sorted((tmp_path / "out").rglob("*.safetensors"))
+
+    proofs = [verify(tmp_path / "a.ckpt", file) for file in files]
+
+    assert len(files) == (4 if thin_family.name == "sdxl" else 3)
+    assert all(proof.equal and proof.tensors for proof in proofs)
+    for file in files:
+        data = file.read_bytes()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        assert not verify(tmp_path / "a.ckpt", file).equal
+
+
+@pytest.mark.parametrize("thin_family", ["sd1"], indirect=True)
+def test_one_of_several_files_that_lacks_a_tensor_is_not_proven(
+    thin_family: Family, tmp_path: Path
+) -> None:
+    checkpoint(thin_family, tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "out", KEEP)
+    path = tmp_path / "out/vae/diffusion_pytorch_model.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    del tensors["decoder.conv_in.weight"]
+    save_file(tensors, path, metadata)
+
+    done = verify(tmp_path / "a.ckpt", path)
+
+    (missing,) = [proof for proof in done.tensors if not proof.equal]
+    assert (missing.name, missing.problem) == ("decoder.conv_in.weight", "is missing")
 
 
 def test_a_file_whose_parts_are_not_known_is_not_split(tmp_path: Path) -> None:

@@ -53,9 +53,10 @@ def test_inspect_says_when_a_scan_would_have_something_to_say(
     [
         ([], "made with the default options"),
         (["--precision", "keep", "--keep-names"], "made with --precision keep --keep-names"),
+        (["--family", "vae"], "made with --family vae"),
         (["--other", "drop"], "2 not written, weight, ...: component other is dropped on request"),
     ],
-    ids=["none", "some", "a-dropped-part"],
+    ids=["none", "some", "a-family", "a-dropped-part"],
 )
 def test_verify_says_which_options_it_followed(
     trained: Path, options: list[str], said: str

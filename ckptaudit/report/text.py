@@ -165,6 +165,8 @@ def _asked_for(result: Verification) -> list[str]:
         and value is not field.default
     ]
     chosen += ["--keep-names"] if result.options.keep_names else []
+    chosen += ["--split"] if result.options.split else []
+    chosen += [f"--family {result.options.family}"] if result.options.family else []
     return [
         f"made with {' '.join(chosen) or 'the default options'}",
         *facts.drops(result.dropped),
