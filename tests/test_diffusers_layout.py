@@ -227,6 +227,25 @@ def test_of_a_matrix_in_three_parts_none_is_written_where_one_is_missing(
     }
 
 
+@pytest.mark.parametrize("rows", [-64, 64], ids=["too-few", "too-many"])
+@pytest.mark.parametrize("thin_family", ["sd2"], indirect=True)
+def test_of_a_matrix_that_is_not_three_parts_all_or_nothing_is_written(
+    thin_family: Family, tmp_path: Path, rows: int
+) -> None:
+    """A row of which no part is made would be lost, and parts of what is dropped invented."""
+    tensors = checkpoint(thin_family, tmp_path / "a.ckpt")
+    whole = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
+    height, width = tensors[whole].shape
+    tensors[whole] = torch.randn(height + rows, width)
+    torch.save(tensors, tmp_path / "a.ckpt")
+
+    result = convert(tmp_path / "a.ckpt", tmp_path / "out", KEEP)
+
+    assert whole not in {entry.source for entry in result.tensors}
+    (drop,) = [drop for drop in result.dropped if drop.source == whole]
+    assert "is not of a shape from which" in drop.reason
+
+
 @pytest.mark.parametrize("thin_family", ["sd2"], indirect=True)
 def test_parts_of_one_matrix_in_two_types_meet_in_the_wider(
     thin_family: Family, tmp_path: Path
