@@ -5,9 +5,11 @@ Models here are narrow ones of the real families: every layer is there, and is t
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from narrow import checkpoint, moved, read
@@ -15,7 +17,7 @@ from oracle import converted, torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ckptaudit import Options, convert, verify
+from ckptaudit import Options, convert, inspect, scan, verify
 from ckptaudit.errors import OutputExists, OutputFailed, SourceUnreadable, Unsupported
 from ckptaudit.layouts import Component
 
@@ -299,6 +301,32 @@ def test_what_else_is_in_a_folder_is_listed_and_not_written(
 
     assert [drop.source for drop in back.dropped] == ["safety_checker/w"]
     assert "no place in the original layout" in back.dropped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(errno.EACCES, "check its permissions"), (errno.EIO, "cannot be read")],
+    ids=["forbidden", "broken-disk"],
+)
+def test_a_folder_that_cannot_be_listed_is_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, said: str
+) -> None:
+    def fails(folder: Path) -> NoReturn:
+        raise OSError(code, os.strerror(code), folder)
+
+    (tmp_path / "out").mkdir()
+    # Root may list anything, so the operating system is not asked.
+    monkeypatch.setattr("pathlib.Path.iterdir", fails)
+
+    with pytest.raises(SourceUnreadable, match=said):
+        convert(tmp_path / "out", tmp_path / "b.safetensors", ORIGINAL)
+
+
+def test_a_directory_named_with_a_slash_is_told_without_two(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for verb in (scan, inspect):
+        with pytest.raises(SourceUnreadable, match=r"out/\*\.ckpt"):
+            verb(f"{tmp_path}/out/")
 
 
 def test_a_folder_of_something_else_is_named_for_what_it_is(tmp_path: Path) -> None:
