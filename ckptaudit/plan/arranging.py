@@ -107,7 +107,8 @@ class _Place:
         file: Which file.
         name: Which tensor there.
         op: How it comes to be.
-        rows: Rows of the source that are taken, or of the output that are filled.
+        rows: Half-open range of rows of the source that are taken, or of the output that are
+            filled; None for all.
         height: Rows of the output in all, where only some are filled; else 0.
     """
 
