@@ -83,7 +83,7 @@ def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
     """Say what is in the file; no weight is read, but for its hash.
 
     Args:
-        path: The file.
+        path: The file, or the folder of a diffusers model.
         with_hash: Read the whole file once for its SHA-256.
 
     Raises:

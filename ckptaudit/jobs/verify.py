@@ -104,7 +104,7 @@ def verify(
     """Read *source* again and compare what it gives with *converted*, element by element.
 
     Args:
-        source: The checkpoint.
+        source: The checkpoint, or the folder of a diffusers model.
         converted: A safetensors file made from it; of several that were made, one.
         with_hash: Compute the SHA-256 of both.
         progress: Told bytes of weights done, and in all.
