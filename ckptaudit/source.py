@@ -18,7 +18,7 @@ from typing import Protocol
 from ckptaudit.errors import MalformedInput, SourceChanged, SourceUnreadable
 from ckptaudit.wording import counted, left
 
-__all__ = ["BufferSource", "ByteSource", "Cursor", "FileSource", "SplicedSource"]
+__all__ = ["BufferSource", "ByteSource", "Cursor", "FileSource", "SplicedSource", "unreadable"]
 
 Identity = tuple[int, ...]
 
@@ -80,13 +80,14 @@ class FileSource:
             # Without O_NONBLOCK opening a FIFO would wait for a writer.
             self._fd = os.open(given, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (OSError, ValueError) as err:
-            raise _unreadable(self.name, err) from err
+            raise unreadable(self.name, err) from err
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode):
             os.close(self._fd)
             if stat.S_ISDIR(status.st_mode):
+                example = f"{self.name.rstrip('/')}/*.ckpt"
                 raise SourceUnreadable(
-                    f"{self.name}: is a directory; name the files in it, such as {self.name}/*.ckpt"
+                    f"{self.name}: is a directory; name the files in it, such as {example}"
                 )
             raise SourceUnreadable(f"{self.name}: is not a regular file; give the path of a file")
         self.size = status.st_size
@@ -100,7 +101,7 @@ class FileSource:
             try:
                 count = os.preadv(self._fd, [buffer[done:]], offset + done)
             except OSError as err:
-                raise _unreadable(self.name, err) from err
+                raise unreadable(self.name, err) from err
             if count == 0:
                 raise SourceChanged(
                     f"{self.name}: was cut short at byte {offset + done} while it was read; "
@@ -114,7 +115,7 @@ class FileSource:
         try:
             data = os.pread(self._fd, length, offset)
         except OSError as err:
-            raise _unreadable(self.name, err) from err
+            raise unreadable(self.name, err) from err
         if len(data) == length:
             return data
         buffer = bytearray(length)
@@ -313,7 +314,8 @@ def _identity(status: os.stat_result) -> Identity:
     )
 
 
-def _unreadable(name: str, err: OSError | ValueError) -> SourceUnreadable:
+def unreadable(name: str, err: OSError | ValueError) -> SourceUnreadable:
+    """What to raise where *err* keeps the path called *name* from being opened or read."""
     code = err.errno if isinstance(err, OSError) else None
     if code == errno.ENOENT:
         # A shell that finds no file for a pattern hands over the pattern.

@@ -114,11 +114,7 @@ def check_folder(path: Path, *, overwrite: bool) -> None:
     with _output_errors(path):
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise OutputFailed(f"{name}: is no folder, and a folder is to be written")
-        if not overwrite and path.exists():
-            raise OutputExists(f"{name}: exists; choose another name")
-        if not path.parent.is_dir():
-            folder = path_text(path.parent)
-            raise OutputFailed(f"{folder}: is no directory; create it first")
+        _check_place(path, overwrite=overwrite)
 
 
 def check_destination(path: Path, *, overwrite: bool) -> None:
@@ -135,11 +131,15 @@ def check_destination(path: Path, *, overwrite: bool) -> None:
         if path.is_symlink() or (path.exists() and not path.is_file()):
             # Renaming over it would put a file where a device, a pipe or /dev/stdout was.
             raise OutputFailed(f"{name}: is a link or a device; name a regular file")
-        if not overwrite and path.exists():
-            raise OutputExists(f"{name}: exists; choose another name")
-        if not path.parent.is_dir():
-            folder = path_text(path.parent)
-            raise OutputFailed(f"{folder}: is no directory; create it first")
+        _check_place(path, overwrite=overwrite)
+
+
+def _check_place(path: Path, *, overwrite: bool) -> None:
+    if not overwrite and path.exists():
+        raise OutputExists(f"{path_text(path)}: exists; choose another name")
+    if not path.parent.is_dir():
+        folder = path_text(path.parent)
+        raise OutputFailed(f"{folder}: is no directory; create it first")
 
 
 class Draft:
@@ -295,6 +295,9 @@ class DraftFolder:
 
     Args:
         path: The final name.
+
+    Raises:
+        OutputFailed: The folder cannot be made.
     """
 
     def __init__(self, path: Path) -> None:

@@ -89,7 +89,7 @@ def no_checkpoint_zip(path: Path) -> None:
     ("make", "words"),
     [
         (missing, ["no such file"]),
-        (directory, ["is a directory; name the files in it, such as ", "/*.ckpt"]),
+        (directory, ["is a directory", "; name the files in it, such as ", "/*.ckpt"]),
         (pipe, ["not a regular file"]),
         (empty, ["empty"]),
         (web_page, ["HTML"]),

@@ -5,16 +5,19 @@ Models here are narrow ones of the real families: every layer is there, and is t
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from narrow import checkpoint, moved, read
 from oracle import converted, torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ckptaudit import Options, convert, inspect, verify
+from ckptaudit import Options, convert, inspect, scan, verify
 from ckptaudit.errors import OutputExists, OutputFailed, SourceUnreadable, Unsupported
 from ckptaudit.layouts import Component
 
@@ -228,6 +231,25 @@ def test_of_a_matrix_in_three_parts_none_is_written_where_one_is_missing(
     }
 
 
+@pytest.mark.parametrize("rows", [-64, 64], ids=["too-few", "too-many"])
+@pytest.mark.parametrize("thin_family", ["sd2"], indirect=True)
+def test_of_a_matrix_that_is_not_three_parts_all_or_nothing_is_written(
+    thin_family: Family, tmp_path: Path, rows: int
+) -> None:
+    """A row of which no part is made would be lost, and parts of what is dropped invented."""
+    tensors = checkpoint(thin_family, tmp_path / "a.ckpt")
+    whole = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
+    height, width = tensors[whole].shape
+    tensors[whole] = torch.randn(height + rows, width)
+    torch.save(tensors, tmp_path / "a.ckpt")
+
+    result = convert(tmp_path / "a.ckpt", tmp_path / "out", KEEP)
+
+    assert whole not in {entry.source for entry in result.tensors}
+    (drop,) = [drop for drop in result.dropped if drop.source == whole]
+    assert "is not of a shape from which" in drop.reason
+
+
 @pytest.mark.parametrize("thin_family", ["sd2"], indirect=True)
 def test_parts_of_one_matrix_in_two_types_meet_in_the_wider(
     thin_family: Family, tmp_path: Path
@@ -281,6 +303,32 @@ def test_what_else_is_in_a_folder_is_listed_and_not_written(
 
     assert [drop.source for drop in back.dropped] == ["safety_checker/w"]
     assert "no place in the original layout" in back.dropped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(errno.EACCES, "check its permissions"), (errno.EIO, "cannot be read")],
+    ids=["forbidden", "broken-disk"],
+)
+def test_a_folder_that_cannot_be_listed_is_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, said: str
+) -> None:
+    def fails(folder: Path) -> NoReturn:
+        raise OSError(code, os.strerror(code), folder)
+
+    (tmp_path / "out").mkdir()
+    # Root may list anything, so the operating system is not asked.
+    monkeypatch.setattr("pathlib.Path.iterdir", fails)
+
+    with pytest.raises(SourceUnreadable, match=said):
+        convert(tmp_path / "out", tmp_path / "b.safetensors", ORIGINAL)
+
+
+def test_a_directory_named_with_a_slash_is_told_without_two(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for verb in (scan, inspect):
+        with pytest.raises(SourceUnreadable, match=r"out/\*\.ckpt"):
+            verb(f"{tmp_path}/out/")
 
 
 def test_a_folder_of_something_else_is_named_for_what_it_is(tmp_path: Path) -> None:
@@ -382,6 +430,47 @@ def test_a_split_file_is_all_of_the_source_in_a_file_for_each_part(
     assert all(torch.equal(together[key], bare[key]) for key in bare)
     assert "encoder.conv_in.weight" in parts["out.vae.safetensors"]
     assert not result.dropped
+
+
+@pytest.mark.parametrize(
+    "options", [KEEP, replace(ORIGINAL, split=True)], ids=["diffusers", "split"]
+)
+@pytest.mark.parametrize("thin_family", ["sd1", "sdxl"], indirect=True)
+def test_each_of_several_files_is_proven_by_itself(
+    thin_family: Family, options: Options, tmp_path: Path
+) -> None:
+    """Both text encoders of SDXL have tensors of the same names, in their own files."""
+    checkpoint(thin_family, tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "out", options)
+    files = sorted((tmp_path / "out").rglob("*.safetensors"))
+
+    proofs = [verify(tmp_path / "a.ckpt", file) for file in files]
+
+    assert len(files) == (4 if thin_family.name == "sdxl" else 3)
+    assert all(proof.equal and proof.tensors for proof in proofs)
+    for file in files:
+        data = file.read_bytes()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        assert not verify(tmp_path / "a.ckpt", file).equal
+
+
+@pytest.mark.parametrize("thin_family", ["sd1"], indirect=True)
+def test_one_of_several_files_that_lacks_a_tensor_is_not_proven(
+    thin_family: Family, tmp_path: Path
+) -> None:
+    checkpoint(thin_family, tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "out", KEEP)
+    path = tmp_path / "out/vae/diffusion_pytorch_model.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    del tensors["decoder.conv_in.weight"]
+    save_file(tensors, path, metadata)
+
+    done = verify(tmp_path / "a.ckpt", path)
+
+    (missing,) = [proof for proof in done.tensors if not proof.equal]
+    assert (missing.name, missing.problem) == ("decoder.conv_in.weight", "is missing")
 
 
 def test_a_file_whose_parts_are_not_known_is_not_split(tmp_path: Path) -> None:

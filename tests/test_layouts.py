@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -379,6 +380,11 @@ RELATIVES: dict[str, tuple[dict[str, Spec], str]] = {
     "sgm-text-encoders": (plus("conditioner.embedders.0.model.ln_final.weight"), "conditioner."),
     "text-encoder-alone": (only("cond_stage_model."), NOTHING_FAMILIAR),
     "a-few-unet-tensors": (only(*SIGNS), "only 3 of the 686 unet tensors"),
+    # One sign of an autoencoder is left, and strangers to it.
+    "small-tensors-alone": (
+        {k: s for k, s in COMPLETE.items() if math.prod(s.shape) <= 3000},
+        NOTHING_FAMILIAR,
+    ),
     "ema-alone": (
         {k: s for k, s in WITH_EMA.items() if k.startswith("model_ema.")},
         NOTHING_FAMILIAR,

@@ -36,6 +36,19 @@ def test_inspect_counts_what_lies_beside_the_weights_branch_by_branch(trained: P
     assert "also holds ['a.b']: 1 (is outside the state dict)" in beside
 
 
+@pytest.mark.parametrize("format_", ["text", "md"])
+def test_a_file_without_a_pickle_is_not_said_to_have_one(
+    tmp_path: Path, trained: Path, format_: str
+) -> None:
+    audit("convert", trained, "-o", tmp_path / "made.safetensors")
+
+    done = audit("inspect", "-f", format_, tmp_path / "made.safetensors")
+
+    assert "state dict: " in done.out
+    assert "the whole file" in done.out
+    assert "the root of the pickle" not in done.out
+
+
 @pytest.mark.parametrize(("hostile", "said"), [(True, True), (False, False)])
 def test_inspect_says_when_a_scan_would_have_something_to_say(
     tmp_path: Path, trained: Path, *, hostile: bool, said: bool
@@ -53,9 +66,10 @@ def test_inspect_says_when_a_scan_would_have_something_to_say(
     [
         ([], "made with the default options"),
         (["--precision", "keep", "--keep-names"], "made with --precision keep --keep-names"),
+        (["--family", "vae"], "made with --family vae"),
         (["--other", "drop"], "2 not written, weight, ...: component other is dropped on request"),
     ],
-    ids=["none", "some", "a-dropped-part"],
+    ids=["none", "some", "a-family", "a-dropped-part"],
 )
 def test_verify_says_which_options_it_followed(
     trained: Path, options: list[str], said: str

@@ -168,7 +168,8 @@ def convert(
 
     By default weights become fp16, averaged copies are left out and equal tensors are
     stored once; whatever is left out, renamed or rounded away is in the report,
-    MODEL.report.json beside MODEL.safetensors.
+    MODEL.report.json beside MODEL.safetensors.  A path is a checkpoint, or the folder
+    of a diffusers model.
     """
     from pathlib import Path
 

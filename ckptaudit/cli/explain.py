@@ -58,8 +58,8 @@ def explain(
     """Say what PATH would do: its names, its calls, its instructions.
 
     Findings and exit status are those of `scan`; to each finding there is a sentence that
-    says what would have happened, when, where, and what torch makes of it.  Of a JSON side
-    file the instructions are those around the findings, with --all too.
+    says what would have happened, when, where, and what torch makes of it.  With --all, too,
+    a side file (--json) has only the instructions around the findings.
     """
     from ckptaudit.jobs.explain import explaining
     from ckptaudit.policy import Severity

@@ -26,7 +26,10 @@ def inspect(
     outputs: Outputs,
     no_hash: bool,
 ) -> None:
-    """Say what is in PATHS: family, components, tensors, and what else."""
+    """Say what is in PATHS: family, components, tensors, and what else.
+
+    A path is a checkpoint, or the folder of a diffusers model.
+    """
     from ckptaudit.jobs.inspect import inspect as job
 
     def status(result: Inspection) -> int:

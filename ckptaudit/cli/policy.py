@@ -49,7 +49,7 @@ policy_option = click.option(
     "--policy",
     "policy_path",
     metavar="FILE",
-    help="Permit what FILE does (docs/policy.md); none is ever looked for.",
+    help="Permit what the policy in FILE permits (docs/policy.md); none is ever looked for.",
 )
 
 baseline_option = click.option(

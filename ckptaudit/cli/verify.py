@@ -30,7 +30,8 @@ def verify(
 ) -> None:
     """Prove each tensor of CONVERTED from SOURCE by a second conversion.
 
-    CONVERTED may be the work of another tool; then only names and types are taken
+    SOURCE is a checkpoint, or the folder of a diffusers model; CONVERTED one file made
+    from it.  It may be the work of another tool; then only names and types are taken
     from it.
     """
     from ckptaudit.jobs.verify import verify as job

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from ckptaudit.containers.container import Container, Kind
 from ckptaudit.containers.dispatch import open_container
 from ckptaudit.errors import SourceUnreadable, Unsupported
-from ckptaudit.source import FileSource, SplicedSource
+from ckptaudit.source import FileSource, SplicedSource, unreadable
 
 if TYPE_CHECKING:
     from ckptaudit.vm import Limits
@@ -56,7 +56,10 @@ def open_folder(path: str | os.PathLike[str], limits: Limits | None = None) -> C
     """
     folder = Path(path)
     name = os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
-    files = _weights_in(folder, name)
+    try:
+        files = _weights_in(folder, name)
+    except OSError as err:
+        raise unreadable(name, err) from err
     sources: list[FileSource] = []
     try:
         sources += (FileSource(folder / file) for file in files)
@@ -88,8 +91,8 @@ def _weights_in(folder: Path, name: str) -> list[str]:
         files += [str((home / each).relative_to(folder)) for each in chosen]
     if not files:
         raise SourceUnreadable(
-            f"{name}: is a directory; name the files in it, such as {name}/*.ckpt, for it is "
-            "not of a diffusers model"
+            f"{name}: is a directory, and not of a diffusers model; name the files in it, such as "
+            f"{name.rstrip('/')}/*.ckpt"
         )
     return files
 

@@ -46,14 +46,15 @@ class TensorEntry:
 
     Attributes:
         name: What it is called in the output.
-        file: Name of the output file it is in.
+        file: Path of the output file it is in, from where the output lies.
         source: Its key in the source.
         component: What part of the model it is.
         op: What was done to its shape.
-        rows: Which rows of the source were taken, or None for all.
+        rows: Half-open range of rows: of the source, those that were taken where *op* is
+            ``rows``; of the output, those that it fills where *op* is ``join``; else None.
         source_dtype: torch's name of its type in the source.
         dtype: torch's name of its type in the output.
-        shape: Elements per dimension, in the output.
+        shape: Elements per dimension, as they were written; where *op* is ``join``, of its rows.
         stats: What it holds and what the cast cost; None in a dry run.
     """
 
@@ -72,6 +73,8 @@ class TensorEntry:
 @dataclass(frozen=True, slots=True)
 class Conversion:
     """The account of a conversion: every tensor of the source is in it exactly once.
+
+    One that is written in pieces has an entry for each piece.
 
     Attributes:
         source: The file that was converted.

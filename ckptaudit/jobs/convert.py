@@ -47,7 +47,7 @@ def convert(
     The report that the command line writes beside it is the answer's, as JSON.
 
     Args:
-        path: The checkpoint.
+        path: The checkpoint, or the folder of a diffusers model.
         output: The file to write, named ``.safetensors``, or the folder, where there are several;
             it appears under this name only when it is whole.
         options: What to do with weights, copies and names.

@@ -89,7 +89,7 @@ def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
     """Say what is in the file; weights are read for its hash, and one vector of them for SD 2.
 
     Args:
-        path: The file.
+        path: The file, or the folder of a diffusers model.
         with_hash: Read the whole file once for its SHA-256.
 
     Raises:

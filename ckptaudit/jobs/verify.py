@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.containers import Container, StoredTensor
     from ckptaudit.dtypes import DType
-    from ckptaudit.plan import Alias, ConversionPlan, Drop, OutputTensor, TensorJob
+    from ckptaudit.plan import Alias, ConversionPlan, Drop, Output, OutputTensor, TensorJob
     from ckptaudit.policy import Coverage
 
 __all__ = ["TensorProof", "Verification", "verify"]
@@ -105,8 +105,8 @@ def verify(
     """Read *source* again and compare what it gives with *converted*, element by element.
 
     Args:
-        source: The checkpoint.
-        converted: A safetensors file made from it.
+        source: The checkpoint, or the folder of a diffusers model.
+        converted: A safetensors file made from it; of several that were made, one.
         with_hash: Compute the SHA-256 of both.
         progress: Told bytes of weights done, and in all.
 
@@ -144,7 +144,7 @@ class _Proof:
             self.notes.append("was not written by ckptaudit; names and types are its own")
 
     def run(self, progress: Callable[[int, int], None]) -> Verification:
-        plan = self.plan()
+        plan = self.part_of(self.plan())
         self.outputs = {tensor.name: tensor for output in plan.outputs for tensor in output.tensors}
         pairs = [
             (job, stored)
@@ -178,6 +178,27 @@ class _Proof:
         digests = partial(digest_of, self.source.container)
         damage = damaged_ids(self.source.container, state_dict)
         return planner(state_dict, meaning, options, digests, damage)({})
+
+    def part_of(self, plan: ConversionPlan) -> ConversionPlan:
+        """What *plan* has for the converted file, where it has several files.
+
+        Which of them it is need not be believed: it is held against the one that has most of its
+        names and shapes, and has to be all of that one.
+        """
+        if len(plan.outputs) <= 1:
+            return plan
+        there = {(key, tensor.shape) for key, tensor in self.file.tensors.items()}
+        likest = min(plan.outputs, key=lambda output: len(there ^ _shapes_in(output)))
+        names = {tensor.name for tensor in likest.tensors}
+        self.notes.append(
+            f"is {likest.file}, one of {len(plan.outputs)} files; each is proven by itself"
+        )
+        return replace(
+            plan,
+            outputs=(likest,),
+            jobs=tuple(job for job in plan.jobs if job.file == likest.file),
+            aliases=tuple(alias for alias in plan.aliases if alias.of in names),
+        )
 
     def is_owed(self, job: TensorJob) -> bool:
         """Whether the converted file must hold *job*; another tool may leave averages out."""
@@ -343,6 +364,10 @@ class _Comparison:
     def recall(self, tally: Tally) -> None:
         for job, count in tally:
             self.differing[job] = self.differing.get(job, 0) + count
+
+
+def _shapes_in(output: Output) -> set[tuple[str, tuple[int, ...]]]:
+    return {(tensor.name, tensor.shape) for tensor in output.tensors}
 
 
 def _file(container: Container, digest: str | None) -> File:

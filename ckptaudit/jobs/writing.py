@@ -1,4 +1,4 @@
-"""Weights from an open checkpoint into a safetensors file, and the account of it.
+"""Weights from an open checkpoint into safetensors files, and the account of it.
 
 Knows:      how plan, cast and writer meet, and when a plan must be made again.
 Is told:    an open file that may be converted, a destination and the user's options.

@@ -199,12 +199,13 @@ def _objections(met: Mapping[str, int], tensors: Mapping[str, Spec]) -> tuple[st
     """Why *tensors* are not of the family that comes nearest, by the signs *met*."""
 
     def nearness(name: str) -> float:
-        # A stranger weighs as much as half of the signs: it may be all that is wrong.
+        # A stranger weighs as much as half of the signs: it may be all that is wrong.  A family
+        # with fewer signs than that beside a stranger is not near: it has nothing to do with it.
         strangers = tuple(each.prefix for each in FAMILIES[name].foreign)
         strange = any(key.startswith(strangers) for key in tensors)
         return met[name] / len(FAMILIES[name].signs) - strange / 2
 
-    near = [name for name in FAMILIES if met[name]]
+    near = [name for name in FAMILIES if met[name] and nearness(name) >= 0]
     if not near:
         return ("no tensor is there by which a family we know is told",)
     return tuple(Match.between(FAMILIES[max(near, key=nearness)], tensors).objections())

@@ -49,7 +49,8 @@ class Placement:
         component: What part of the model it belongs to.
         name: What loaders of the family look for; the key itself where they look for nothing.
         op: What turns the source tensor into the one called *name*, or into rows of it.
-        rows: Which rows of it, where *op* is ``join``, and how many it has in all.
+        rows: Where *op* is ``join``, the half-open range of rows of *name* that the source tensor
+            is, and how many rows *name* has in all; else None.
         of: The name this tensor may be a second copy of.  For an EMA copy, its
             weight, which need not be there.  For a key that spells a name a second
             time or repeats it inside a nested state dict, that name, if another key

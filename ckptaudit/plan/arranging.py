@@ -71,17 +71,14 @@ def arrange(
     heights: dict[tuple[str, str], int] = {}
     for candidate in candidates:
         places = _places(candidate, detection, options)
-        reason = None if places else "has no place in the diffusers layout"
-        for place in places:
-            view = _made(candidate.view, place)
-            if view is None:
-                reason = f"is not of a shape from which {place.name} can be made"
-                break
+        made, reason = _made_at(candidate.view, places)
+        if reason is not None:
+            drops.append(Drop(candidate.view.key, described(candidate.view), reason))
+            continue
+        for place, view in made.items():
             output = place.file, place.name
             parts[output].append(_job(candidate, place, view))
             heights[output] = place.height
-        if reason is not None:
-            drops.append(Drop(candidate.view.key, described(candidate.view), reason))
     for output in [output for output in parts if not _is_whole(parts[output], heights[output])]:
         reason = f"is a part of {output[1]}, whose other parts are not there"
         drops += [Drop(job.source, described(job.view), reason) for job in parts.pop(output)]
@@ -110,7 +107,8 @@ class _Place:
         file: Which file.
         name: Which tensor there.
         op: How it comes to be.
-        rows: Rows of the source that are taken, or of the output that are filled.
+        rows: Half-open range of rows of the source that are taken, or of the output that are
+            filled; None for all.
         height: Rows of the output in all, where only some are filled; else 0.
     """
 
@@ -141,8 +139,32 @@ def _places(candidate: Candidate, detection: Detection, options: Options) -> tup
     return (_Place(file, name, placement.op, (start, stop), height),)
 
 
-def _made(view: TensorView, place: _Place) -> TensorView | None:
-    """What *place* makes of *view*; None if it can make nothing of that shape."""
+def _made_at(
+    view: TensorView, places: tuple[_Place, ...]
+) -> tuple[dict[_Place, TensorView], str | None]:
+    """What is made of *view* at each of *places*; and why it is written at none of them."""
+    if not places:
+        return {}, "has no place in the diffusers layout"
+    made = {}
+    for place in places:
+        result = _made(view, place, _taken(places))
+        if result is None:
+            return {}, f"is not of a shape from which {place.name} can be made"
+        made[place] = result
+    return made, None
+
+
+def _taken(places: tuple[_Place, ...]) -> int:
+    """How many rows of a tensor are taken at all *places* together."""
+    return max((place.rows[1] for place in places if place.rows is not None), default=0)
+
+
+def _made(view: TensorView, place: _Place, height: int) -> TensorView | None:
+    """What *place* makes of *view*; None if it can make nothing of that shape.
+
+    Of a tensor that is taken row by row *height* are taken in all: of one that has more, the rest
+    would be lost, and of one that has fewer a part.
+    """
     rank = len(view.shape)
     match place.op:
         case "identity":
@@ -157,8 +179,7 @@ def _made(view: TensorView, place: _Place) -> TensorView | None:
             return view.transposed() if rank == _MATRIX else None
         case "rows":
             start, stop = place.rows or (0, 0)
-            fits = rank > 0 and view.shape[0] >= stop
-            return view.narrowed(start, stop) if fits else None
+            return view.narrowed(start, stop) if rank and view.shape[0] == height else None
         case "join":
             start, stop = place.rows or (0, 0)
             return view if rank > 0 and view.shape[0] == stop - start else None

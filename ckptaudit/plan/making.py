@@ -74,9 +74,9 @@ def make_plan(
     left_out = {alias.source for alias in aliases}
     written = []
     for candidate in draft.candidates:
-        reason = _harm(candidate, detection, options, damage or {})
         if candidate.view.key in left_out:
             continue
+        reason = _harm(candidate, detection, options, damage or {})
         if reason is None:
             written.append(candidate)
         else:
@@ -145,9 +145,7 @@ def _sort_out(
     writable = [(view, placement) for view, placement in pairs if barred[view.key] is None]
     replaced = _replaced_by_ema(writable) if options.ema is Ema.USE else {}
     replaces = {copy: weight for weight, copy in replaced.items()}
-    canonical = {placement.key: placement.name for placement in placements}
-    demanded = {placement.key for placement in placements if placement.demanded}
-    diffusers = {placement.key: placement.diffusers for placement in placements}
+    meant = {placement.key: placement for placement in placements}
     for view, placement in pairs:
         reason = barred[view.key] or _left_for_ema(
             view, placement, options, replaced=replaced, replaces=replaces
@@ -156,18 +154,18 @@ def _sort_out(
             draft.drops.append(Drop(view.key, described(view), reason))
             continue
         # An averaged copy that takes a weight's place takes its name as well.
-        key = replaces.get(view.key, view.key)
-        name = key if options.keep_names else canonical[key]
+        taken = meant[replaces.get(view.key, view.key)]
+        name = taken.key if options.keep_names else taken.name
         target = _target(view, placement, detection, options)
         draft.candidates.append(
             Candidate(
                 view,
                 placement,
-                canonical[key],
+                taken.name,
                 name,
                 target,
-                demanded=key in demanded,
-                diffusers=diffusers[key],
+                demanded=taken.demanded,
+                diffusers=taken.diffusers,
             )
         )
     return draft

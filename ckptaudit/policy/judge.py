@@ -15,20 +15,13 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers import Gap, Kind, Place
-from ckptaudit.policy.allowlist import (
-    allowed,
-)
+from ckptaudit.policy.allowlist import allowed
 from ckptaudit.policy.carried import CarriedFiles
 from ckptaudit.policy.findings import Findings, Subject, record_text, shown
 from ckptaudit.policy.judgement import GlobalUse, Judgement
 from ckptaudit.policy.pickles import judge_pickle
 from ckptaudit.policy.rules import RULES, Coverage
-from ckptaudit.vm import (
-    Build,
-    Call,
-    Global,
-    escape,
-)
+from ckptaudit.vm import Build, Call, Global, escape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

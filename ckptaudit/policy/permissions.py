@@ -6,7 +6,7 @@ and ``*.Averager`` whatever an attacker calls so.
 
 Knows:      what a permission must say, and how one is written as a line of TOML.
 Is told:    a table that was read already, and which day it is.
-Never asks: where a policy lies, or what a finding is about; `judge` says which findings are
+Never asks: where a policy lies, or what a finding is about; `pickles` says which findings are
             about a name and nothing else.
 """
 

@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from ckptaudit.containers import Kind
 from ckptaudit.policy import dated
 from ckptaudit.report.escaping import printable
 from ckptaudit.vm import escape
@@ -37,6 +38,7 @@ __all__ = [
     "losses",
     "permitted",
     "place_of",
+    "root_of",
     "said_of",
     "size_text",
     "sizes_by_dtype",
@@ -51,6 +53,17 @@ _MOST_SENTENCES = 20
 _MOST_LINES = 10
 HOW_TO_PERMIT = "to permit what you have looked at, say why in a line and put it into a --policy:"
 _FIRST_STEP = re.compile(r"\w+|\[(?:'(?:[^'\\]|\\.)*'|[^'\]]*)\]")
+
+
+def root_of(container: Kind) -> str:
+    """What is the state dict where the path to it is empty."""
+    match container:
+        case Kind.SAFETENSORS:
+            return "the whole file"
+        case Kind.FOLDER:
+            return "the whole folder"
+        case _:
+            return "the root of the pickle"
 
 
 def size_text(nbytes: int) -> str:

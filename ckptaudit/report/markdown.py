@@ -131,7 +131,7 @@ def _inspected(result: Inspection) -> list[str]:
             [
                 f"{result.container.value}, {size_text(result.size)}, {_hash(result.sha256)}",
                 *([f"{_verdict(result.verdict)}: `ckptaudit scan` says why"] if distrusted else []),
-                f"state dict: {code(result.state_dict or 'the root of the pickle')}",
+                f"state dict: {code(result.state_dict or facts.root_of(result.container))}",
                 *result.notes,
                 *(f"because {code(evidence)}" for evidence in result.evidence),
                 *(f"{dtype}: {size}" for dtype, size in facts.sizes_by_dtype(result.tensors)),

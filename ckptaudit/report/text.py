@@ -62,7 +62,7 @@ def inspection_text(result: Inspection) -> str:
         f"{printable(result.path)}: {family}, {tensors}, {size_text(weights)}",
         f"{result.container.value}, {size_text(result.size)}{_hash(result.sha256)}",
         *([f"{result.verdict.value}: `ckptaudit scan` says why"] if distrusted else []),
-        f"state dict: {escape(result.state_dict) or 'the root of the pickle'}",
+        f"state dict: {escape(result.state_dict) or facts.root_of(result.container)}",
         *_notes(result.notes),
         *(f"because {evidence}" for evidence in result.evidence),
         *_components(result.components),
@@ -166,6 +166,8 @@ def _asked_for(result: Verification) -> list[str]:
         and value is not field.default
     ]
     chosen += ["--keep-names"] if result.options.keep_names else []
+    chosen += ["--split"] if result.options.split else []
+    chosen += [f"--family {result.options.family}"] if result.options.family else []
     return [
         f"made with {' '.join(chosen) or 'the default options'}",
         *facts.drops(result.dropped),
