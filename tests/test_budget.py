@@ -121,6 +121,19 @@ def test_a_hundred_pickles_in_an_archive_cost_no_more_than_one() -> None:
     assert sum(isinstance(trace.error, LimitExceeded) for trace in container.traces) > 90
 
 
+@pytest.mark.parametrize("limits", [Limits(tries=30), Limits(loose=600)], ids=["tries", "loose"])
+def test_what_is_left_over_of_many_files_costs_no_more_than_that_of_one(limits: Limits) -> None:
+    """Entries may share their bytes, so that ten thousand files have sixteen megabytes each."""
+    loose = pickled(CALLS_SYSTEM) * 20
+    data = zip_archive([ZipEntry(f"{n}.zip", torch_zip(pickled(NONE)) + loose) for n in range(5)])
+
+    told = [found for found in judged(data, limits).findings if found.rule == "CKA110"]
+
+    assert len(told) <= 30
+    assert not judged(data, limits).coverage.complete
+    assert sum(found.rule == "CKA110" for found in judged(data, Limits()).findings) >= 5 * 20
+
+
 def test_a_hundred_pickles_in_a_row_cost_no_more_than_one() -> None:
     container = opened(pickled(NONE, IDLE * 1000) * 100, Limits(opcodes=9000))
 

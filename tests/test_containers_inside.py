@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 from contextlib import suppress
 from dataclasses import replace
@@ -321,6 +322,23 @@ def test_an_archive_that_begins_far_before_its_file_is_read_and_costs_no_more() 
 
     assert is_told(judgement)
     assert "CKA201" in rules(judgement)
+
+
+@pytest.mark.parametrize("begins", [b"", BARE], ids=["alone", "behind-a-pickle"])
+@pytest.mark.parametrize("stated", [(1 << 64) - 1, (1 << 63) - 1], ids=["64-bits", "63-bits"])
+def test_an_archive_that_begins_further_before_its_file_than_can_be_counted_is_a_gap(
+    stated: int, begins: bytes
+) -> None:
+    """Its directory is said to be where no file reaches, and zipfile corrects that."""
+    data = bytearray(zip_archive(torch_entries(EVIL, {})))
+    # Signature, size of the rest, versions, disks, entries here and in all, directory size.
+    struct.pack_into("<Q", data, data.rindex(b"PK\6\6") + struct.calcsize("<4sQ2H2I3Q"), stated)
+
+    judgement = judged(begins + bytes(data))
+
+    assert "CKA201" in rules(judgement)
+    assert any("bytes before the file" in gap.reason for gap in judgement.coverage.gaps)
+    assert judgement.verdict >= Severity.SUSPICIOUS
 
 
 @pytest.mark.parametrize("off", [-4, 5])

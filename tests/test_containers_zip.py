@@ -209,6 +209,7 @@ TWO_TYPES = pickled(value([Raw(storage_id("0", 3)), Raw(storage_id("0", 3, stora
         ("zip-crc", lying("data/0", method=8, crc=1)),
         ("zip-byteorder", lying("byteorder", data=b"middle")),
         ("zip-version", zip_archive([e for e in ENTRIES if not e.name.endswith("version")])),
+        ("zip-version", extra("archive/.data/version", b"3\n")),
         (
             "zip-name-mismatch",
             lying("data.pkl", central_extra=unicode_path("archive/data.pkl", "x")),
@@ -253,7 +254,14 @@ TWO_TYPES = pickled(value([Raw(storage_id("0", 3)), Raw(storage_id("0", 3, stora
         ("extra-pickle", extra("archive/data/2", PICKLE)),
         ("record-unknown", extra("archive/readme", b"x")),
         ("record-unknown", lying("serialization_id", data=b"x" * 1000)),
+        ("record-unknown", lying("serialization_id", data=b"hidden")),
+        ("record-unknown", lying("version", data=b"3\nhidden")),
+        ("record-unknown", lying("version", data=b"3\n" + EVIL)),
+        ("record-unknown", extra("archive/.format_version", b"1 hidden")),
+        ("record-unknown", extra("archive/.storage_alignment", b"64 hidden")),
         ("record-unknown", extra("archive/x", size=0, packed=b"hidden")),
+        ("record-unknown", extra("archive/hidden")),
+        ("record-unknown", extra("archive/hidden/")),
         ("bytes-after-pickle", lying("data.pkl", data=PICKLE + EVIL)),
     ],
 )

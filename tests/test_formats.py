@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from dataclasses import replace
 from gzip import compress
 from hashlib import sha256
@@ -28,9 +29,11 @@ from forge import (
     ZipEntry,
     called,
     deflated,
+    extra_field,
     global_,
     inst,
     legacy_stream,
+    object_npy,
     pickled,
     stack_global,
     state_dict,
@@ -480,6 +483,43 @@ def test_artifacts_nest_as_files_do(files: list[str]) -> None:
     assert "offset" not in nested["gzip"]
     assert nested["archive/data.pkl"]["offset"] == zipped.index(pickle)
     assert nested["pickle"]["offset"] == 0
+
+
+def test_an_artifact_without_its_beginning_has_no_place(files: list[str]) -> None:
+    """The standard has no number for where a file would begin that is not all there."""
+    assert files
+    array = object_npy(pickled(called(global_("pickle", "loads"), pickled(CALLS_SYSTEM))))
+    broken = ZipEntry("b.npy", array, method=8, packed=deflated(array)[:-4])
+    Path("cut.npz").write_bytes(zip_archive([ZipEntry("a.npy"), broken])[40:])
+
+    run = sarif_of("cut.npz")
+
+    (archive,) = (one for one in run["artifacts"] if one["location"]["uri"] == "zip")
+    assert "offset" not in archive
+    assert all(one.get("offset", 0) >= 0 for one in run["artifacts"])
+    assert {"CKA101", "CKA201", "CKA208"} <= {result["ruleId"] for result in run["results"]}
+
+
+@pytest.mark.parametrize("before", ["<4s6HI", "<4s6H3I5HI"], ids=["packed-size", "place"])
+def test_no_number_in_a_report_leads_out_of_the_file(before: str, files: list[str]) -> None:
+    """A directory may state any number of 64 bits; counted from a file inside it would be more."""
+    assert files
+    wide = extra_field(b"\1\0", b"\xff" * 8)
+    entries = [
+        *torch_entries(pickled(NONE), {}),
+        ZipEntry("elsewhere/x", b"x", central_extra=wide),
+    ]
+    inner = bytearray(zip_archive(entries))
+    # All ones, which say that the number stands in the extra field, behind those fields.
+    struct.pack_into("<I", inner, inner.rindex(b"PK\1\2") + struct.calcsize(before), 0xFFFFFFFF)
+    data = zip_archive([ZipEntry("in.pt", bytes(inner))])
+    Path("lies.pt").write_bytes(data)
+
+    for format_ in ("json", "sarif"):
+        report = audit("scan", f"--format={format_}", "lies.pt").out
+        numbers = re.findall(r'(?:offset|length)": ([0-9]+)', report, re.IGNORECASE)
+        assert "elsewhere/x" in report
+        assert 0 < max(map(int, numbers)) <= len(data)
 
 
 def test_what_is_large_is_not_hashed_a_second_time(files: list[str]) -> None:

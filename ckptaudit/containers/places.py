@@ -55,7 +55,10 @@ class Place:
 
     def offset(self, at: int | None) -> int | None:
         """Where byte *at* of the container is in the outermost file; None if it is not in it."""
-        if self.start is None or at is None or self.start + at < 0:
+        # A directory may say that something is where no file reaches.
+        if self.start is None or at is None or at > self.container.source.size:
+            return None
+        if self.start + at < 0:
             return None
         return self.start + at
 

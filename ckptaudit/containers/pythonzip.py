@@ -33,6 +33,9 @@ _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 # One more than there can be.
 _MOST_COMMENT = 1 << 16
 _MOST_DIRECTORY_BYTES = 64 << 20
+# Zeros that stand for what is missing take no memory, but offsets behind them must be such as
+# every reader of a report can hold.
+_MOST_MISSING = 1 << 62
 
 
 class PythonArchive(NamedTuple):
@@ -63,9 +66,14 @@ class PythonArchive(NamedTuple):
 
         Raises:
             MalformedInput: It has no directory.
-            LimitExceeded: Its directory is too large to read.
+            LimitExceeded: Its directory is too large to read, or it begins too far before the file.
         """
         missing = max(-self.base, 0)
+        if missing > _MOST_MISSING:
+            raise LimitExceeded(
+                f"begins {missing} bytes before the file, and of no archive so much is missing",
+                where=name,
+            )
         end = _end_record(self._count(name), self.size, self.start - self.base)
         first = max(self.base, 0)
         return SplicedSource(

@@ -32,7 +32,8 @@ _BEGINNING = re.compile(
 _LONGEST_BEGINNING = 256
 _CHUNK = 1 << 20
 # Each costs a window of reading, and the opcodes that it runs.  What they leave untried is
-# not passed over: it stays a gap.
+# not passed over: it stays a gap.  These are for one of the files inside a file; what they
+# share, the budget pays for.
 _MOST_TRIES = 1000
 _MOST_BYTES = 16 << 20
 
@@ -67,7 +68,7 @@ class Trial:
         for at in self._beginnings(source, start, stop):
             if at < free:
                 continue
-            if not self._tries:
+            if not self._tries or not self._budget.may_try():
                 return
             self._tries -= 1
             name = f"{record} @ {at}" if record else f"byte {at}"
@@ -83,7 +84,7 @@ class Trial:
 
     def _beginnings(self, source: ByteSource, start: int, stop: int) -> Iterator[int]:
         """The first byte, the first one that is not zero, and what looks like a beginning."""
-        stop = min(stop, start + self._bytes)
+        stop = start + self._budget.take_loose(min(stop - start, self._bytes))
         self._bytes -= stop - start
         yield start
         zeros = True

@@ -31,6 +31,7 @@ from ckptaudit.containers.trial import begins_like_a_pickle, may_act
 from ckptaudit.containers.zipcontent import Contents, Place, place_of
 from ckptaudit.containers.zipdirectory import SIGNATURE, Directory, Entry
 from ckptaudit.containers.zipend import End, find_end
+from ckptaudit.containers.zipmetadata import METADATA, MOST_METADATA_BYTES, is_as_written
 from ckptaudit.errors import LimitExceeded, MalformedInput, Unsupported
 from ckptaudit.source import BufferSource, SplicedSource
 from ckptaudit.vm import Trace, trace_pickle
@@ -42,22 +43,13 @@ if TYPE_CHECKING:
 
 __all__ = ["SIGNATURE", "open_zip"]
 
-# The longest is .data/serialization_id, 40 digits.
-_MOST_METADATA_BYTES = 64
-
 # APPNOTE.TXT 4.4.5, which Python's zipfile reads as well; bzip2 (12) tells itself.
 _LZMA = 14
 _LZMA_HEADER = 9
 _MAX32 = 0xFFFFFFFF
 
-_METADATA = {
-    "version",
-    "byteorder",
-    ".format_version",
-    ".storage_alignment",
-    ".data/serialization_id",
-    ".data/version",
-}
+# Those who pack a checkpoint again write entries for its folders.
+_FOLDERS = {"", "data/", ".data/"}
 
 
 def open_zip(source: ByteSource, inside: Inside, *, missing: int = 0) -> Container:
@@ -128,8 +120,12 @@ class _Reading:
         for entry in filterfalse(_is_named_pickle, self.entries):
             self.assign(entry, scripted=scripted)
         byteorder = self.byteorder()
-        if self.find("version") is None and self.find(".data/version") is None:
+        versions = self.find("version"), self.find(".data/version")
+        if versions == (None, None):
             message = "has no record of its version, without which torch refuses it"
+            self.mishaps.append(Mishap("zip-version", message, "", None))
+        elif None not in versions:
+            message = "has two records of its version, of which torch goes by the one in .data"
             self.mishaps.append(Mishap("zip-version", message, "", None))
         self.account(end, {Use.STORAGE})
         if main.encrypted and self.traces[0].error and not any(t.events for t in self.traces):
@@ -431,14 +427,31 @@ class _Reading:
             # TorchScript has several: constants.pkl, code/__torch__.py.debug_pkl.
             if not (scripted and entry.name.lower().endswith("pkl")):
                 self.odd("extra-pickle", "a pickle that torch.load does not read", entry)
-        elif inner in _METADATA and entry.packed <= _MOST_METADATA_BYTES:
-            self.roles[entry] = Role.METADATA
+        elif inner in METADATA:
+            if self.is_metadata(entry, inner):
+                self.roles[entry] = Role.METADATA
+            else:
+                self.odd("record-unknown", "holds something else than torch writes there", entry)
+        elif inner in _FOLDERS and not filled:
+            pass
         elif inner.startswith("data/") and not scripted:
             self.odd("storage-unreferenced", "a storage that no tensor refers to", entry)
         elif scripted and inner.startswith(("constants/", "tensors/", "data/")):
             self.roles[entry] = Role.STORAGE
-        elif not (scripted and inner.startswith(("code/", "extra/"))) and filled:
+        elif not (scripted and inner.startswith(("code/", "extra/"))):
             self.odd("record-unknown", "a record that torch.save does not write", entry)
+
+    def is_metadata(self, entry: Entry, inner: str) -> bool:
+        """Whether *entry* holds what torch writes into the record that it calls *inner*.
+
+        Raises:
+            MalformedInput: It cannot be read.
+        """
+        if max(entry.packed, entry.size) > MOST_METADATA_BYTES:
+            return False
+        source, start = self.contents.open(entry, self.budget)
+        text = source.read_at(start, min(entry.size, source.size - start))
+        return is_as_written(inner, text)
 
     def is_pickle(self, entry: Entry) -> bool:
         """Whether *entry* is a pickle; it is one by its name, its beginning, or what it does.
@@ -466,7 +479,7 @@ class _Reading:
             return "little"
         try:
             source, start = self.contents.open(entry, self.budget)
-            text = source.read_at(start, min(entry.size, _MOST_METADATA_BYTES))
+            text = source.read_at(start, min(entry.size, MOST_METADATA_BYTES))
         except MalformedInput as err:
             self.gaps.append(Gap(f"byte order unknown: {err.args[0]}", entry.name, entry.data))
             return "little"

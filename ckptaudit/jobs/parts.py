@@ -43,7 +43,7 @@ class Part:
         role: What it is for.
         container: Its framing, if it was opened as a file; else None.
         offset: Its first byte in what it is in; None where it does not lie there as it is,
-            compressed or in the bytes of a pickle.
+            compressed, in the bytes of a pickle, or without its beginning.
         file_offset: The same in the outermost file.
         size: Bytes, uncompressed; None if nobody can tell.
         sha256: Of those bytes; None if no hash is wanted, if they cannot all be read, or if
@@ -173,6 +173,8 @@ class _Parts:
         offset = octets.start if octets and octets.source is container.source else None
         if offset is None and file is not None and file.nested is not None:
             offset = file.nested.offset
+            # What began before the file around it does not lie there as it is.
+            offset = None if offset is None or offset < 0 else offset
         role = Role.PICKLE if record is None and trace is not None else Role.UNKNOWN
         path = file.around if file is not None else place.path(name)
         return Part(
@@ -224,7 +226,9 @@ def _bytes_of(
 ) -> _Bytes | None:
     """Where the bytes of a part are; None if nobody can tell."""
     if record is not None and record.method == "stored":
-        left = max(container.source.size - record.offset, 0)
+        left = container.source.size - record.offset
+        if left < 0:
+            return None
         return _Bytes(container.source, record.offset, min(record.nbytes, left))
     if file is not None:
         return _Bytes(file.container.source, 0, file.container.source.size)

@@ -172,16 +172,17 @@ def _subject_of(mishap: Mishap | Gap, place: Place) -> Subject:
     Only the main pickle is looked at for instructions that its framing cannot know, and no
     other of that name stands before it.
     """
-    at = mishap.stream_offset
+    at, length = mishap.stream_offset, mishap.length
+    if length is not None and mishap.offset is not None:
+        # A directory may state any size.
+        length = min(length, max(place.container.source.size - mishap.offset, 0))
     trace = event = None
     if at is not None:
         traces = place.container.traces
         trace = next((one for one in traces if one.record == mishap.record), None)
         events = trace.events if trace else ()
         event = next((one for one in events if one.offset == at and _makes(one)), None)
-    return Subject(
-        place, mishap.record, place.offset(mishap.offset), at, mishap.length, trace, event
-    )
+    return Subject(place, mishap.record, place.offset(mishap.offset), at, length, trace, event)
 
 
 def _makes(event: Event) -> bool:

@@ -40,6 +40,8 @@ class Limits:
         records: Entries of an archive, storages or tensors listed by a framing.
         files: Files inside the file that are opened, and places looked at for one.
         nesting: Files inside each other, the outermost not counted.
+        tries: Places in bytes that belong to nothing that are tried for a pickle.
+        loose: Such bytes that are searched for one, all together.
         inflated: Bytes that compressed pickles and files take, and bytes they inflate to, all
             together.
         ratio: Bytes inflated for each compressed one, all together...
@@ -57,6 +59,8 @@ class Limits:
     records: int = 300_000
     files: int = 10_000
     nesting: int = 4
+    tries: int = 20_000
+    loose: int = 256 << 20
     inflated: int = 128 << 20
     ratio: int = 200
     inflated_freely: int = 16 << 20
@@ -73,6 +77,8 @@ class Budget:
         literals: Bytes of literals read.
         records: Records listed.
         files: Files inside the file, and places looked at for one.
+        tries: Places tried for a pickle.
+        loose: Bytes searched for one.
         packed: Compressed bytes consumed.
         inflated: Bytes they gave.
     """
@@ -83,10 +89,12 @@ class Budget:
         "inflated",
         "limits",
         "literals",
+        "loose",
         "nodes",
         "opcodes",
         "packed",
         "records",
+        "tries",
     )
 
     def __init__(self, limits: Limits | None = None) -> None:
@@ -97,6 +105,8 @@ class Budget:
         self.literals = 0
         self.records = 0
         self.files = 0
+        self.tries = 0
+        self.loose = 0
         self.packed = 0
         self.inflated = 0
 
@@ -126,6 +136,17 @@ class Budget:
                 f"there are more than {self.limits.files} places in the file where another may be",
                 where=where,
             )
+
+    def may_try(self) -> bool:
+        """Whether one more place may be tried for a pickle; what is not tried stays a gap."""
+        self.tries += 1
+        return self.tries <= self.limits.tries
+
+    def take_loose(self, wanted: int) -> int:
+        """How many of *wanted* bytes may be searched for pickles; the others stay a gap."""
+        taken = min(wanted, self.limits.loose - self.loose)
+        self.loose += taken
+        return taken
 
     def pay_inflated(self, packed: int, inflated: int, where: str) -> None:
         """Pay for a piece of *inflated* bytes that came out of *packed* ones.

@@ -131,6 +131,12 @@ FRAMINGS: dict[str, bytes] = {
     ),
     "zip-of-a-big-endian-machine": zip_archive(torch_entries(BENIGN, STORED, order="big")),
     "zip-packed-again-by-python": python_zip({entry.name: entry.data for entry in ENTRIES}),
+    "zip-packed-again-with-its-folders": python_zip(
+        {
+            **{f"archive/{folder}": b"" for folder in ("", "data/", ".data/")},
+            **{entry.name: entry.data for entry in ENTRIES},
+        }
+    ),
     "zip-packed-again-and-deflated": zip_archive([replace(entry, method=8) for entry in ENTRIES]),
     "zip-with-sizes-of-64-bits": zip_archive(
         [replace(entry, local_sizes=(0xFFFFFFFF,) * 2) for entry in ENTRIES]
