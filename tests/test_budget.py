@@ -134,6 +134,19 @@ def test_what_is_left_over_of_many_files_costs_no_more_than_that_of_one(limits: 
     assert sum(found.rule == "CKA110" for found in judged(data, Limits()).findings) >= 5 * 20
 
 
+def test_files_that_share_their_bytes_are_not_all_opened() -> None:
+    """To skip the zeros at the end of one takes little, and of ten thousand a minute."""
+    whole = tar_archive({"pickle": pickled(NONE)}) + bytes(1 << 16)
+    first = ZipEntry("0", whole)
+    at = zip_archive([first]).index(b"PK\3\4")
+    others = [ZipEntry(str(n), packed=b"", size=len(whole) - n, header=at) for n in range(1, 200)]
+
+    container = opened(zip_archive([first, *others]), Limits(inflated=0))
+
+    assert 0 < len(container.nested) < 100
+    assert any("share their bytes" in gap.reason for gap in container.gaps)
+
+
 def test_a_hundred_pickles_in_a_row_cost_no_more_than_one() -> None:
     container = opened(pickled(NONE, IDLE * 1000) * 100, Limits(opcodes=9000))
 

@@ -59,7 +59,7 @@ def open_container(source: ByteSource, limits: Limits | None = None) -> Containe
         Unsupported: It is something else; the message says what.
     """
     with _collecting_no_garbage():
-        return _open(source, Inside(Budget(limits), _open))
+        return _open(source, Inside(Budget(limits), _open, source.size))
 
 
 @contextmanager
@@ -182,7 +182,7 @@ def _around(
         yield Mishap("zip-other-reading", _OTHER_READING, "", start, archive.end - start)
         try:
             alone = archive.alone("zip")
-            below = inside.below(alone.name)
+            below = inside.below(alone.name, archive.end - start)
             missing = max(-archive.base, 0)
             container = replace(open_zip(alone, below, missing=missing), inside=below)
             yield Nested(alone.name, archive.base, container)

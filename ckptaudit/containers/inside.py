@@ -40,12 +40,14 @@ class Inside:
     Args:
         budget: Pays for all of them.
         opener: Opens one of them; told where it is to look for files inside that.
+        size: Bytes of the outermost file.
         level: How many files are around this one.
     """
 
-    def __init__(self, budget: Budget, opener: _Opener, level: int = 0) -> None:
+    def __init__(self, budget: Budget, opener: _Opener, size: int, level: int = 0) -> None:
         self.budget = budget
         self._opener = opener
+        self._size = size
         self._level = level
 
     def open(self, source: ByteSource) -> Container:
@@ -56,19 +58,20 @@ class Inside:
             MalformedInput: It is a file we read, but damaged.
             Unsupported: It is something else.
         """
-        return self._opener(source, self.below(source.name))
+        return self._opener(source, self.below(source.name, source.size))
 
-    def below(self, name: str) -> Inside:
-        """What opens the files inside the one called *name*, which is inside this one.
+    def below(self, name: str, nbytes: int) -> Inside:
+        """What opens the files inside the one of *nbytes* called *name*, which is inside this one.
 
         Raises:
-            LimitExceeded: It is inside too many others, or one of too many.
+            LimitExceeded: It is inside too many others, or one of too many, or of too many bytes.
         """
         limit = self.budget.limits.nesting
         if self._level >= limit:
             raise LimitExceeded(f"is inside more than {limit} others", where=name)
         self.budget.pay_file(name)
-        return Inside(self.budget, self._opener, self._level + 1)
+        self.budget.pay_nested(nbytes, self._size, name)
+        return Inside(self.budget, self._opener, self._size, self._level + 1)
 
     def look(
         self, source: ByteSource, start: int, stop: int, name: str, offset: int | None

@@ -77,6 +77,7 @@ class Budget:
         literals: Bytes of literals read.
         records: Records listed.
         files: Files inside the file, and places looked at for one.
+        nested: Bytes of the files inside the file.
         tries: Places tried for a pickle.
         loose: Bytes searched for one.
         packed: Compressed bytes consumed.
@@ -90,6 +91,7 @@ class Budget:
         "limits",
         "literals",
         "loose",
+        "nested",
         "nodes",
         "opcodes",
         "packed",
@@ -105,6 +107,7 @@ class Budget:
         self.literals = 0
         self.records = 0
         self.files = 0
+        self.nested = 0
         self.tries = 0
         self.loose = 0
         self.packed = 0
@@ -134,6 +137,24 @@ class Budget:
         if self.files > self.limits.files:
             raise LimitExceeded(
                 f"there are more than {self.limits.files} places in the file where another may be",
+                where=where,
+            )
+
+    def pay_nested(self, nbytes: int, outermost: int, where: str) -> None:
+        """Pay for a file of *nbytes* inside one of *outermost* bytes, before it is opened.
+
+        Files that lie in a file, and in what it inflates to, come to its size at each level, and
+        once more for another reader.  Only those that share their bytes come to more.
+
+        Raises:
+            LimitExceeded: They come to more.
+        """
+        self.nested += nbytes
+        limits = self.limits
+        if self.nested > 2 * (limits.nesting + 1) * (outermost + limits.inflated):
+            raise LimitExceeded(
+                f"the files inside the file share their bytes: together they come to over "
+                f"{counted(self.nested - nbytes, 'byte')}",
                 where=where,
             )
 
