@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from mmap import mmap
@@ -113,6 +113,8 @@ class _Run:
         self.stats: dict[JobId, TensorStats] = {}
         # By file and name of the output, why a tensor is not cast.
         self.unfit: dict[tuple[str, str], str] = {}
+        # The same by the jobs that told so: of a tensor of several parts, maybe one.
+        self.misfits: dict[JobId, str] = {}
         # Bytes of weights that attempts which came to nothing have gone through.
         self.in_vain = 0
         # One byte that lanes share: not 0 once the attempt under way has come to nothing.
@@ -224,6 +226,10 @@ class _Run:
     def path_of(self, file: str) -> str:
         return path_text(self.target / self.within(file))
 
+    def shown(self, file: str) -> str:
+        """What a line of the report calls *file* of the plan."""
+        return path_text(Path(self.target.name) / self.within(file))
+
     def cast(self, plan: ConversionPlan, sink: Sink) -> None:
         total = sum(job.view.nbytes for job in plan.jobs)
         done = 0
@@ -259,6 +265,7 @@ class _Run:
         if self.options.on_overflow is OnOverflow.ERROR:
             raise CastOverflow(f"{self.file.container.source.name}: {escape(job.source)}: {what}")
         self.unfit[job.file, job.name] = what
+        self.misfits[job.id] = what
         self.is_vain[0] = 1
 
     def header(self, plan: ConversionPlan, output: Output, digest: str | None) -> bytes:
@@ -266,8 +273,7 @@ class _Run:
             Slot(tensor.name, tensor.dtype, tensor.shape, tensor.offset, tensor.nbytes)
             for tensor in output.tensors
         )
-        names = {tensor.name for tensor in output.tensors}
-        aliases = [alias for alias in plan.aliases if alias.of in names]
+        aliases = [alias for alias in plan.aliases if alias.file == output.file]
         return header_of(slots, metadata_of(self.options, aliases, digest))
 
     def result(
@@ -293,7 +299,7 @@ class _Run:
             components=self.meaning.components,
             outputs=outputs,
             tensors=tuple(self.entry(job) for job in plan.jobs),
-            aliases=plan.aliases,
+            aliases=tuple(replace(alias, file=self.shown(alias.file)) for alias in plan.aliases),
             dropped=plan.drops,
             leftovers=plan.leftovers,
             findings=(*self.judgement.findings, *self.numeric_findings(plan)),
@@ -310,7 +316,7 @@ class _Run:
     def entry(self, job: TensorJob) -> TensorEntry:
         return TensorEntry(
             name=job.name,
-            file=path_text(Path(self.target.name) / self.within(job.file)),
+            file=self.shown(job.file),
             source=job.source,
             component=job.component,
             op=job.op,
@@ -364,8 +370,8 @@ class _Run:
         for job in plan.jobs:
             stats = self.stats.get(job.id)
             name = escape(job.source)
-            if (job.file, job.name) in self.unfit:
-                what = f"{self.unfit[job.file, job.name]}; it stays {job.target.name}"
+            if job.id in self.misfits:
+                what = f"{self.misfits[job.id]}; it stays {job.target.name}"
                 found.append(_finding("CKA301", what, name))
             elif stats is not None and stats.overflowed:
                 weights = counted(stats.overflowed, "weight")
