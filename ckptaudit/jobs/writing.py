@@ -39,10 +39,18 @@ from ckptaudit.policy import RULES, Finding, Judgement
 from ckptaudit.tensors import find_state_dict
 from ckptaudit.vm import escape
 from ckptaudit.wording import counted
-from ckptaudit.writer import Draft, DraftFolder, Slot, header_of, path_text, write_text
+from ckptaudit.writer import (
+    Draft,
+    DraftFolder,
+    Slot,
+    check_spares,
+    header_of,
+    path_text,
+    write_text,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from ckptaudit.jobs.stream import JobId, Sink, Tally
     from ckptaudit.numerics import TensorStats
@@ -59,6 +67,7 @@ def write(
     options: Options,
     judgement: Judgement,
     *,
+    sources: Iterable[Path],
     with_hash: bool,
     overwrite: bool,
     dry_run: bool,
@@ -71,6 +80,7 @@ def write(
         target: Where the output appears when it is whole.
         options: What to do with weights, copies and names.
         judgement: What the scan thinks of *file*, for the account.
+        sources: What *file* may consist of, none of which is ever written.
         with_hash: Hash the output and put the source's hash into it.
         overwrite: Replace *target* if it is there.
         dry_run: Write nothing.
@@ -80,6 +90,7 @@ def write(
         CkptauditError: See `convert`.
     """
     run = _Run(file, target, options, judgement, progress)
+    run.check_places(tuple(sources))
     if dry_run:
         return run.dry(with_hash=with_hash)
     return run.write(with_hash=with_hash, overwrite=overwrite)
@@ -133,6 +144,13 @@ class _Run:
                 f"{name}: is of family {found.family}, of which no diffusers folder is made; "
                 "--family names another"
             )
+
+    def check_places(self, sources: tuple[Path, ...]) -> None:
+        """Refuse to write to any of *sources*, which may lie where a file of a folder goes."""
+        if self.options.makes_folder and self.target.exists():
+            plan = self.plan_with({})
+            for file in (*(output.file for output in plan.outputs), *self.texts(plan)):
+                check_spares(self.target / self.within(file), sources)
 
     def dry(self, *, with_hash: bool) -> Conversion:
         plan = self.plan_with({})
