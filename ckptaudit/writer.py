@@ -36,6 +36,7 @@ __all__ = [
     "Slot",
     "check_destination",
     "check_folder",
+    "check_spares",
     "header_of",
     "path_text",
     "write_text",
@@ -111,6 +112,8 @@ def check_folder(path: Path, *, overwrite: bool) -> None:
         OutputFailed: What is there is no folder, or where it goes is none.
     """
     name = path_text(path)
+    if path.name in {"", ".."}:
+        raise OutputFailed(f"{name}: has no name of its own; name the folder to be written")
     with _output_errors(path):
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise OutputFailed(f"{name}: is no folder, and a folder is to be written")
@@ -140,6 +143,20 @@ def _check_place(path: Path, *, overwrite: bool) -> None:
     if not path.parent.is_dir():
         folder = path_text(path.parent)
         raise OutputFailed(f"{folder}: is no directory; create it first")
+
+
+def check_spares(path: Path, sources: Iterable[Path]) -> None:
+    """Refuse to write what is read.
+
+    Raises:
+        OutputFailed: *path* is one of *sources*, under whatever name.
+    """
+    with _output_errors(path):
+        if path.exists() and any(each.exists() and path.samefile(each) for each in sources):
+            raise OutputFailed(
+                f"{path_text(path)}: is the source itself, or a part of it, which is never "
+                "written; name another output"
+            )
 
 
 class Draft:
@@ -309,11 +326,20 @@ class DraftFolder:
         return self
 
     def begin(self) -> None:
-        """Make the folder; whoever calls this by itself sees to it that it is left again."""
-        with _output_errors(self.path):
-            self._temporary.mkdir()
+        """Make the folder; whoever calls this by itself sees to it that `discard` is called."""
+        try:
+            with _output_errors(self.path):
+                self._temporary.mkdir()
+        except BaseException:
+            # An interrupt too, wherever it strikes: nobody else would remove the folder.
+            self.discard()
+            raise
 
     def __exit__(self, *_: object) -> None:
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the folder unless it was published."""
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     def place(self, file: str) -> Path:
@@ -351,14 +377,31 @@ class DraftFolder:
     def _replace_files(self) -> None:
         """Put each file in the place of its like; what else the folder holds stays.
 
-        Those at the top come last: loaders begin with them.
+        Those at the top come last: loaders begin with them.  Nothing is put anywhere unless all
+        can be.
         """
         files = [path for path in self._temporary.rglob("*") if path.is_file()]
-        for file in sorted(files, key=lambda path: -len(path.parts)):
-            place = self.path / file.relative_to(self._temporary)
+        files.sort(key=lambda path: (-len(path.parts), path))
+        places = [self.path / file.relative_to(self._temporary) for file in files]
+        for place in places:
+            self._check_free(place)
+        for file, place in zip(files, places, strict=True):
             place.parent.mkdir(parents=True, exist_ok=True)
             file.replace(place)
             _sync_folder(place.parent)
+
+    def _check_free(self, place: Path) -> None:
+        """Refuse what stands in the way of a file, or would lead it out of the folder."""
+        if place.is_dir() and not place.is_symlink():
+            raise OutputFailed(f"{path_text(place)}: is a directory where a file is to be written")
+        for folder in place.parents:
+            if folder == self.path:
+                return
+            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+                raise OutputFailed(
+                    f"{path_text(folder)}: is a link or a file where a folder is to be written; "
+                    "move it away, or write elsewhere"
+                )
 
 
 def write_text(path: Path, data: bytes, *, overwrite: bool) -> None:

@@ -249,13 +249,13 @@ def _targets(path: str, output: str | None, *, several: bool, is_folder: bool) -
     """The safetensors file, or the folder, and the report that *path* becomes."""
     from pathlib import Path
 
-    source = Path(path)
+    source = _with_a_name(Path(path))
     name = source.name
     length = next((len(s) for s in _SUFFIXES if name.lower().endswith(s)), 0)
     stem = name[: len(name) - length] or name
     if is_folder:
         target = _folder_target(source.parent / stem, output, several=several)
-        return target, target.with_name(f"{target.name}.report.json")
+        return target, target.parent / f"{target.name}.report.json"
     if output is None:
         target = source.parent / f"{stem}.safetensors"
     elif several and output.endswith(".safetensors"):
@@ -278,9 +278,18 @@ def _folder_target(beside: Path, output: str | None, *, several: bool) -> Path:
         return beside
     from pathlib import Path
 
+    if not output:
+        raise OutputFailed("-o: names nothing; name a folder")
     if output.endswith(".safetensors"):
         raise OutputFailed(f"{output}: a folder is to be written; name one")
-    return Path(output) / beside.name if several else Path(output)
+    return Path(output) / beside.name if several else _with_a_name(Path(output))
+
+
+def _with_a_name(path: Path) -> Path:
+    """*path*, spelled so that it ends with a name: ``.`` and ``..`` are none."""
+    from pathlib import Path
+
+    return path if path.name not in {"", ".."} else Path(os.path.realpath(path))
 
 
 def _check_side_files(

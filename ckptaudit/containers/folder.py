@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +21,11 @@ from ckptaudit.containers.container import Container, Kind
 from ckptaudit.containers.dispatch import open_container
 from ckptaudit.errors import SourceUnreadable, Unsupported
 from ckptaudit.source import FileSource, SplicedSource, unreadable
+from ckptaudit.vm import escape
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ckptaudit.vm import Limits
 
 __all__ = ["open_folder"]
@@ -29,9 +33,12 @@ __all__ = ["open_folder"]
 # diffusers/utils/constants.py and transformers/utils: what weights are called, alone or in
 # pieces; a variant such as ``fp16`` stands before the ending.
 _WEIGHTS = re.compile(
-    r"(?:diffusion_pytorch_model|model)(?P<variant>\.\w+)?(?P<piece>-\d+-of-\d+)?\.safetensors"
+    r"(?:diffusion_pytorch_model|model)(?P<variant>\.\w+)?(?:-(?P<number>\d+)-of-(?P<count>\d+))?"
+    r"(?P<behind>\.\w+)?\.safetensors"
 )
-_PICKLED = re.compile(r"(?:diffusion_pytorch_model|pytorch_model)(?:\.\w+)?\.bin")
+_PICKLED = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model)(?:\.\w+)?(?:-\d+-of-\d+)?(?:\.\w+)?\.bin"
+)
 
 
 class _Folder(SplicedSource):
@@ -55,7 +62,7 @@ def open_folder(path: str | os.PathLike[str], limits: Limits | None = None) -> C
         MalformedInput: A file breaks the rules of its format.
     """
     folder = Path(path)
-    name = os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
+    name = _text(os.fspath(path))
     try:
         files = _weights_in(folder, name)
     except OSError as err:
@@ -73,20 +80,24 @@ def open_folder(path: str | os.PathLike[str], limits: Limits | None = None) -> C
 
 def _weights_in(folder: Path, name: str) -> list[str]:
     """The files that hold weights, by their paths in *folder*, sorted."""
-    homes = [folder, *sorted(child for child in folder.iterdir() if child.is_dir())]
+    homes = [folder, *_folders(folder)]
     files = []
     for home in homes:
-        names = sorted(child.name for child in home.iterdir() if child.is_file())
+        # Links to nowhere, too: to read them says what is wrong, and without them all is lost.
+        with _readable(home):
+            names = sorted(child.name for child in home.iterdir())
         found = [match for each in names if (match := _WEIGHTS.fullmatch(each))]
         # Of a component in several precisions the first that stands for itself is taken.
-        variants = {match["variant"] for match in found}
-        wanted = None if None in variants else min(map(str, variants), default=None)
-        chosen = [match.group() for match in found if match["variant"] == wanted]
+        variants = {_variant(match) for match in found}
+        wanted = "" if "" in variants else min(variants, default="")
+        own = [match for match in found if _variant(match) == wanted]
+        _check_pieces(own, home)
+        chosen = [match.group() for match in own]
         pickled = [each for each in names if _PICKLED.fullmatch(each)]
         if pickled and not chosen:
             raise Unsupported(
-                f"{name}: {(home / pickled[0]).relative_to(folder)} is pickled; convert it to "
-                "safetensors first, into the same folder"
+                f"{name}: {_text((home / pickled[0]).relative_to(folder))} is pickled; convert it "
+                "to safetensors first, into the same folder"
             )
         files += [str((home / each).relative_to(folder)) for each in chosen]
     if not files:
@@ -97,13 +108,56 @@ def _weights_in(folder: Path, name: str) -> list[str]:
     return files
 
 
+def _folders(folder: Path) -> list[Path]:
+    """The folders in *folder*, sorted."""
+    with _readable(folder):
+        return sorted(child for child in folder.iterdir() if child.is_dir())
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        raise SourceUnreadable(
+            f"{_text(folder)}: cannot be read ({err.strerror}); check its permissions"
+        ) from err
+
+
+def _variant(match: re.Match[str]) -> str:
+    return match["variant"] or match["behind"] or ""
+
+
+def _check_pieces(matches: list[re.Match[str]], home: Path) -> None:
+    """Refuse a model of which a piece is missing: what it holds would be lost in silence."""
+    pieces = [match for match in matches if match["count"]]
+    there = {(int(match["number"]), int(match["count"])) for match in pieces}
+    counts = {count for _, count in there}
+    if there != {(number, count) for count in counts for number in range(1, count + 1)}:
+        raise SourceUnreadable(
+            f"{_text(home)}: holds {len(there)} of the {max(counts)} pieces of its weights; fetch "
+            "the others"
+        )
+
+
+def _text(path: Path | str) -> str:
+    """*path* as text that any file can hold: a name that is not UTF-8 has lone surrogates."""
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _joined(source: _Folder, parts: dict[str, Container]) -> Container:
     """One container of all *parts*, whose names begin with the folder they are in."""
     storages, tensors, metadata, mishaps, gaps, base = {}, {}, {}, [], [], 0
     for file, part in parts.items():
         if part.kind is not Kind.SAFETENSORS:
-            raise Unsupported(f"{source.name}: {file} is no safetensors file")
-        home = file[: file.rfind("/") + 1]
+            raise Unsupported(f"{source.name}: {escape(_text(file))} is no safetensors file")
+        home = _text(file[: file.rfind("/") + 1])
+        again = next((key for key in part.tensors if home + key in tensors), None)
+        if again is not None:
+            raise Unsupported(
+                f"{source.name}: {escape(_text(file))} holds {escape(again)}, as another file "
+                "beside it does; leave one of them in the folder"
+            )
         for key, storage in part.storages.items():
             storages[home + key] = replace(
                 storage, key=home + key, record=home + key, offset=base + storage.offset
@@ -113,8 +167,9 @@ def _joined(source: _Folder, parts: dict[str, Container]) -> Container:
         for key, text in part.metadata.items():
             if key != "format":
                 metadata[home + key] = home + text if text in part.tensors else text
-        mishaps += [replace(each, record=f"{file}: {each.record}") for each in part.mishaps]
-        gaps += [replace(each, record=f"{file}: {each.record}") for each in part.gaps]
+        at = _text(file)
+        mishaps += [replace(each, record=f"{at}: {each.record}") for each in part.mishaps]
+        gaps += [replace(each, record=f"{at}: {each.record}") for each in part.gaps]
         base += part.source.size
     return Container(
         source=source,

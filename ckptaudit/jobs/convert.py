@@ -15,7 +15,7 @@ from ckptaudit.jobs.opening import opened
 from ckptaudit.plan import Options
 from ckptaudit.policy import Severity, judge
 from ckptaudit.tensors import misfits
-from ckptaudit.writer import check_destination, check_folder, path_text
+from ckptaudit.writer import check_destination, check_folder, check_spares, path_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,10 +74,11 @@ def convert(
     with_digest = with_hash and (of_file or not dry_run)
     with opened(path, with_hash=with_digest, takes_folders=True) as file:
         # A dry run, too, is refused what the conversion would be.
+        sources = _files_of(Path(path))
         if options.makes_folder:
             check_folder(target, overwrite=overwrite or dry_run)
         else:
-            _check_target(target, path, overwrite=overwrite or dry_run)
+            _check_target(target, sources, overwrite=overwrite or dry_run)
         judgement = judge(file.container, misfits, policy)
         if judgement.hangs_on_hash(policy):
             judgement = judgement.of_file(file.digest(), policy)
@@ -91,6 +92,7 @@ def convert(
             target,
             options,
             judgement,
+            sources=sources,
             with_hash=with_hash,
             overwrite=overwrite,
             dry_run=dry_run,
@@ -98,7 +100,14 @@ def convert(
         )
 
 
-def _check_target(target: Path, source: str | PathLike[str], *, overwrite: bool) -> None:
+def _files_of(path: Path) -> tuple[Path, ...]:
+    """The files that the source at *path* may consist of."""
+    if not path.is_dir():
+        return (path,)
+    return tuple(sorted(child for each in ("*", "*/*") for child in path.glob(each)))
+
+
+def _check_target(target: Path, sources: tuple[Path, ...], *, overwrite: bool) -> None:
     """Refuse a destination that cannot be written, or that is the source itself."""
     if target.suffix != _SUFFIX:
         raise OutputFailed(
@@ -106,11 +115,7 @@ def _check_target(target: Path, source: str | PathLike[str], *, overwrite: bool)
             "other name"
         )
     check_destination(target, overwrite=True)
-    if target.exists() and target.samefile(source):
-        raise OutputFailed(
-            f"{path_text(target)}: is the source itself, which is never written; "
-            "name another output"
-        )
+    check_spares(target, sources)
     check_destination(target, overwrite=overwrite)
 
 

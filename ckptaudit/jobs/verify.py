@@ -24,7 +24,7 @@ from ckptaudit.jobs.planning import meaning_of, planner
 from ckptaudit.jobs.receipt import receipt_in
 from ckptaudit.jobs.stream import JobId, Nowhere, Tally, digest_of, stream
 from ckptaudit.layouts import Component
-from ckptaudit.plan import Dedupe, Ema, OnOverflow, Options, Precision
+from ckptaudit.plan import Dedupe, Ema, OnOverflow, Options, Output, Precision
 from ckptaudit.policy import judge
 from ckptaudit.tensors import find_state_dict, misfits
 from ckptaudit.vm import escape
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.containers import Container, StoredTensor
     from ckptaudit.dtypes import DType
-    from ckptaudit.plan import Alias, ConversionPlan, Drop, Output, OutputTensor, TensorJob
+    from ckptaudit.plan import Alias, ConversionPlan, Drop, OutputTensor, TensorJob
     from ckptaudit.policy import Coverage
 
 __all__ = ["TensorProof", "Verification", "verify"]
@@ -137,6 +137,8 @@ class _Proof:
         self.receipt = receipt_in(self.file.metadata)
         self.options = self.receipt.options if self.receipt is not None else None
         self.outputs: Mapping[str, OutputTensor] = {}
+        # By job, the type it is written in where a weight does not fit the one wanted.
+        self.spared: Mapping[JobId, DType] = {}
         # How many elements differ.
         self.differing: dict[JobId, int] = {}
         self.notes: list[str] = []
@@ -177,27 +179,37 @@ class _Proof:
         meaning = meaning_of(state_dict, options.family)
         digests = partial(digest_of, self.source.container)
         damage = damaged_ids(self.source.container, state_dict)
-        return planner(state_dict, meaning, options, digests, damage)({})
+        plan_with = planner(state_dict, meaning, options, digests, damage)
+        plan = plan_with({})
+        if self.options is None:
+            return plan
+        spared = plan_with({(job.file, job.name): "" for job in plan.jobs})
+        self.spared = {job.id: job.target for job in spared.jobs}
+        return self.part_of(plan) if options.makes_folder else plan
 
     def part_of(self, plan: ConversionPlan) -> ConversionPlan:
-        """What *plan* has for the converted file, where it has several files.
+        """What *plan* has for the converted file, which is one of several.
 
-        Which of them it is need not be believed: it is held against the one that has most of its
-        names and shapes, and has to be all of that one.
+        That is the file that most of its names and shapes are in: where another was meant, all
+        that is missing is said to be.
         """
-        if len(plan.outputs) <= 1:
-            return plan
-        there = {(key, tensor.shape) for key, tensor in self.file.tensors.items()}
-        likest = min(plan.outputs, key=lambda output: len(there ^ _shapes_in(output)))
-        names = {tensor.name for tensor in likest.tensors}
-        self.notes.append(
-            f"is {likest.file}, one of {len(plan.outputs)} files; each is proven by itself"
-        )
+        held = {(key, tensor.shape) for key, tensor in self.file.tensors.items()}
+
+        def agreement(output: Output) -> int:
+            return sum((tensor.name, tensor.shape) in held for tensor in output.tensors)
+
+        own = max(plan.outputs, key=agreement, default=Output("", (), 0))
+        others = len(plan.outputs) - 1
+        if others > 0:
+            self.notes.append(
+                f"is proven as {own.file}, by itself; {counted(others, 'other file')} of the "
+                "conversion must be proven too"
+            )
         return replace(
             plan,
-            outputs=(likest,),
-            jobs=tuple(job for job in plan.jobs if job.file == likest.file),
-            aliases=tuple(alias for alias in plan.aliases if alias.of in names),
+            outputs=(own,),
+            jobs=tuple(job for job in plan.jobs if job.file == own.file),
+            aliases=tuple(alias for alias in plan.aliases if alias.file == own.file),
         )
 
     def is_owed(self, job: TensorJob) -> bool:
@@ -227,9 +239,10 @@ class _Proof:
         return replace(job, target=stored.dtype)
 
     def may_be(self, dtype: DType, job: TensorJob) -> bool:
-        if dtype in (job.target, job.view.dtype):
-            return True
-        return self.options is None and job.view.dtype.is_float and dtype.name in _CASTS
+        if self.options is not None:
+            return dtype in (job.target, self.spared.get(job.id))
+        is_cast = job.view.dtype.is_float and dtype.name in _CASTS
+        return is_cast or dtype in (job.target, job.view.dtype)
 
     def compare(self, jobs: list[TensorJob], progress: Callable[[int, int], None]) -> None:
         total = sum(job.view.nbytes for job in jobs)
@@ -286,7 +299,7 @@ class _Proof:
         return start + before * stored.dtype.itemsize
 
     def prove_unfit(self, pairs: list[tuple[TensorJob, StoredTensor | None]]) -> None:
-        """A tensor that was not cast must have had a weight that does not fit."""
+        """A tensor that was not cast must have had a weight that does not fit, in any part."""
         if self.options is None:
             return
         kept = [
@@ -300,13 +313,17 @@ class _Proof:
             for job in kept:
                 self.tensor_problems[job.id] = f"was not cast to {job.target.name}"
             return
+        unfit = set()
         cast = stream(self.source.container, kept, Nowhere(), beside=self.cores_taken)
         with closing(cast):
             for job, stats in cast:
-                if not stats.overflowed:
-                    self.tensor_problems[job.id] = (
-                        f"was not cast to {job.target.name}, though every weight fits"
-                    )
+                if stats.overflowed:
+                    unfit.add(job.name)
+        for job in kept:
+            if job.name not in unfit:
+                self.tensor_problems[job.id] = (
+                    f"was not cast to {job.target.name}, though every weight fits"
+                )
 
     def check_names(self, plan: ConversionPlan) -> None:
         # Of several names that another tool may have used, only the one that was compared.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from mmap import mmap
@@ -41,10 +41,18 @@ from ckptaudit.policy import RULES, Finding, Judgement
 from ckptaudit.tensors import find_state_dict
 from ckptaudit.vm import escape
 from ckptaudit.wording import counted
-from ckptaudit.writer import Draft, DraftFolder, Slot, header_of, path_text, write_text
+from ckptaudit.writer import (
+    Draft,
+    DraftFolder,
+    Slot,
+    check_spares,
+    header_of,
+    path_text,
+    write_text,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from ckptaudit.jobs.stream import JobId, Sink, Tally
     from ckptaudit.numerics import TensorStats
@@ -63,6 +71,7 @@ def write(
     options: Options,
     judgement: Judgement,
     *,
+    sources: Iterable[Path],
     with_hash: bool,
     overwrite: bool,
     dry_run: bool,
@@ -75,6 +84,7 @@ def write(
         target: Where the output appears when it is whole.
         options: What to do with weights, copies and names.
         judgement: What the scan thinks of *file*, for the account.
+        sources: What *file* may consist of, none of which is ever written.
         with_hash: Hash the output and put the source's hash into it.
         overwrite: Replace *target* if it is there.
         dry_run: Write nothing.
@@ -84,6 +94,7 @@ def write(
         CkptauditError: See `convert`.
     """
     run = _Run(file, target, options, judgement, progress)
+    run.check_places(tuple(sources))
     if dry_run:
         return run.dry(with_hash=with_hash)
     return run.write(with_hash=with_hash, overwrite=overwrite)
@@ -117,6 +128,8 @@ class _Run:
         self.stats: dict[JobId, TensorStats] = {}
         # By file and name of the output, why a tensor is not cast.
         self.unfit: dict[tuple[str, str], str] = {}
+        # The same by the jobs that told so: of a tensor of several parts, maybe one.
+        self.misfits: dict[JobId, str] = {}
         # Bytes of weights that attempts which came to nothing have gone through.
         self.in_vain = 0
         # One byte that lanes share: not 0 once the attempt under way has come to nothing.
@@ -135,6 +148,13 @@ class _Run:
                 f"{name}: is of family {found.family}, of which no diffusers folder is made; "
                 "--family names another"
             )
+
+    def check_places(self, sources: tuple[Path, ...]) -> None:
+        """Refuse to write to any of *sources*, which may lie where a file of a folder goes."""
+        if self.options.makes_folder and self.target.exists():
+            plan = self.plan_with({})
+            for file in (*(output.file for output in plan.outputs), *self.texts(plan)):
+                check_spares(self.target / self.within(file), sources)
 
     def dry(self, *, with_hash: bool) -> Conversion:
         plan = self.plan_with({})
@@ -228,6 +248,10 @@ class _Run:
     def path_of(self, file: str) -> str:
         return path_text(self.target / self.within(file))
 
+    def shown(self, file: str) -> str:
+        """What a line of the report calls *file* of the plan."""
+        return path_text(Path(self.target.name) / self.within(file))
+
     def cast(self, plan: ConversionPlan, sink: Sink) -> None:
         total = sum(job.view.nbytes for job in plan.jobs)
         done = 0
@@ -263,6 +287,7 @@ class _Run:
         if self.options.on_overflow is OnOverflow.ERROR:
             raise CastOverflow(f"{self.file.container.source.name}: {escape(job.source)}: {what}")
         self.unfit[job.file, job.name] = what
+        self.misfits[job.id] = what
         self.is_vain[0] = 1
 
     def header(self, plan: ConversionPlan, output: Output, digest: str | None) -> bytes:
@@ -270,8 +295,7 @@ class _Run:
             Slot(tensor.name, tensor.dtype, tensor.shape, tensor.offset, tensor.nbytes)
             for tensor in output.tensors
         )
-        names = {tensor.name for tensor in output.tensors}
-        aliases = [alias for alias in plan.aliases if alias.of in names]
+        aliases = [alias for alias in plan.aliases if alias.file == output.file]
         return header_of(slots, metadata_of(self.options, aliases, digest))
 
     def result(
@@ -297,7 +321,7 @@ class _Run:
             components=self.meaning.components,
             outputs=outputs,
             tensors=tuple(self.entry(job) for job in plan.jobs),
-            aliases=plan.aliases,
+            aliases=tuple(replace(alias, file=self.shown(alias.file)) for alias in plan.aliases),
             dropped=plan.drops,
             leftovers=plan.leftovers,
             findings=(
@@ -320,7 +344,7 @@ class _Run:
     def entry(self, job: TensorJob) -> TensorEntry:
         return TensorEntry(
             name=job.name,
-            file=path_text(Path(self.target.name) / self.within(job.file)),
+            file=self.shown(job.file),
             source=job.source,
             component=job.component,
             op=job.op,
@@ -374,8 +398,8 @@ class _Run:
         for job in plan.jobs:
             stats = self.stats.get(job.id)
             name = escape(job.source)
-            if (job.file, job.name) in self.unfit:
-                what = f"{self.unfit[job.file, job.name]}; it stays {job.target.name}"
+            if job.id in self.misfits:
+                what = f"{self.misfits[job.id]}; it stays {job.target.name}"
                 found.append(_finding("CKA301", what, name))
             elif stats is not None and stats.overflowed:
                 weights = counted(stats.overflowed, "weight")

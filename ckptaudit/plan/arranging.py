@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ckptaudit.dtypes import named
-from ckptaudit.layouts import Component
 from ckptaudit.plan.options import Layout
 from ckptaudit.plan.values import Drop, Output, OutputTensor, TensorJob
 
@@ -71,18 +70,32 @@ def arrange(
     heights: dict[tuple[str, str], int] = {}
     for candidate in candidates:
         places = _places(candidate, detection, options)
-        made, reason = _made_at(candidate.view, places)
+        made = [(place, _made(candidate.view, place)) for place in places]
+        # A tensor of which one part cannot be made is not written at all: it is whole, or listed.
+        misfit = next((place.name for place, view in made if view is None), None)
+        reason = None if places else "has no place in the diffusers layout"
+        if misfit is not None:
+            reason = f"is not of a shape from which {misfit} can be made"
         if reason is not None:
             drops.append(Drop(candidate.view.key, described(candidate.view), reason))
             continue
-        for place, view in made.items():
-            output = place.file, place.name
-            parts[output].append(_job(candidate, place, view))
-            heights[output] = place.height
-    for output in [output for output in parts if not _is_whole(parts[output], heights[output])]:
-        reason = f"is a part of {output[1]}, whose other parts are not there"
-        drops += [Drop(job.source, described(job.view), reason) for job in parts.pop(output)]
-    joined = {output: _joined(parts[output], is_unfit=output in unfit) for output in parts}
+        for place, view in made:
+            if view is not None:
+                output = place.file, place.name
+                parts[output].append(_job(candidate, place, view))
+                heights[output] = place.height if place.op == "join" else 0
+    joined: dict[tuple[str, str], list[TensorJob]] = {}
+    for output, jobs in parts.items():
+        jobs.sort(key=lambda job: job.rows or (0, 0))
+        together = _joined(jobs, is_unfit=output in unfit)
+        if not _is_whole(jobs, heights[output]):
+            reason = f"is a part of {output[1]}, whose other parts are not there"
+        elif together is None:
+            reason = f"is a part of {output[1]}, whose parts are of types that have none in common"
+        else:
+            joined[output] = together
+            continue
+        drops += [Drop(job.source, described(job.view), reason) for job in jobs]
     files = sorted({file for file, _ in joined}) or ([] if options.makes_folder else [""])
     arranged = [
         _file(file, [jobs for (home, _), jobs in joined.items() if home == file]) for file in files
@@ -109,7 +122,7 @@ class _Place:
         op: How it comes to be.
         rows: Half-open range of rows of the source that are taken, or of the output that are
             filled; None for all.
-        height: Rows of the output in all, where only some are filled; else 0.
+        height: Rows of the one or the other in all, where these are only some; else 0.
     """
 
     file: str
@@ -121,48 +134,22 @@ class _Place:
 
 def _places(candidate: Candidate, detection: Detection, options: Options) -> tuple[_Place, ...]:
     if options.layout is Layout.DIFFUSERS:
+        height = max((there.rows[1] for there in candidate.diffusers if there.rows), default=0)
         return tuple(
-            _Place(detection.weights_file(there.component), there.key, there.op, there.rows)
+            _Place(detection.weights_file(there.component), there.key, there.op, there.rows, height)
             for there in candidate.diffusers
         )
-    placement = candidate.placement
-    file, name = "", candidate.name
-    if options.split:
-        # What the denoiser is scheduled by goes with it.
-        is_schedule = placement.component is Component.SCHEDULE
-        file = (Component.UNET if is_schedule else placement.component).value
-        name = name if options.keep_names else detection.name_alone(placement.component, name)
-    if placement.rows is None or options.keep_names:
-        op = "identity" if options.keep_names else placement.op
-        return (_Place(file, name, op),)
-    start, stop, height = placement.rows
-    return (_Place(file, name, placement.op, (start, stop), height),)
+    file, name = candidate.home, candidate.name
+    if candidate.op != "join" or candidate.placement.rows is None:
+        return (_Place(file, name, candidate.op),)
+    start, stop, height = candidate.placement.rows
+    return (_Place(file, name, "join", (start, stop), height),)
 
 
-def _made_at(
-    view: TensorView, places: tuple[_Place, ...]
-) -> tuple[dict[_Place, TensorView], str | None]:
-    """What is made of *view* at each of *places*; and why it is written at none of them."""
-    if not places:
-        return {}, "has no place in the diffusers layout"
-    made = {}
-    for place in places:
-        result = _made(view, place, _taken(places))
-        if result is None:
-            return {}, f"is not of a shape from which {place.name} can be made"
-        made[place] = result
-    return made, None
-
-
-def _taken(places: tuple[_Place, ...]) -> int:
-    """How many rows of a tensor are taken at all *places* together."""
-    return max((place.rows[1] for place in places if place.rows is not None), default=0)
-
-
-def _made(view: TensorView, place: _Place, height: int) -> TensorView | None:
+def _made(view: TensorView, place: _Place) -> TensorView | None:
     """What *place* makes of *view*; None if it can make nothing of that shape.
 
-    Of a tensor that is taken row by row *height* are taken in all: of one that has more, the rest
+    Of a tensor that is taken row by row all rows have to be taken: of one that has more, the rest
     would be lost, and of one that has fewer a part.
     """
     rank = len(view.shape)
@@ -179,7 +166,8 @@ def _made(view: TensorView, place: _Place, height: int) -> TensorView | None:
             return view.transposed() if rank == _MATRIX else None
         case "rows":
             start, stop = place.rows or (0, 0)
-            return view.narrowed(start, stop) if rank and view.shape[0] == height else None
+            fits = rank > 0 and view.shape[0] == place.height
+            return view.narrowed(start, stop) if fits else None
         case "join":
             start, stop = place.rows or (0, 0)
             return view if rank > 0 and view.shape[0] == stop - start else None
@@ -200,27 +188,26 @@ def _job(candidate: Candidate, place: _Place, view: TensorView) -> TensorJob:
 
 
 def _is_whole(jobs: list[TensorJob], height: int) -> bool:
-    """Whether *jobs* fill all rows of their tensor, each once, in one shape."""
+    """Whether *jobs*, by their rows, fill all of their tensor, each once, in one shape."""
     if not height:
         return True
-    jobs.sort(key=lambda job: job.rows or (0, 0))
     filled = [row for job in jobs for row in job.rows or ()]
     in_turn = filled[0] == 0 and filled[-1] == height and filled[1:-1:2] == filled[2::2]
     return in_turn and len({job.view.shape[1:] for job in jobs}) == 1
 
 
-def _joined(jobs: list[TensorJob], *, is_unfit: bool) -> list[TensorJob]:
-    """*jobs* of one tensor, which has one type."""
-    targets = {job.view.dtype if is_unfit else job.target for job in jobs}
-    target = _common(targets)
-    return [replace(job, target=target) for job in jobs]
+def _joined(jobs: list[TensorJob], *, is_unfit: bool) -> list[TensorJob] | None:
+    """*jobs* of one tensor, which has one type; None if there is no such type."""
+    target = _common({job.view.dtype if is_unfit else job.target for job in jobs})
+    return None if target is None else [replace(job, target=target) for job in jobs]
 
 
-def _common(dtypes: set[DType]) -> DType:
-    """The narrowest type that holds the values of all."""
+def _common(dtypes: set[DType]) -> DType | None:
+    """A type that holds the values of all, and that all can be cast to."""
     if len(dtypes) == 1:
         return next(iter(dtypes))
-    return named("float64" if any(dtype.name == "float64" for dtype in dtypes) else "float32")
+    are_floats = all(dtype.is_float and dtype.name != "float64" for dtype in dtypes)
+    return named("float32") if are_floats else None
 
 
 def _file(file: str, tensors: list[list[TensorJob]]) -> tuple[Output, list[TensorJob]]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ckptaudit.dtypes import DType
-    from ckptaudit.layouts import Destination, Detection, Placement
+    from ckptaudit.layouts import Destination, Detection, Op, Placement
     from ckptaudit.plan.options import Options
     from ckptaudit.tensors import TensorView
 
@@ -40,6 +40,8 @@ class Candidate:
         placement: What it is.
         canonical: The name it would have if names were canonical.
         name: The name it has in the output.
+        op: What is done to it on the way there, in the original layout.
+        home: Which of several files of the original layout it goes to; "" if there is one.
         target: The type it has there, if all of it fits.
         demanded: Whether loaders demand a tensor of the name it would canonically have.
         diffusers: Where it goes in the diffusers layout.
@@ -49,6 +51,8 @@ class Candidate:
     placement: Placement
     canonical: str
     name: str
+    op: Op
+    home: str
     target: DType
     demanded: bool
     diffusers: tuple[Destination, ...] = ()
@@ -78,27 +82,28 @@ def deduplicate(
 
 def _alias_undemanded(candidates: list[Candidate], digests: Mapping[str, bytes]) -> list[Alias]:
     """Alias what no loader of the family asks for to its equal: a copy by name, or by place."""
-    stored_as: dict[str, str] = {}
-    sources: dict[str, str] = {}
+    # By home and name: files of one conversion may use a name each for itself.
+    stored_as: dict[tuple[str, str], str] = {}
+    sources: dict[tuple[str, str], str] = {}
     for candidate, kept in copies(candidates):
         if (
             names_an_alias(candidate.name)
             and not candidate.demanded
             and _equal(candidate.view, kept.view, digests)
         ):
-            stored_as[candidate.name] = kept.name
-            sources[candidate.name] = candidate.view.key
-    others = [candidate for candidate in candidates if candidate.name not in stored_as]
+            stored_as[candidate.home, candidate.name] = kept.name
+            sources[candidate.home, candidate.name] = candidate.view.key
+    others = [each for each in candidates if (each.home, each.name) not in stored_as]
     for alias in _alias_equals(others, {}, spare_demanded=True):
-        stored_as[alias.name] = alias.of
-        sources[alias.name] = alias.source
+        stored_as[alias.file, alias.name] = alias.of
+        sources[alias.file, alias.name] = alias.source
     aliases = []
-    for name, source in sources.items():
-        of = stored_as[name]
+    for (home, name), source in sources.items():
+        of = stored_as[home, name]
         # A second copy of an averaged copy, say, whose bytes stand under the weight's name.
-        while of in stored_as:
-            of = stored_as[of]
-        aliases.append(Alias(name, of, source))
+        while (home, of) in stored_as:
+            of = stored_as[home, of]
+        aliases.append(Alias(name, of, source, home))
     return aliases
 
 
@@ -123,15 +128,16 @@ def _alias_equals(
     in_order = sorted(candidates, key=lambda each: (not each.demanded, each.name.encode()))
     for candidate in in_order:
         view = candidate.view
-        if not view.numel:
+        # A part of a tensor is no tensor that could stand for another.
+        if not view.numel or candidate.op == "join":
             continue
         digest = digests.get(view.key)
         content: object = bytes_of(view) if digest is None else digest
-        key = (view.dtype, view.shape, candidate.target, content)
+        key = (view.dtype, view.shape, candidate.target, candidate.op, candidate.home, content)
         first = kept.setdefault(key, candidate)
         is_spared = spare_demanded and candidate.demanded
         if first is not candidate and not is_spared and names_an_alias(candidate.name):
-            aliases.append(Alias(candidate.name, first.name, view.key))
+            aliases.append(Alias(candidate.name, first.name, view.key, candidate.home))
     return aliases
 
 
@@ -141,10 +147,12 @@ def names_an_alias(key: str) -> bool:
 
 
 def _alike(one: Candidate, other: Candidate) -> bool:
-    return (one.view.dtype, one.view.shape, one.target) == (
+    return (one.view.dtype, one.view.shape, one.target, one.op, one.home) == (
         other.view.dtype,
         other.view.shape,
         other.target,
+        other.op,
+        other.home,
     )
 
 

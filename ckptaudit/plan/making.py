@@ -70,12 +70,14 @@ def make_plan(
         damage: By source key, what is wrong with tensors that loaders make better themselves.
     """
     draft = _sort_out(state_dict, detection, list(placements), options)
+    views = {view.key: view for view in state_dict.views}
     aliases = deduplicate(draft.candidates, detection, options, digests or {})
     left_out = {alias.source for alias in aliases}
     written = []
     for candidate in draft.candidates:
         if candidate.view.key in left_out:
             continue
+        # A second copy of what loaders ask for does no harm: it is not written.
         reason = _harm(candidate, detection, options, damage or {})
         if reason is None:
             written.append(candidate)
@@ -83,6 +85,11 @@ def make_plan(
             draft.drops.append(Drop(candidate.view.key, described(candidate.view), reason))
     # Only now: the aliases of a tensor that does not fit are its equals and do not fit either.
     arranged = arrange(written, detection, options, unfit or {})
+    names = {(job.file, job.name) for job in arranged.jobs}
+    orphans = [alias for alias in aliases if (alias.file, alias.of) not in names]
+    for orphan in orphans:
+        reason = f"is equal to {orphan.of}, which is left out"
+        draft.drops.append(Drop(orphan.source, described(views[orphan.source]), reason))
     outside = [
         Drop(leftover.path, leftover.what, leftover.reason)
         for leftover in state_dict.leftovers
@@ -93,7 +100,12 @@ def make_plan(
     return ConversionPlan(
         outputs=arranged.outputs,
         jobs=arranged.jobs,
-        aliases=tuple(sorted(aliases, key=lambda alias: alias.name)),
+        aliases=tuple(
+            sorted(
+                (alias for alias in aliases if alias not in orphans),
+                key=lambda alias: (alias.name, alias.file),
+            )
+        ),
         drops=(*drops, *outside),
         leftovers=tuple(left for left in state_dict.leftovers if not left.is_tensor),
     )
@@ -141,7 +153,11 @@ def _sort_out(
     """Which tensors may be written, under which name and in which type."""
     draft = _Draft()
     pairs = list(zip(state_dict.views, placements, strict=True))
-    barred = {view.key: _bar(view, placement, options) for view, placement in pairs}
+    components = {placement.name: placement.component for placement in placements}
+    parts = {placement.key: _part(placement, components) for placement in placements}
+    barred = {
+        view.key: _bar(view, placement, parts[view.key], options) for view, placement in pairs
+    }
     writable = [(view, placement) for view, placement in pairs if barred[view.key] is None]
     replaced = _replaced_by_ema(writable) if options.ema is Ema.USE else {}
     replaces = {copy: weight for weight, copy in replaced.items()}
@@ -154,24 +170,48 @@ def _sort_out(
             draft.drops.append(Drop(view.key, described(view), reason))
             continue
         # An averaged copy that takes a weight's place takes its name as well.
-        taken = meant[replaces.get(view.key, view.key)]
-        name = taken.key if options.keep_names else taken.name
-        target = _target(view, placement, detection, options)
+        stands_for = meant[replaces.get(view.key, view.key)]
         draft.candidates.append(
             Candidate(
                 view,
                 placement,
-                taken.name,
-                name,
-                target,
-                demanded=taken.demanded,
-                diffusers=taken.diffusers,
+                stands_for.name,
+                _name(stands_for, detection, options),
+                "identity" if options.keep_names else placement.op,
+                _home(stands_for.component, options),
+                _target(view, placement, parts[view.key], detection, options),
+                demanded=stands_for.demanded,
+                diffusers=stands_for.diffusers,
             )
         )
     return draft
 
 
-def _bar(view: TensorView, placement: Placement, options: Options) -> str | None:
+def _part(placement: Placement, components: Mapping[str, Component]) -> Component:
+    """What part of the model *placement* belongs to; a copy, to that of its weight."""
+    if placement.component is not Component.EMA:
+        return placement.component
+    return components.get(placement.of or "", Component.EMA)
+
+
+def _home(component: Component, options: Options) -> str:
+    """Which of several files of the original layout *component* goes to; "" if there is one."""
+    if not options.split:
+        return ""
+    # What the denoiser is scheduled by goes with it.
+    home: str = (Component.UNET if component is Component.SCHEDULE else component).value
+    return home
+
+
+def _name(placement: Placement, detection: Detection, options: Options) -> str:
+    if options.keep_names:
+        return placement.key
+    if options.split:
+        return detection.name_alone(placement.component, placement.name)
+    return placement.name
+
+
+def _bar(view: TensorView, placement: Placement, part: Component, options: Options) -> str | None:
     """Why *view* cannot be written, or is not wanted, whatever else is in the file."""
     if view.dtype.safetensors is None:
         return f"safetensors has no type for {view.dtype.name}"
@@ -179,8 +219,8 @@ def _bar(view: TensorView, placement: Placement, options: Options) -> str | None
         return "is no part of the model, so it has no place in the original layout"
     if placement.name == _RESERVED_NAME:
         return "safetensors reserves this name for its metadata"
-    if _action(placement.component, options) is Action.DROP:
-        return f"component {placement.component.value} is dropped on request"
+    if _action(part, options) is Action.DROP:
+        return f"component {part.value} is dropped on request"
     return None
 
 
@@ -255,10 +295,14 @@ def _action(component: Component, options: Options) -> Action:
 
 
 def _target(
-    view: TensorView, placement: Placement, detection: Detection, options: Options
+    view: TensorView,
+    placement: Placement,
+    part: Component,
+    detection: Detection,
+    options: Options,
 ) -> DType:
     """The type *view* is written in: only weights are cast, and only where asked."""
-    action = _action(placement.component, options)
+    action = _action(part, options)
     if action is Action.AUTO:
         is_fragile = detection.vae_overflows and options.precision is Precision.FP16
         action = Action.COPY if is_fragile else Action.CONVERT

@@ -99,11 +99,13 @@ class Alias:
         name: The name left out.
         of: The name under which the bytes are written.
         source: The key left out.
+        file: The file that it is left out of, and that has *of*; see `Output`.
     """
 
     name: str
     of: str
     source: str
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)

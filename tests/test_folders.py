@@ -1,0 +1,229 @@
+"""Folders as source and as output: nothing of the user's is lost, and nothing is half there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from commands import assert_one_clear_line, audit, names_in
+from narrow import checkpoint
+from oracle import torch
+from safetensors.torch import load_file, save_file
+
+from ckptaudit import Options, convert
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from ckptaudit.layouts import Family
+
+DIFFUSERS = Options(layout="diffusers", precision="keep")  # type: ignore[arg-type] # as a user writes it
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+pytestmark = pytest.mark.parametrize("thin_family", ["vae"], indirect=True)
+
+
+@pytest.fixture
+def folder(thin_family: Family, tmp_path: Path) -> Path:
+    """A diffusers folder of an autoencoder, beside the file it was made from."""
+    checkpoint(thin_family, tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "p", DIFFUSERS)
+    return tmp_path / "p"
+
+
+def becomes_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def becomes_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def becomes_link_to_nowhere(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def is_there_twice(path: Path) -> None:
+    shutil.copy(path, path.with_name("model.safetensors"))
+
+
+def is_there_in_pieces_too(path: Path) -> None:
+    shutil.copy(path, path.with_name("diffusion_pytorch_model-00001-of-00001.safetensors"))
+
+
+def lacks_a_piece(path: Path) -> None:
+    path.rename(path.with_name("diffusion_pytorch_model-00001-of-00002.safetensors"))
+
+
+def lacks_a_piece_of_a_variant(path: Path) -> None:
+    path.rename(path.with_name("diffusion_pytorch_model-00001-of-00002.fp16.safetensors"))
+
+
+def is_pickled_in_pieces(path: Path) -> None:
+    path.unlink()
+    torch.save({}, path.with_name("diffusion_pytorch_model-00001-of-00002.bin"))
+
+
+@pytest.mark.parametrize(
+    ("happens", "words"),
+    [
+        (becomes_fifo, "not a regular file"),
+        (becomes_folder, "is a directory"),
+        (becomes_link_to_nowhere, "no such file"),
+        (is_there_twice, "as another file beside it does"),
+        (is_there_in_pieces_too, "as another file beside it does"),
+        (lacks_a_piece, "holds 1 of the 2 pieces"),
+        (lacks_a_piece_of_a_variant, "holds 1 of the 2 pieces"),
+        (is_pickled_in_pieces, "is pickled"),
+    ],
+)
+def test_of_a_folder_that_is_not_whole_nothing_is_converted(
+    folder: Path, happens: Callable[[Path], None], words: str
+) -> None:
+    """What cannot be read would be missing in the output, which nobody would see."""
+    happens(folder / WEIGHTS)
+    before = names_in(folder.parent)
+
+    assert_one_clear_line(audit("convert", folder, "-o", folder.parent / "b.safetensors"), words)
+    assert names_in(folder.parent) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_told(folder: Path) -> None:
+    (folder / "sub").mkdir(mode=0)
+
+    assert_one_clear_line(audit("convert", folder, "-o", folder.parent / "b.safetensors"), "sub")
+
+
+def test_a_folder_whose_name_is_no_text_is_read(folder: Path) -> None:
+    """Its name is part of what its tensors are called, and a header holds nothing but text."""
+    strange = folder / os.fsdecode(b"\xff")
+    strange.mkdir()
+    (folder / WEIGHTS).rename(strange / WEIGHTS)
+
+    done = audit("convert", folder, "-o", folder.parent / "b.safetensors", "--keep-names")
+
+    assert done.status == 0, done
+    names = load_file(folder.parent / "b.safetensors")
+    assert all(name.startswith("\\udcff/") for name in names)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("p", "-o", f"p/{WEIGHTS}"),
+        (f"p/{WEIGHTS}", "-o", "p", "--layout", "diffusers"),
+        ("p", "-o", "p", "--layout", "diffusers"),
+        ("p", "-o", f"linked/{WEIGHTS}"),
+    ],
+    ids=["a file of it", "the folder it is in", "itself", "a file of it, linked"],
+)
+def test_no_file_of_a_source_is_ever_overwritten(
+    folder: Path, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    (folder.parent / "linked").symlink_to("p")
+    source = (folder / WEIGHTS).read_bytes()
+    before = names_in(folder.parent), names_in(folder)
+
+    done = audit("convert", *arguments, "--if-exists", "overwrite")
+
+    assert_one_clear_line(done, "the source itself")
+    assert (folder / WEIGHTS).read_bytes() == source
+    assert (names_in(folder.parent), names_in(folder)) == before
+
+
+@pytest.mark.parametrize("output", [".", "..", "../work/.", "/", ""])
+def test_a_folder_without_a_name_is_written_like_any_other(
+    folder: Path, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there already, and that is what has to be said."""
+    work = folder / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    done = audit("convert", "../../a.ckpt", "--split", "-o", output)
+
+    assert_one_clear_line(done, "name")
+    assert names_in(work) == set()
+
+
+def test_the_folder_one_is_in_can_be_the_source_and_the_output(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert audit("convert", ".").status == 0
+    assert (folder.parent / "p.safetensors").exists()
+
+    work = folder.parent / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    assert audit("convert", "../a.ckpt", "--split", "-o", ".", "--if-exists=overwrite").status == 0
+    assert names_in(work) == {"work.vae.safetensors"}
+    assert (folder.parent / "work.report.json").exists()
+
+
+def test_where_something_stands_in_the_way_of_one_file_none_is_replaced(
+    folder: Path, thin_family: Family
+) -> None:
+    del thin_family
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    (folder / WEIGHTS).write_bytes(b"precious")
+
+    done = audit(
+        *("convert", folder.parent / "a.ckpt", "--layout=diffusers", "-o", folder),
+        "--if-exists=overwrite",
+    )
+
+    assert_one_clear_line(done, "config.json", "is a directory")
+    assert (folder / WEIGHTS).read_bytes() == b"precious"
+    assert names_in(folder.parent) == {"a.ckpt", "p"}
+
+
+@pytest.mark.parametrize("stands", ["a link out of it", "a file"])
+def test_no_file_is_written_out_of_the_folder(
+    tmp_path: Path, thin_family: Family, stands: str
+) -> None:
+    """A link to another folder, in the folder that is overwritten, leads out of it."""
+    from ckptaudit.errors import OutputFailed  # noqa: PLC0415 - here only
+    from ckptaudit.writer import DraftFolder, write_text  # noqa: PLC0415
+
+    del thin_family
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/vae.json").write_text("old")
+    if stands == "a file":
+        (tmp_path / "out/unet").write_text("mine")
+    else:
+        (tmp_path / "out/unet").symlink_to("../outside")
+
+    with DraftFolder(tmp_path / "out") as draft:
+        write_text(draft.place("unet/deep/config.json"), b"{}", overwrite=False)
+        write_text(draft.place("vae.json"), b"{}", overwrite=False)
+        with pytest.raises(OutputFailed, match="unet: is a link or a file"):
+            draft.publish(overwrite=True)
+
+    assert names_in(tmp_path / "outside") == set()
+    assert (tmp_path / "out/vae.json").read_text() == "old"
+    assert names_in(tmp_path) == {"outside", "out"}
+
+
+def test_a_variant_behind_the_number_of_a_piece_is_known(folder: Path) -> None:
+    """As diffusers wrote it for a while."""
+    whole = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    names = sorted(whole)
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        piece = folder / f"diffusion_pytorch_model-0000{number}-of-00002.fp16.safetensors"
+        save_file({name: whole[name] for name in part}, piece)
+
+    assert audit("convert", folder, "-o", folder.parent / "b.safetensors").status == 0
+
+    assert len(load_file(folder.parent / "b.safetensors")) == len(whole)
