@@ -290,3 +290,36 @@ def test_a_folder_of_a_family_is_known_for_what_it_is(name: str) -> None:
     # In a folder it is what any other SD 2 is.
     name = "sd2" if name == "sd2-sgm" else name
     assert (found.family, found.variant) == (name, "diffusers")
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        {"<b>": ((1024,), "float32"), "<a>": ((2, 1024), "float32")},
+        {**in_file("sdxl", ema=False, variant=0), "v_pred": ((0,), "float32"),
+         "edm_vpred.sigma_max": ((), "float32"), "edm_vpred.sigma_min": ((), "float32")},
+    ],
+    ids=["embeddings", "marks of a trainer"],
+)  # fmt: skip
+def test_the_order_of_keys_changes_no_sentence_of_the_evidence(specs: Specs) -> None:
+    turned = dict(reversed(list(specs.items())))
+
+    assert meaning_of(state_dict(specs, ())) != meaning_of(state_dict({"a": ((), "int8")}, ()))
+    one, other = (meaning_of(state_dict(each, ())).detection for each in (specs, turned))
+    assert one == other
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_of_two_averages_of_one_weight_the_same_is_used_in_any_order(turn: int) -> None:
+    """Trainers name the averages of a text encoder in two ways; a file may have both."""
+    family = FAMILIES["sd1"]
+    specs = in_file("sd1", ema=True, variant=0)
+    copies = [entry for entry in family.further_copies() if entry.key not in specs]
+    specs |= {entry.key: (entry.shape, entry.dtype) for entry in copies}
+    specs = dict(list(specs.items())[::turn])
+
+    plan = made(state_dict(specs, ()), Options(ema=Ema.USE)).plan
+
+    weight = next(entry.of for entry in copies)
+    used = [job.source for job in plan.jobs if job.name == weight]
+    assert used == [min(entry.key for entry in copies if entry.of == weight)]
