@@ -236,3 +236,28 @@ def rewritten(file: Path, tensors: Tensors) -> None:
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
     save_file(tensors, file, metadata)
+
+
+@pytest.mark.parametrize("options", [SPLIT, DIFFUSERS], ids=["split", "diffusers"])
+@pytest.mark.parametrize("thin_family", ["sd1"], indirect=True)
+def test_a_folder_is_what_a_dry_run_says_and_the_same_a_second_time(
+    thin_family: Family, tmp_path: Path, options: Options
+) -> None:
+    torch.save(checkpoint(thin_family, tmp_path / "a") | averages(thin_family), tmp_path / "a.ckpt")
+
+    dry = convert(tmp_path / "a.ckpt", tmp_path / "out", options, dry_run=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "a.ckpt"}
+    done = convert(tmp_path / "a.ckpt", tmp_path / "out", options)
+    first = contents(tmp_path / "out")
+    again = convert(tmp_path / "a.ckpt", tmp_path / "out", options, overwrite=True)
+
+    assert [replace(entry, stats=None) for entry in done.tensors] == list(dry.tensors)
+    assert (done.aliases, done.dropped) == (dry.aliases, dry.dropped)
+    assert [(o.path, o.size) for o in done.outputs] == [(o.path, o.size) for o in dry.outputs]
+    assert {o.size for o in done.outputs} == {len(data) for data in first.values()}
+    assert contents(tmp_path / "out") == first
+    assert again == done
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

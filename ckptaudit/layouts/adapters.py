@@ -74,7 +74,7 @@ def _embeddings(tensors: Mapping[str, Spec]) -> str:
     if len(tensors) > _MOST_EMBEDDINGS or len(widths) != 1 or not widths <= _WIDTHS.keys():
         return ""
     (width,) = widths
-    key = next(iter(tensors))
+    key = min(tensors)
     return f"{key} is an embedding of tokens {width} wide, those of {_WIDTHS[width]}"
 
 
@@ -129,7 +129,8 @@ def _taesd(tensors: Mapping[str, Spec]) -> str:
     blocks = sum(".conv." in key for key in tensors)
     if not all(named.fullmatch(key) for key in tensors) or 2 * blocks <= len(tensors):
         return ""
-    first = next((spec for spec in tensors.values() if len(spec.shape) == _KERNEL), None)
+    kernels = (key for key in sorted(tensors) if len(tensors[key].shape) == _KERNEL)
+    first = next((tensors[key] for key in kernels), None)
     if first is None or _TAESD_WIDTH not in first.shape[:2]:
         return ""
     of = f"{blocks} of its {counted(len(tensors), 'tensor')}"
@@ -157,7 +158,7 @@ def _part(prefix: str, says: str) -> Callable[[Mapping[str, Spec]], str]:
     prefixes = (f"model.diffusion_model.{prefix}", prefix)
 
     def tells(tensors: Mapping[str, Spec]) -> str:
-        key = next((key for key in tensors if key.startswith(prefixes)), None)
+        key = min((key for key in tensors if key.startswith(prefixes)), default=None)
         return "" if key is None else f"{key} is there: {says}"
 
     return tells

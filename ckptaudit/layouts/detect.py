@@ -189,7 +189,7 @@ def _detection(match: Match, evidence: tuple[str, ...]) -> Detection:
         prediction = None
     elif marks and family.regions:
         prediction = "v_prediction"
-        evidence = (*evidence, f"{marks[0]} is there: a trainer's mark of v-prediction")
+        evidence = (*evidence, f"{min(marks)} is there: a trainer's mark of v-prediction")
     else:
         prediction = None if family.undecided is not None else family.prediction
     return Detection(family.name, match.variant(), evidence, prediction)

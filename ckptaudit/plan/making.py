@@ -251,11 +251,12 @@ def _replaced_by_ema(writable: list[tuple[TensorView, Placement]]) -> dict[str, 
         for view, placement in writable
         if placement.component not in (Component.EMA, Component.OTHER)
     }
-    replaced = {}
-    for view, placement in writable:
+    replaced: dict[str, str] = {}
+    # Of two copies of one weight the same one is taken whatever their order.
+    for view, placement in sorted(writable, key=lambda pair: pair[0].key):
         weight = weights.get(placement.of or "") if placement.component is Component.EMA else None
         if weight is not None and weight.shape == view.shape:
-            replaced[weight.key] = view.key
+            replaced.setdefault(weight.key, view.key)
     return replaced
 
 
@@ -274,7 +275,7 @@ def _left_for_ema(
         if options.ema is Ema.DROP:
             return "is an averaged (EMA) copy, which is not wanted"
         if options.ema is Ema.USE:
-            return "is EMA bookkeeping, or an averaged copy of no weight that is written"
+            return "is EMA bookkeeping, or an averaged copy for which no weight makes room"
     return None
 
 
