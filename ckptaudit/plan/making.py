@@ -69,13 +69,19 @@ def make_plan(
     """
     draft = _sort_out(state_dict, detection, list(placements), options)
     views = {view.key: view for view in state_dict.views}
-    harms = {each.view.key: _harm(each, detection, options) for each in draft.candidates}
-    draft.drops += [Drop(key, described(views[key]), why) for key, why in harms.items() if why]
-    # What does harm is not written, so that nothing may be stored under its name.
-    harmless = [each for each in draft.candidates if harms[each.view.key] is None]
-    aliases = deduplicate(harmless, detection, options, digests or {})
+    for candidate in draft.candidates:
+        candidate.harm = _harm(candidate, detection, options)
+    aliases = deduplicate(draft.candidates, detection, options, digests or {})
     left_out = {alias.source for alias in aliases}
-    written = [candidate for candidate in harmless if candidate.view.key not in left_out]
+    written = []
+    for candidate in draft.candidates:
+        if candidate.view.key in left_out:
+            continue
+        if candidate.harm is None:
+            written.append(candidate)
+        else:
+            what = described(candidate.view)
+            draft.drops.append(Drop(candidate.view.key, what, candidate.harm))
     # Only now: the aliases of a tensor that does not fit are its equals and do not fit either.
     arranged = arrange(written, detection, options, unfit or {})
     names = {(job.file, job.name) for job in arranged.jobs}
