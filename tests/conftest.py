@@ -18,7 +18,8 @@ settings.register_profile(
     deadline=None,
     derandomize=True,
     max_examples=100,
-    suppress_health_check=[HealthCheck.too_slow],
+    # A file of a thousand keys is a large example, however it is drawn.
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("ckptaudit")
 

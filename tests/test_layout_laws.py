@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from math import prod
+from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -35,7 +36,6 @@ from ckptaudit.tensors import StateDict, TensorView
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from random import Random
 
     Specs = dict[str, tuple[tuple[int, ...], str]]
 
@@ -115,7 +115,8 @@ def files(draw: st.DrawFn) -> File:
     # On the bytes of another one of its kind.
     shared = set(draw(st.lists(keys, max_size=4))) | set(STRANGE_NAMES)
     in_order = list(specs)
-    draw(st.randoms(use_true_random=False)).shuffle(in_order)
+    # By a seed: drawn step by step, the order of thousands would be most of what is drawn.
+    Random(draw(st.integers(0, 999))).shuffle(in_order)  # noqa: S311 - nothing secret
     tensors = state_dict({key: specs[key] for key in in_order}, shared)
     return File(tensors, f"{name}, {is_folder=}, {ema=}, {variant=}, {len(specs)} tensors")
 
@@ -245,14 +246,14 @@ def test_an_output_has_each_name_once_and_no_byte_twice(
 
 
 @settings(max_examples=25)
-@given(files(), choices(), st.randoms(use_true_random=False))
+@given(files(), choices(), st.integers(0, 999))
 def test_the_order_of_keys_changes_neither_what_a_file_is_nor_what_is_written(
-    file: File, options: Options, random: Random
+    file: File, options: Options, seed: int
 ) -> None:
     if not can_be_made(file.tensors, options):
         options = replace(options, layout=Layout.ORIGINAL, split=False)
     views = list(file.tensors.views)
-    random.shuffle(views)
+    Random(seed).shuffle(views)  # noqa: S311 - nothing secret
     one = made(file.tensors, options)
     other = made(replace(file.tensors, views=tuple(views)), options)
 

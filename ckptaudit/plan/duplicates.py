@@ -45,6 +45,7 @@ class Candidate:
         target: The type it has there, if all of it fits.
         demanded: Whether loaders demand a tensor of the name it would canonically have.
         diffusers: Where it goes in the diffusers layout.
+        harm: Why loaders do better without it, unless another name has its bytes; else None.
     """
 
     view: TensorView
@@ -56,6 +57,7 @@ class Candidate:
     target: DType
     demanded: bool
     diffusers: tuple[Destination, ...] = ()
+    harm: str | None = None
 
 
 def deduplicate(
@@ -121,11 +123,15 @@ def _alias_equals(
 ) -> list[Alias]:
     """Alias equal tensors to the first name among them, or the first that loaders demand.
 
+    What does harm is not written under its own name: anything else comes before it.
+
     Without a digest, those are equal that lie on the same bytes.
     """
     kept: dict[tuple[object, ...], Candidate] = {}
     aliases = []
-    in_order = sorted(candidates, key=lambda each: (not each.demanded, each.name.encode()))
+    in_order = sorted(
+        candidates, key=lambda each: (each.harm is not None, not each.demanded, each.name.encode())
+    )
     for candidate in in_order:
         view = candidate.view
         # A part of a tensor is no tensor that could stand for another.

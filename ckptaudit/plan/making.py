@@ -71,18 +71,19 @@ def make_plan(
     """
     draft = _sort_out(state_dict, detection, list(placements), options)
     views = {view.key: view for view in state_dict.views}
+    for candidate in draft.candidates:
+        candidate.harm = _harm(candidate, detection, options, damage or {})
     aliases = deduplicate(draft.candidates, detection, options, digests or {})
     left_out = {alias.source for alias in aliases}
     written = []
     for candidate in draft.candidates:
         if candidate.view.key in left_out:
             continue
-        # A second copy of what loaders ask for does no harm: it is not written.
-        reason = _harm(candidate, detection, options, damage or {})
-        if reason is None:
+        if candidate.harm is None:
             written.append(candidate)
         else:
-            draft.drops.append(Drop(candidate.view.key, described(candidate.view), reason))
+            what = described(candidate.view)
+            draft.drops.append(Drop(candidate.view.key, what, candidate.harm))
     # Only now: the aliases of a tensor that does not fit are its equals and do not fit either.
     arranged = arrange(written, detection, options, unfit or {})
     names = {(job.file, job.name) for job in arranged.jobs}
