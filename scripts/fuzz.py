@@ -57,7 +57,7 @@ from samples import HONEST, HOSTILE, HOSTILE_FILES  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
+    from types import FrameType, TracebackType
 
 SECONDS = 10
 MEGABYTES = 256
@@ -172,9 +172,9 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _where(trace: object) -> str:
+def _where(trace: TracebackType | None) -> str:
     """The innermost line of the package in a traceback, without its number."""
-    frames = traceback.extract_tb(trace)  # type: ignore[arg-type] # one of ours or None
+    frames = traceback.extract_tb(trace)
     ours = [frame for frame in frames if "ckptaudit" in frame.filename]
     return f"{Path(ours[-1].filename).name}: {ours[-1].line}" if ours else "outside"
 

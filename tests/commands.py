@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+# What a command hears for itself as long as it runs.
+_SENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 @dataclass(frozen=True)
 class Run:
     """What a command left: its exit status and both streams."""
@@ -35,9 +39,10 @@ class Run:
 
 def audit(*args: object) -> Run:
     """Run ``ckptaudit ARGS...`` in this process."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+    streams = io.BytesIO(), io.BytesIO()
+    out, err = (io.TextIOWrapper(stream, "utf-8", write_through=True) for stream in streams)
     arguments = ["ckptaudit", *map(str, args)]
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    handlers = {each: signal.getsignal(each) for each in _SENT}
     try:
         with redirect_stdout(out), redirect_stderr(err), mock.patch.object(sys, "argv", arguments):
             run()
@@ -47,7 +52,8 @@ def audit(*args: object) -> Run:
         for each, handler in handlers.items():
             signal.signal(each, handler)
     assert isinstance(status, int)
-    return Run(status, _written(out), _written(err))
+    told, noted = (stream.getvalue().decode() for stream in streams)
+    return Run(status, told, noted)
 
 
 def audit_process(*args: object, **env: str) -> Run:
@@ -77,9 +83,3 @@ def assert_one_clear_line(done: Run, *words: str) -> None:
 def names_in(folder: Path) -> set[str]:
     """What lies in *folder*, temporary files and all."""
     return {path.name for path in folder.iterdir()}
-
-
-def _written(stream: io.TextIOWrapper) -> str:
-    stream.flush()
-    data: bytes = stream.buffer.getvalue()  # type: ignore[attr-defined] # it is a BytesIO
-    return data.decode()

@@ -66,7 +66,7 @@ def opened(data: bytes) -> Container:
 
 
 def content(storage: torch.UntypedStorage) -> bytes:
-    return bytes(storage.tolist())  # type: ignore[no-untyped-call]
+    return bytes(storage.tolist())
 
 
 def storages_in(obj: object) -> list[bytes]:

@@ -17,7 +17,7 @@ from oracle import converted, torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ckptaudit import Options, convert, inspect, scan, verify
+from ckptaudit import Ema, Layout, Options, Precision, convert, inspect, scan, verify
 from ckptaudit.errors import OutputExists, OutputFailed, SourceUnreadable, Unsupported
 from ckptaudit.layouts import Component
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Tensors = dict[str, torch.Tensor]
 
-KEEP = Options(layout="diffusers", precision="keep")  # type: ignore[arg-type] # as a user writes it
+KEEP = Options(layout=Layout.DIFFUSERS, precision=Precision.KEEP)
 
 
 SINGLE_FILES = ["sd1", "sd1-inpainting", "sd2", "sdxl", "sdxl-refiner", "sd2-sgm"]
@@ -141,7 +141,7 @@ def test_averaged_weights_go_where_the_weights_would_have_gone(
     tensors |= {key: tensor for key, (_, tensor) in copies.items()}
     torch.save(tensors, tmp_path / "a.ckpt")
 
-    convert(tmp_path / "a.ckpt", tmp_path / "out", replace(KEEP, ema="use"))  # type: ignore[arg-type] # as a user writes it
+    convert(tmp_path / "a.ckpt", tmp_path / "out", replace(KEEP, ema=Ema.USE))
 
     averaged = dict(copies.values())
     expected = moved(thin_family, tensors | averaged)["unet"]
@@ -159,7 +159,7 @@ def test_rows_of_one_matrix_are_cast_or_kept_each_for_itself(
     tensors[key][64, 0] = 1e6
     torch.save(tensors, tmp_path / "a.ckpt")
 
-    result = convert(tmp_path / "a.ckpt", tmp_path / "out", Options(layout="diffusers"))  # type: ignore[arg-type] # as a user writes it
+    result = convert(tmp_path / "a.ckpt", tmp_path / "out", Options(layout=Layout.DIFFUSERS))
 
     found = read(tmp_path / "out", "text_encoder")
     at = "text_model.encoder.layers.0.self_attn"
@@ -188,7 +188,7 @@ def test_an_autoencoder_alone_has_the_folder_for_itself(
     assert config["_class_name"] == "AutoencoderKL"
 
 
-ORIGINAL = Options(precision="keep")  # type: ignore[arg-type] # as a user writes it
+ORIGINAL = Options(precision=Precision.KEEP)
 
 
 @pytest.mark.parametrize("thin_family", SINGLE_FILES, indirect=True)

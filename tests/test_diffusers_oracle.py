@@ -12,7 +12,7 @@ import pytest
 from narrow import checkpoint, read
 from oracle import torch
 
-from ckptaudit import Options, convert
+from ckptaudit import Layout, Options, Precision, convert
 
 diffusers: Any = pytest.importorskip("diffusers", reason="diffusers is not installed: no oracle")
 own: Any = pytest.importorskip("diffusers.loaders.single_file_utils")
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     Tensors = dict[str, torch.Tensor]
 
-KEEP = Options(layout="diffusers", precision="keep")  # type: ignore[arg-type] # as a user writes it
-ORIGINAL = Options(precision="keep")  # type: ignore[arg-type] # as a user writes it
+KEEP = Options(layout=Layout.DIFFUSERS, precision=Precision.KEEP)
+ORIGINAL = Options(precision=Precision.KEEP)
 OPENED = ["sd1", "sd1-inpainting", "sd1-instruct-pix2pix", "sd2", "sd2-inpainting", "sdxl"]
 
 

@@ -12,7 +12,7 @@ from narrow import checkpoint
 from oracle import torch
 from safetensors.torch import load_file, save_file
 
-from ckptaudit import Options, convert
+from ckptaudit import Layout, Options, Precision, convert
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.layouts import Family
 
-DIFFUSERS = Options(layout="diffusers", precision="keep")  # type: ignore[arg-type] # as a user writes it
+DIFFUSERS = Options(layout=Layout.DIFFUSERS, precision=Precision.KEEP)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 pytestmark = pytest.mark.parametrize("thin_family", ["vae"], indirect=True)

@@ -10,7 +10,7 @@ from narrow import checkpoint
 from oracle import torch
 from safetensors.torch import load_file
 
-from ckptaudit import Options, convert, inspect, scan, verify
+from ckptaudit import Action, Options, Precision, convert, inspect, scan, verify
 from ckptaudit.layouts import Component
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Tensors = dict[str, torch.Tensor]
 
 IDS = "cond_stage_model.transformer.text_model.embeddings.position_ids"
-KEEP = Options(precision="keep")  # type: ignore[arg-type] # as a user writes it
+KEEP = Options(precision=Precision.KEEP)
 
 
 def ailments(path: Path) -> dict[str, str]:
@@ -158,7 +158,7 @@ def test_a_vae_that_overflows_in_fp16_stays_as_it_is_with_a_note(
     cast = convert(
         tmp_path / "a.ckpt",
         tmp_path / "cast.safetensors",
-        replace(Options(), vae="convert"),  # type: ignore[arg-type] # as a user writes it
+        replace(Options(), vae=Action.CONVERT),
     )
 
     of_vae = {t.dtype for t in result.tensors if t.component is Component.VAE}

@@ -17,7 +17,7 @@ from oracle import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
-from ckptaudit import Options, convert
+from ckptaudit import Ema, Layout, Options, convert
 from ckptaudit.layouts import Component
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 HALF = Options()
 SPLIT = Options(split=True)
-DIFFUSERS = Options(layout="diffusers")  # type: ignore[arg-type] # as a user writes it
+DIFFUSERS = Options(layout=Layout.DIFFUSERS)
 FAMILIES = ["sd1", "sd2", "sdxl", "vae"]
 PIPELINES = ["sd1", "sd1-inpainting", "sd2", "sdxl", "sdxl-refiner", "sdxl-inpainting"]
 OUTPUTS = pytest.mark.parametrize(
@@ -64,15 +64,15 @@ def with_junk(family: Family, path: Path) -> Tensors:
 
 
 @pytest.mark.parametrize("thin_family", FAMILIES, indirect=True)
-@pytest.mark.parametrize("ema", ["use", "keep"])
+@pytest.mark.parametrize("ema", [Ema.USE, Ema.KEEP])
 def test_every_name_that_loaders_demand_is_written_whatever_is_equal_to_it(
-    thin_family: Family, tmp_path: Path, ema: str
+    thin_family: Family, tmp_path: Path, ema: Ema
 ) -> None:
     """1: a name left out is a missing tensor for every loader but one."""
     blank = {key: torch.zeros_like(t) for key, t in with_junk(thin_family, tmp_path / "a").items()}
     torch.save({"state_dict": blank}, tmp_path / "a.ckpt")
 
-    (file,) = files_of(tmp_path / "a.ckpt", replace(HALF, ema=ema)).values()  # type: ignore[arg-type] # as a user writes it
+    (file,) = files_of(tmp_path / "a.ckpt", replace(HALF, ema=ema)).values()
 
     demanded = {entry.key: entry.shape for entry in thin_family.inventory() if entry.demanded}
     found = load_file(file)

@@ -13,7 +13,7 @@ from narrow import checkpoint
 from oracle import torch
 from safetensors.torch import load_file, save_file
 
-from ckptaudit import Options, convert, verify
+from ckptaudit import Action, Dedupe, Ema, Layout, Options, Precision, convert, verify
 from ckptaudit.layouts import Component
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     Tensors = dict[str, torch.Tensor]
 
-DIFFUSERS = Options(layout="diffusers", precision="keep")  # type: ignore[arg-type] # as a user writes it
-ORIGINAL = Options(precision="keep")  # type: ignore[arg-type] # as a user writes it
+DIFFUSERS = Options(layout=Layout.DIFFUSERS, precision=Precision.KEEP)
+ORIGINAL = Options(precision=Precision.KEEP)
 SPLIT = replace(ORIGINAL, split=True)
 WHOLE = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
 PART = "text_model.encoder.layers.0.self_attn.{}_proj.weight"
@@ -85,7 +85,9 @@ def test_equal_parts_of_one_tensor_are_no_copies_of_each_other(
     convert(tmp_path / "a.ckpt", tmp_path / "out", DIFFUSERS)
     put(tmp_path / "out", **{part: torch.zeros(64, 64) for part in "qkv"})
 
-    result = convert(tmp_path / "out", tmp_path / "b.safetensors", replace(ORIGINAL, dedupe="all"))  # type: ignore[arg-type] # as a user writes it
+    result = convert(
+        tmp_path / "out", tmp_path / "b.safetensors", replace(ORIGINAL, dedupe=Dedupe.ALL)
+    )
 
     assert torch.equal(load_file(tmp_path / "b.safetensors")[WHOLE], torch.zeros(192, 64))
     assert not result.dropped
@@ -103,7 +105,9 @@ def test_what_is_transposed_on_the_way_is_no_copy_of_what_is_not(
     tensors["text_projection.weight"] = tensors[other].clone()
     save_file(tensors, file)
 
-    result = convert(tmp_path / "out", tmp_path / "b.safetensors", replace(ORIGINAL, dedupe="all"))  # type: ignore[arg-type] # as a user writes it
+    result = convert(
+        tmp_path / "out", tmp_path / "b.safetensors", replace(ORIGINAL, dedupe=Dedupe.ALL)
+    )
 
     names = {alias.name for alias in result.aliases}
     assert not {name for name in names if "text_projection" in name or "out_proj" in name}
@@ -137,7 +141,7 @@ def test_an_averaged_copy_goes_to_the_file_of_the_weight_it_replaces(
     copies = averages(thin_family)
     torch.save(tensors | copies, tmp_path / "a.ckpt")
 
-    convert(tmp_path / "a.ckpt", tmp_path / "out", replace(SPLIT, ema="use"))  # type: ignore[arg-type] # as a user writes it
+    convert(tmp_path / "a.ckpt", tmp_path / "out", replace(SPLIT, ema=Ema.USE))
 
     parts = ["text_encoder", "unet", "vae"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
@@ -155,17 +159,17 @@ def test_an_averaged_copy_is_treated_as_the_part_it_is_a_copy_of(
     tensors = checkpoint(thin_family, tmp_path / "a.ckpt") | averages(thin_family)
     torch.save(tensors, tmp_path / "a.ckpt")
 
-    options = Options(vae="copy", ema="use")  # type: ignore[arg-type] # as a user writes it
+    options = Options(vae=Action.COPY, ema=Ema.USE)
     convert(tmp_path / "a.ckpt", tmp_path / "b.safetensors", options)
 
     found = load_file(tmp_path / "b.safetensors")
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("dedupe", ["safe", "all"])
+@pytest.mark.parametrize("dedupe", [Dedupe.SAFE, Dedupe.ALL])
 @pytest.mark.parametrize("thin_family", ["sd1"], indirect=True)
 def test_each_file_of_a_split_model_is_whole_for_itself(
-    thin_family: Family, tmp_path: Path, dedupe: str
+    thin_family: Family, tmp_path: Path, dedupe: Dedupe
 ) -> None:
     """Equal tensors are stored once in each, and each says so of its own names."""
     tensors = {
@@ -176,7 +180,7 @@ def test_each_file_of_a_split_model_is_whole_for_itself(
     tensors[again] = tensors["first_stage_model.encoder.conv_in.weight"]
     torch.save(tensors, tmp_path / "a.ckpt")
 
-    result = convert(tmp_path / "a.ckpt", tmp_path / "out", replace(SPLIT, dedupe=dedupe))  # type: ignore[arg-type] # as a user writes it
+    result = convert(tmp_path / "a.ckpt", tmp_path / "out", replace(SPLIT, dedupe=dedupe))
 
     written = {(entry.file, entry.name) for entry in result.tensors}
     assert all((alias.file, alias.of) in written for alias in result.aliases)

@@ -91,13 +91,13 @@ def plan(
     detection: Detection = KNOWN,
     unfit: Mapping[str, str] | None = None,
     digests: Mapping[str, bytes] | None = None,
-    **options: object,
+    **options: Any,
 ) -> ConversionPlan:
     return make_plan(
         state_dict(tensors),
         detection,
         [tensor.placement for tensor in tensors],
-        Options(**options),  # type: ignore[arg-type] # one for each test
+        Options(**options),
         unfit={("", name): why for name, why in (unfit or {}).items()},
         digests=digests,
     )
@@ -112,9 +112,8 @@ def targets(made: ConversionPlan) -> dict[str, str]:
 
 
 def test_the_text_of_a_choice_is_the_choice_and_any_other_is_refused() -> None:
-    assert Options(ema="use", precision="keep") == Options(  # type: ignore[arg-type] # on purpose
-        ema=Ema.USE, precision=Precision.KEEP
-    )
+    texts: dict[str, Any] = {"ema": "use", "precision": "keep"}
+    assert Options(**texts) == Options(ema=Ema.USE, precision=Precision.KEEP)
     for wrong in ({"ema": "bogus"}, {"precision": 16}, {"keep_names": "no"}, {"other": None}):
         with pytest.raises(ValueError, match="is not one of"):
             Options(**wrong)

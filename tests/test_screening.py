@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from dataclasses import FrozenInstanceError
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from catalogue import CASES, GADGETS, KNOWN_GAPS, Case, Gadget
@@ -285,8 +285,9 @@ def test_a_path_that_is_not_utf8_is_a_path(tmp_path: Path) -> None:
 
 
 def test_what_is_no_path_is_the_callers_mistake() -> None:
+    mistake: Any = None
     with pytest.raises(TypeError):
-        scan_file_path(None)  # type: ignore[arg-type] # that is the mistake
+        scan_file_path(mistake)
 
 
 # The names
@@ -343,5 +344,6 @@ def test_nothing_is_printed_logged_or_written(
 def test_an_answer_cannot_be_changed(tmp_path: Path) -> None:
     screening = screened(EVIL, tmp_path / "model.ckpt")
 
-    with pytest.raises(FrozenInstanceError):
-        screening.infected_files = 0  # type: ignore[misc] # that is the attempt
+    for field in ("infected_files", "issues_count", "scan_err"):
+        with pytest.raises(FrozenInstanceError):
+            setattr(screening, field, 0)

@@ -218,10 +218,10 @@ def test_a_lie_is_found(
     assert problems(done)
 
 
-def repack(output: Path, tensors: dict[str, Any], **options: object) -> None:
+def repack(output: Path, tensors: dict[str, Any], **options: Any) -> None:
     """Write *tensors* as if we had, with the metadata of *output* and other options."""
     metadata = metadata_of(output)
-    claimed = replace(Options(), **options)  # type: ignore[arg-type] # one for each test
+    claimed = replace(Options(), **options)
     metadata["ckptaudit.options"] = json.dumps(asdict(claimed))
     rewrite(output, tensors, metadata)
 

@@ -46,7 +46,7 @@ class Unframed(pickle._Pickler):  # noqa: SLF001 - the pickler in Python has no 
 
     def __init__(self, file: io.BytesIO, protocol: int) -> None:
         super().__init__(file, protocol)
-        self.framer.start_framing = lambda: None  # type: ignore[attr-defined] # not in typeshed
+        vars(self)["framer"].start_framing = lambda: None
 
 
 def by_c(data: object, protocol: int) -> bytes:

@@ -100,7 +100,8 @@ def mangled(mangles: Sequence[Mangle]) -> bytes:
             case Moved(at):
                 entries.append(entries.pop(at))
             case Lie(at, field, value_):
-                entries[at] = replace(entries[at], **{field: value_})  # type: ignore[arg-type] # of its type
+                lie: dict[str, Any] = {field: value_}
+                entries[at] = replace(entries[at], **lie)
     before, behind = around.pop("before", b""), around.pop("behind", b"")
     archive: bytes = before + zip_archive(entries, **around) + behind
     return archive

@@ -166,7 +166,9 @@ def _work(lane: Lane, writing: int, mask: set[int | signal.Signals]) -> NoReturn
             lane(say)
         except CkptauditError as err:
             say({"error": _packed(err)})
-        except Exception as err:  # noqa: BLE001 - a bug: the parent raises it, and says where
+        # A bug has nobody to be raised to: the caller is in another process, and whatever kind it
+        # is, only what goes through the pipe is known there, where it is raised again.
+        except Exception as err:  # noqa: BLE001 - raised again by `_understood`, with its stack
             say({"bug": f"{type(err).__name__}: {err}", "trace": traceback.format_exc()})
         status = 0
     finally:

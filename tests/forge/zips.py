@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forge.opcodes import EMPTY_TUPLE, pickled, utf8
 
@@ -222,12 +222,9 @@ def python_zip(files: Mapping[str, bytes]) -> bytes:
     return zip_archive(entries, zip64=False)
 
 
-def with_entry(entries: Sequence[ZipEntry], name: str, **lies: object) -> list[ZipEntry]:
+def with_entry(entries: Sequence[ZipEntry], name: str, **lies: Any) -> list[ZipEntry]:
     """*entries*, but the one whose name ends in *name* with some fields changed."""
-    changed = [
-        replace(entry, **lies) if entry.name.endswith(name) else entry  # type: ignore[arg-type] # the caller's to get right
-        for entry in entries
-    ]
+    changed = [replace(entry, **lies) if entry.name.endswith(name) else entry for entry in entries]
     if changed == list(entries):
         raise ValueError(f"there is no {name} to change")
     return changed
