@@ -17,9 +17,8 @@ import json
 import os
 import secrets
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import safetensors
 
@@ -51,23 +50,28 @@ PAGE = 4096
 _LEAST_DIRECT = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """Where one tensor goes.
+class Slot(Protocol):
+    """What the writer is told of one tensor; a plan's `OutputTensor` is one."""
 
-    Attributes:
-        name: Its name in the header.
-        dtype: Type of its elements; one that safetensors has a code for.
-        shape: Elements per dimension.
-        offset: First byte, counted from the start of the data.
-        nbytes: Bytes it takes.
-    """
+    @property
+    def name(self) -> str:
+        """Its name in the header."""
 
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
+    @property
+    def dtype(self) -> DType:
+        """Type of its elements; one that safetensors has a code for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Elements per dimension."""
+
+    @property
+    def offset(self) -> int:
+        """First byte, counted from the start of the data."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes."""
 
 
 def header_of(slots: Iterable[Slot], metadata: Mapping[str, str]) -> bytes:

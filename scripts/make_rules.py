@@ -10,11 +10,12 @@ Never asks: for a word about a rule: the table has them all.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from derived import keep
 
 from ckptaudit.policy import RULES, Rule
 from ckptaudit.report.rules import cwe_url
@@ -78,15 +79,7 @@ def _link(source: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page, or compare it with the one that is there; return the exit status."""
-    parser = argparse.ArgumentParser(description="Write docs/rules.md.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if not current")
-    if parser.parse_args(arguments).check:
-        if PAGE.read_text(encoding="utf-8") == page_text():
-            return 0
-        print(f"{PAGE.name} is not current; run scripts/make_rules.py", file=sys.stderr)
-        return 1
-    PAGE.write_text(page_text(), encoding="utf-8")
-    return 0
+    return keep(PAGE, page_text, arguments)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Never asks: for a field by hand: the dataclasses are the schema.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from datetime import date
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from derived import keep
 
 from ckptaudit import containers, layouts, numerics, plan, policy, tensors
 from ckptaudit.jobs import names, parts
@@ -87,15 +87,7 @@ def _name_types() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the schema, or compare it with the one that is there; return the exit status."""
-    parser = argparse.ArgumentParser(description="Write docs/report.schema.json.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if not current")
-    if parser.parse_args(arguments).check:
-        if SCHEMA.read_text(encoding="utf-8") == schema_text():
-            return 0
-        print(f"{SCHEMA.name} is not current; run scripts/make_schema.py", file=sys.stderr)
-        return 1
-    SCHEMA.write_text(schema_text(), encoding="utf-8")
-    return 0
+    return keep(SCHEMA, schema_text, arguments)
 
 
 if __name__ == "__main__":

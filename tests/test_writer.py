@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from ckptaudit.dtypes import DTYPES
 from ckptaudit.errors import OutputExists, OutputFailed
-from ckptaudit.writer import Draft, Slot, check_destination, header_of, path_text, write_text
+from ckptaudit.plan import OutputTensor
+from ckptaudit.writer import Draft, check_destination, header_of, path_text, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +57,7 @@ def test_the_official_library_reads_what_the_header_says(
         nbytes = dtype.itemsize
         for size in shape:
             nbytes *= size
-        slots.append(Slot(name, dtype, tuple(shape), end, nbytes))
+        slots.append(OutputTensor(name, dtype, tuple(shape), end, nbytes))
         end += nbytes
 
     header = header_of(slots, metadata)
@@ -286,7 +287,7 @@ def test_a_destination_that_cannot_be_is_refused_early(
 
 
 def test_a_header_the_official_library_refuses_is_never_published(tmp_path: Path) -> None:
-    header = header_of([Slot("a", DTYPES[1], (2,), 0, 8)], {})
+    header = header_of([OutputTensor("a", DTYPES[1], (2,), 0, 8)], {})
     path = tmp_path / "out.safetensors"
     with Draft(path, len(header)) as draft:
         draft.write_at(0, header)

@@ -10,14 +10,13 @@ Never asks: whether what is known is harmless: it stays in report and verdict.
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
 from ckptaudit.errors import PolicyInvalid
-from ckptaudit.source import FileSource
+from ckptaudit.jobs.policyfile import read_named
 from ckptaudit.vm import escape
 
 if TYPE_CHECKING:
@@ -121,20 +120,15 @@ def read_baseline(path: str | PathLike[str]) -> Baseline:
         PolicyInvalid: It is no such report.
         CkptauditError: It cannot be read.
     """
-    with closing(FileSource(path)) as source:
-        if source.size > _MOST_BYTES:
-            raise PolicyInvalid(
-                f"{source.name}: has {source.size} bytes; a baseline has at most {_MOST_BYTES}"
-            )
-        data = source.read_at(0, source.size)
+    name, data = read_named(path, "baseline", _MOST_BYTES)
     help_ = "write one with: ckptaudit scan --format json"
     try:
         report = msgspec.json.decode(data, type=_Report)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         why = escape(str(err))
-        raise PolicyInvalid(f"{source.name}: is no JSON report of a scan ({why}); {help_}") from err
+        raise PolicyInvalid(f"{name}: is no JSON report of a scan ({why}); {help_}") from err
     if report.schema_version != _SCHEMA_VERSION or report.tool.name != _TOOL:
-        raise PolicyInvalid(f"{source.name}: is no report of this version of ckptaudit; {help_}")
+        raise PolicyInvalid(f"{name}: is no report of this version of ckptaudit; {help_}")
     return Baseline(
         _by_hash(report, lambda file: file.findings),
         _by_hash(report, lambda file: [each.finding for each in file.permitted]),

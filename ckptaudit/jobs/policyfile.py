@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.policy import Policy
 
-__all__ = ["read_policy"]
+__all__ = ["read_named", "read_policy"]
 
 _PROJECT = "pyproject.toml"
 _MOST_BYTES = 1_000_000
@@ -54,19 +54,29 @@ def read_policy(path: str | PathLike[str], *, today: date | None = None) -> Poli
         PolicyInvalid: The file is no policy.
         CkptauditError: It cannot be read.
     """
-    with closing(FileSource(path)) as source:
-        if source.size > _MOST_BYTES:
-            raise PolicyInvalid(
-                f"{source.name}: has {source.size} bytes; a policy has at most {_MOST_BYTES}"
-            )
-        data = source.read_at(0, source.size)
+    name, data = read_named(path, "policy", _MOST_BYTES)
     try:
         table = _table(data)
         if PurePath(path).name == _PROJECT:
             table = _part_of_project(table)
         return parse_policy(table, today or datetime.now(timezone.utc).date())
     except CkptauditError as err:
-        raise PolicyInvalid(f"{source.name}: {err}") from err
+        raise PolicyInvalid(f"{name}: {err}") from err
+
+
+def read_named(path: str | PathLike[str], what: str, most: int) -> tuple[str, bytes]:
+    """The file that somebody named as a *what*: what to call it, and all it holds.
+
+    Raises:
+        PolicyInvalid: It has over *most* bytes.
+        CkptauditError: It cannot be read.
+    """
+    with closing(FileSource(path)) as source:
+        if source.size > most:
+            raise PolicyInvalid(
+                f"{source.name}: has {source.size} bytes; a {what} has at most {most}"
+            )
+        return source.name, source.read_at(0, source.size)
 
 
 def _table(data: bytes) -> dict[str, object]:

@@ -44,7 +44,6 @@ from ckptaudit.wording import counted
 from ckptaudit.writer import (
     Draft,
     DraftFolder,
-    Slot,
     check_spares,
     header_of,
     path_text,
@@ -291,12 +290,8 @@ class _Run:
         self.is_vain[0] = 1
 
     def header(self, plan: ConversionPlan, output: Output, digest: str | None) -> bytes:
-        slots = (
-            Slot(tensor.name, tensor.dtype, tensor.shape, tensor.offset, tensor.nbytes)
-            for tensor in output.tensors
-        )
         aliases = [alias for alias in plan.aliases if alias.file == output.file]
-        return header_of(slots, metadata_of(self.options, aliases, digest))
+        return header_of(output.tensors, metadata_of(self.options, aliases, digest))
 
     def result(
         self, plan: ConversionPlan, outputs: tuple[File, ...], digest: str | None, *, written: bool

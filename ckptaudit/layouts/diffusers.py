@@ -36,6 +36,16 @@ _OF_TRANSFORMERS = {
 # The diffusers whose folders were the model for these.
 _VERSION = "0.30.0"
 _HEAD_WIDTH = 64
+# What every UNet of latent diffusion, and every ControlNet, has in common.
+_OF_UNETS: Settings = {
+    "act_fn": "silu",
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+}
 _TURNED_UP = "up_block_types"
 
 
@@ -133,14 +143,8 @@ def _unet(unet: UNet, sample_size: int) -> Settings:
     return {
         "_class_name": "UNet2DConditionModel",
         "_diffusers_version": _VERSION,
-        "act_fn": "silu",
+        **_OF_UNETS,
         "center_input_sample": False,
-        "downsample_padding": 1,
-        "flip_sin_to_cos": True,
-        "freq_shift": 0,
-        "mid_block_scale_factor": 1,
-        "norm_eps": 1e-05,
-        "norm_num_groups": 32,
         "out_channels": unet.out_channels,
         "sample_size": sample_size,
         **_way_down(unet),
@@ -204,16 +208,10 @@ def _controlnet(control: ControlNet) -> Settings:
     return {
         "_class_name": "ControlNetModel",
         "_diffusers_version": _VERSION,
-        "act_fn": "silu",
+        **_OF_UNETS,
         "conditioning_channels": control.image,
         "conditioning_embedding_out_channels": list(control.hints),
         "controlnet_conditioning_channel_order": "rgb",
-        "downsample_padding": 1,
-        "flip_sin_to_cos": True,
-        "freq_shift": 0,
-        "mid_block_scale_factor": 1,
-        "norm_eps": 1e-05,
-        "norm_num_groups": 32,
         **_way_down(control.unet),
     }
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from ckptaudit.layouts.families.encoders import OPENCLIP_H
 from ckptaudit.layouts.families.schedule import AUGMENTATION, SCHEDULE, SIGMAS
+from ckptaudit.layouts.families.sd1 import SD1_UNET
 from ckptaudit.layouts.families.vae import KL_F4, KL_F8
 from ckptaudit.layouts.family import (
     Component,
@@ -26,7 +27,6 @@ from ckptaudit.layouts.family import (
     Sign,
     Undecided,
 )
-from ckptaudit.layouts.unet import UNet
 
 __all__ = [
     "SD2",
@@ -41,16 +41,8 @@ __all__ = [
 ]
 
 _U = "model.diffusion_model."
-SD2_UNET = UNet(
-    in_channels=4,
-    out_channels=4,
-    channels=320,
-    multipliers=(1, 2, 4, 4),
-    res_blocks=2,
-    depths=(1, 1, 1, 0),
-    context=1024,
-    linear_projection=True,
-)
+# SD 1's, with a wider text, linear layers for convolutions, and a head for each 64 channels.
+SD2_UNET = replace(SD1_UNET, context=1024, linear_projection=True, heads=0)
 TEXT = Part(Component.TEXT_ENCODER, "cond_stage_model.model.", OPENCLIP_H)
 _CONTROL = Foreign("control_model.", "a ControlNet together with the model it was trained in")
 _CONDITIONER = Foreign("conditioner.", "text encoders laid out as in SDXL")
