@@ -2,7 +2,7 @@
 """Time what docs/performance.md shows: a conversion, a scan, a start.
 
     scripts/bench.py                      convert SD 1.5 fp32, 4.27 GB, beside torch's recipe
-    scripts/bench.py convert --ema        the same with EMA copies, 7.72 GB
+    scripts/bench.py convert --ema        the same with EMA copies, 7.70 GB
     scripts/bench.py scan --peers PEERS   scan it beside picklescan and modelscan, if they are in
                                           the environment PEERS (bench_scan.py says how to make it)
     scripts/bench.py heavy --peers PEERS  scan pickles that are made to cost much
