@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Time what docs/performance.md shows: a conversion, a scan, a start.
+"""Time what docs/performance.md shows, a conversion, a scan, a start; and casts alone.
 
     scripts/bench.py                      convert SD 1.5 fp32, 4.27 GB, beside torch's recipe
-    scripts/bench.py convert --ema        the same with EMA copies, 7.72 GB
+    scripts/bench.py convert --ema        the same with EMA copies, 7.70 GB
     scripts/bench.py scan --peers PEERS   scan it beside picklescan and modelscan, if they are in
                                           the environment PEERS (bench_scan.py says how to make it)
     scripts/bench.py heavy --peers PEERS  scan pickles that are made to cost much
     scripts/bench.py start                --version and --help
+    scripts/bench.py cast                 casts alone, for docs/fp16-exhaustive.md
 
     --rounds N                            counted rounds, after one warm-up
     --dir FOLDER                          on the file system of FOLDER (default: in memory, if the
@@ -17,8 +18,8 @@ Converting needs torch and safetensors in the interpreter that runs it, and open
 
 Knows:      which parts there are, and where their files go.
 Is told:    a part, and options.
-Never asks: how anything is timed (`contest`) or what of (`bench_convert`, `bench_scan`,
-            `bench_start`).
+Never asks: how anything is timed (`contest`) or what of (`bench_cast`,
+            `bench_convert`, `bench_scan`, `bench_start`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench_cast import bench_cast
 from bench_convert import bench_convert
 from bench_scan import bench_heavy, bench_scan
 from bench_start import bench_start
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 
 # Source, output and what torch holds of both; the source alone; a few hundred MB.
 CONVERT_ROOM, SCAN_ROOM, HEAVY_ROOM = 12 << 30, 6 << 30, 1 << 30
-ROUNDS = {"convert": 5, "scan": 15, "heavy": 3, "start": 15}
+ROUNDS = {"convert": 5, "scan": 15, "heavy": 3, "start": 15, "cast": 240}
 
 
 def main() -> None:
@@ -75,8 +77,10 @@ def main() -> None:
             text = in_folder(scan, arguments.dir or roomy(SCAN_ROOM))
         case "heavy":
             text = in_folder(heavy, arguments.dir or roomy(HEAVY_ROOM))
-        case _:
+        case "start":
             text = bench_start(rounds)
+        case _:
+            text = bench_cast(rounds)
     print(text)
     if arguments.write:
         arguments.write.write_text(text)

@@ -1,4 +1,4 @@
-"""Pickles that cost their reader much, opcode by opcode: none asks for a name, none is loaded.
+"""Pickles that cost their reader much, each up to a limit: none does anything, none is loaded.
 
 Knows:      which opcodes a pickler writes for plain data, and which cost most to read.
 Is told:    how many opcodes, or how deep.
@@ -18,6 +18,7 @@ __all__ = ["HEAVY"]
 
 PROTO_2, STOP = b"\x80\x02", b"."
 MARK, POP, POP_MARK = b"(", b"0", b"1"
+NONE, REDUCE = b"N", b"R"
 EMPTY_DICT, EMPTY_LIST, EMPTY_TUPLE = b"}", b"]", b")"
 SETITEMS, APPENDS = b"u", b"e"
 TUPLE1, TUPLE2 = b"\x85", b"\x86"
@@ -106,6 +107,31 @@ def doubtful_strings() -> bytes:
     return PROTO_2 + group * (OPCODES // BATCH) + EMPTY_TUPLE + STOP
 
 
+def cheap_opcodes() -> bytes:
+    """Nearly as many opcodes as a file may have, of the kind that leaves nothing behind."""
+    group = MARK + NONE * (BATCH - 2) + POP_MARK
+    return PROTO_2 + group * (10_000_000 // BATCH - 1) + EMPTY_TUPLE + STOP
+
+
+def calls() -> bytes:
+    """Nearly as many calls as a file may have, of a name that is allowed."""
+    call = get(0) + EMPTY_TUPLE + REDUCE + POP
+    return PROTO_2 + b"ccollections\nOrderedDict\n" + put(0) + call * 999_990 + STOP
+
+
+def lists() -> bytes:
+    """Nearly as many lists as a file may have, all of them kept."""
+    many = batched((EMPTY_LIST for _ in range(1_999_990)), APPENDS)
+    return PROTO_2 + EMPTY_LIST + many + STOP
+
+
+def wide_text() -> bytes:
+    """500 MB of text in two strings, each of which one letter makes four times as large."""
+    letters = b"a" * 250_000_000 + "\N{GRINNING FACE}".encode()
+    text = b"X" + struct.pack("<I", len(letters)) + letters
+    return PROTO_2 + text + text + TUPLE2 + STOP
+
+
 def memo_bomb() -> bytes:
     """Tuples of twice the one before, sixty times over: 2^60 leaves when it is walked."""
     doubled = get(0) + get(0) + TUPLE2 + put(0) + POP
@@ -123,4 +149,8 @@ HEAVY: dict[str, Callable[[], bytes]] = {
     "8 million opcodes, strings with doubtful escapes": doubtful_strings,
     "memo bomb, 2^60 nodes": memo_bomb,
     "200,000 nested tuples": nested_tuples,
+    "10 million opcodes, the cheapest": cheap_opcodes,
+    "a million calls": calls,
+    "two million lists": lists,
+    "500 MB of text": wide_text,
 }
