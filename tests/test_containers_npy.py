@@ -173,6 +173,15 @@ def test_a_header_that_numpy_does_not_write_is_a_gap(header: bytes) -> None:
             parse_header(header.decode("latin-1"))
 
 
+@pytest.mark.parametrize("length", range(6, 12))
+def test_what_is_said_of_an_array_cut_short_lies_in_the_file(length: int) -> None:
+    container = opened(PLAIN[:length])
+
+    assert [gap.record for gap in container.gaps] == ["header"]
+    assert all(region.stop <= length for region in container.regions)
+    assert all(record.offset + record.nbytes <= length for record in container.records)
+
+
 def test_a_pickle_behind_a_header_that_cannot_be_read_is_told() -> None:
     """A lenient reader might find it."""
     assert is_told(judged(npy_file("<f4", (1,), b"").replace(b"descr", b"dexcr") + EVIL))
