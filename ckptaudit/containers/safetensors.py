@@ -66,7 +66,7 @@ def read_header(
         LimitExceeded: It could be of more values than the budget allows.
     """
     # Loaded by the file that needs it: most files are no safetensors.
-    import json  # noqa: PLC0415
+    import json  # noqa: PLC0415 - see above
 
     length = int.from_bytes(source.read_at(0, _PREFIX), "little")
     if length > _MOST_HEADER_BYTES:

@@ -99,7 +99,7 @@ def _extract(source: ByteSource, outputs: _Outputs) -> list[str]:
         LimitExceeded: There is more than the budget allows.
     """
     # An extra: most files are no 7z archives, and most people have none.
-    import py7zr  # noqa: PLC0415
+    import py7zr  # noqa: PLC0415 - see above
 
     with py7zr.SevenZipFile(io.BufferedReader(_File(source)), "r") as opened:
         archive: _Archive = opened
