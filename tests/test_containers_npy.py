@@ -20,7 +20,7 @@ from forge import (
     value,
     zip_archive,
 )
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -64,14 +64,18 @@ def saved(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], version: int
 def test_what_numpy_writes_is_clean_and_read_to_its_end(
     kind: np.dtype[np.generic], version: int, shape: tuple[int, ...]
 ) -> None:
-    with suppress(UnicodeEncodeError):
+    try:
         data = saved(np.zeros(shape, kind), version)
-        judgement = judged(data)
+    except UnicodeEncodeError:
+        # Versions 1 and 2 have no room for every name of a field.
+        reject()
 
-        assert (judgement.verdict, judgement.coverage.complete) == (Severity.CLEAN, True), data
-        assert judged(data + b"x").verdict > Severity.CLEAN
-        if np.zeros(shape, kind).nbytes:
-            assert not judged(data[:-1]).coverage.complete
+    judgement = judged(data)
+
+    assert (judgement.verdict, judgement.coverage.complete) == (Severity.CLEAN, True), data
+    assert judged(data + b"x").verdict > Severity.CLEAN
+    if np.zeros(shape, kind).nbytes:
+        assert not judged(data[:-1]).coverage.complete
 
 
 @given(plain_types, hnp.array_shapes(min_dims=0, min_side=0))
