@@ -106,9 +106,25 @@ Mutation: TypeAlias = Flip | Overwrite | Insert | Delete | Duplicate | Splice | 
 
 # What lengths, offsets, counts and opcodes turn into something else by.
 _PATCHES = (
-    b"\0", b"\xff", b"\0" * 4, b"\xff" * 4, b"\0" * 8, b"\xff" * 8, b"\xff" * 7 + b"\x7f", b"\n",
-    b"\x01\0\0\0", b"\0\0\0\x80", b".", b"(", b"0", b"N", b"\x80\x02", b"PK\5\6", b"h\0", b"c\n\n",
-)  # fmt: skip
+    b"\0",
+    b"\xff",
+    b"\0" * 4,
+    b"\xff" * 4,
+    b"\0" * 8,
+    b"\xff" * 8,
+    b"\xff" * 7 + b"\x7f",
+    b"\n",
+    b"\x01\0\0\0",
+    b"\0\0\0\x80",
+    b".",
+    b"(",
+    b"0",
+    b"N",
+    b"\x80\x02",
+    b"PK\5\6",
+    b"h\0",
+    b"c\n\n",
+)
 
 
 def mutations(size: int, spared: range = range(0)) -> st.SearchStrategy[list[Mutation]]:

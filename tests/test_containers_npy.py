@@ -20,7 +20,7 @@ from forge import (
     value,
     zip_archive,
 )
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -64,14 +64,18 @@ def saved(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], version: int
 def test_what_numpy_writes_is_clean_and_read_to_its_end(
     kind: np.dtype[np.generic], version: int, shape: tuple[int, ...]
 ) -> None:
-    with suppress(UnicodeEncodeError):
+    try:
         data = saved(np.zeros(shape, kind), version)
-        judgement = judged(data)
+    except UnicodeEncodeError:
+        # Versions 1 and 2 have no room for every name of a field.
+        reject()
 
-        assert (judgement.verdict, judgement.coverage.complete) == (Severity.CLEAN, True), data
-        assert judged(data + b"x").verdict > Severity.CLEAN
-        if np.zeros(shape, kind).nbytes:
-            assert not judged(data[:-1]).coverage.complete
+    judgement = judged(data)
+
+    assert (judgement.verdict, judgement.coverage.complete) == (Severity.CLEAN, True), data
+    assert judged(data + b"x").verdict > Severity.CLEAN
+    if np.zeros(shape, kind).nbytes:
+        assert not judged(data[:-1]).coverage.complete
 
 
 @given(plain_types, hnp.array_shapes(min_dims=0, min_side=0))
@@ -171,6 +175,15 @@ def test_a_header_that_numpy_does_not_write_is_a_gap(header: bytes) -> None:
         assert any("NumPy array" in gap.reason for gap in judgement.coverage.gaps)
         with pytest.raises(NotAHeader):
             parse_header(header.decode("latin-1"))
+
+
+@pytest.mark.parametrize("length", range(6, 12))
+def test_what_is_said_of_an_array_cut_short_lies_in_the_file(length: int) -> None:
+    container = opened(PLAIN[:length])
+
+    assert [gap.record for gap in container.gaps] == ["header"]
+    assert all(region.stop <= length for region in container.regions)
+    assert all(record.offset + record.nbytes <= length for record in container.records)
 
 
 def test_a_pickle_behind_a_header_that_cannot_be_read_is_told() -> None:

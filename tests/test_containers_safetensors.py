@@ -10,6 +10,7 @@ from forge import CALLS_SYSTEM, STOP, safetensors_entry, safetensors_file
 from ckptaudit.containers import Container, Kind, open_container
 from ckptaudit.errors import CkptauditError, MalformedInput
 from ckptaudit.source import BufferSource
+from ckptaudit.tensors import find_state_dict
 from ckptaudit.vm import Call, Global
 
 DATA = bytes(range(24))
@@ -106,6 +107,18 @@ ENTRY = b'{"dtype":"F32","shape":[4],"data_offsets":[0,16]}'
 def test_a_header_that_breaks_the_rules_is_refused(header: dict[str, object] | bytes) -> None:
     with pytest.raises(MalformedInput):
         opened(safetensors_file(header, DATA))
+
+
+def test_a_tensor_called_as_the_format_is_has_one_name() -> None:
+    """Metadata tell names that were left out, each with the one kept; the format is none."""
+    header = {
+        "__metadata__": {"format": "pt", "tied": "pt"},
+        "pt": safetensors_entry([6], 0, 24),
+    }
+
+    found = find_state_dict(opened(safetensors_file(header, DATA)))
+
+    assert [view.key for view in found.views] == ["pt", "tied"]
 
 
 def test_a_safetensors_file_that_is_a_pickle_too_shows_what_the_pickle_asks_for() -> None:

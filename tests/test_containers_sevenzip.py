@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import stat
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import py7zr
 import pytest
 from forge import CALLS_SYSTEM, gzipped, pickled, seven_zip_stub, torch_zip, value
 
@@ -70,7 +72,13 @@ class Archive:
     def list(self) -> list[SimpleNamespace]:
         """What is in it; a member without bytes is a link."""
         return [
-            SimpleNamespace(filename=name, is_file=data is not None, is_symlink=data is None)
+            SimpleNamespace(
+                filename=name,
+                uncompressed=len(data or b""),
+                is_file=data is not None,
+                is_directory=False,
+                is_symlink=data is None,
+            )
             for name, data in self.members.items()
         ]
 
@@ -164,12 +172,14 @@ def test_members_pay_from_the_budget_of_the_file(holding: Callable[..., None]) -
 # py7zr itself
 
 
-def seven_zip(members: Mapping[str, bytes]) -> bytes:
-    py7zr = pytest.importorskip("py7zr")
+def seven_zip(members: Mapping[str, bytes], attributes: Mapping[str, int] | None = None) -> bytes:
+    """An archive of *members*, those that are said to be something else with such *attributes*."""
     file = io.BytesIO()
     with py7zr.SevenZipFile(file, "w") as archive:
         for name, data in members.items():
             archive.writestr(data, name)
+        for info in archive.header.files_info.files:
+            info["attributes"] = (attributes or {}).get(info["filename"], info["attributes"])
     return file.getvalue()
 
 
@@ -178,6 +188,38 @@ def test_what_py7zr_writes_is_read() -> None:
 
     assert is_told(judgement)
     assert judgement.coverage.complete
+
+
+# As Windows had them; the upper half is a mode of Unix if the bit for that is set.
+FOLDER, LINK, UNIX = 0x10, 0x400, 0x8000
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        FOLDER,
+        FOLDER | LINK,
+        FOLDER | UNIX | (stat.S_IFREG << 16),
+        UNIX | (stat.S_IFDIR << 16),
+        UNIX | (stat.S_IFSOCK << 16),
+        UNIX | (stat.S_IFIFO << 16),
+    ],
+    ids=["a folder", "a junction", "a file and a folder", "a folder of Unix", "a socket", "a pipe"],
+)
+def test_what_is_said_to_be_no_file_and_has_bytes_is_read_or_a_gap(attributes: int) -> None:
+    """Who goes by the bytes makes a file of it."""
+    judgement = judged(seven_zip({"a": BARE, "evil": EVIL}, {"evil": attributes}))
+
+    assert is_told(judgement) or not judgement.coverage.complete
+
+
+def test_an_empty_folder_is_nothing_to_tell(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    with py7zr.SevenZipFile(file, "w") as archive:
+        archive.write(tmp_path, "folder")
+        archive.writestr(BARE, "a")
+
+    assert judged(file.getvalue()).coverage.complete
 
 
 def test_py7zr_makes_nothing_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

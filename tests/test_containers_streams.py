@@ -309,6 +309,8 @@ def test_each_contradiction_in_a_tar_has_its_name_and_is_a_gap(code: str, data: 
         tar_members(EVIL, [TarStorage(5, floats(1))], views=[(6, 4, 0, 1)]),
         tar_members(EVIL, [TarStorage(5, floats(1))], views=[(1 << 20_000, 5, 0, 1)]),
         tar_members(EVIL, [TarStorage(5, floats(1))], views=[(6, 5, -1, 1)]),
+        tar_members(EVIL, [TarStorage(5, floats(1)), TarStorage(6, EVIL)], views=[(6, 5, 0, 1)]),
+        tar_members(EVIL, [TarStorage(5, floats(1))], views=[(6, 5, 0, 1), (6, 5, 0, 1)]),
         tar_members(EVIL, [], [TarTensor(7, 5, (1,), (1,))]),
         {"tensors": pickled(value(1)) + pickled(value((7, 5, None))) + struct.pack("<q", 1 << 31)},
         {"tensors": pickled(value(1)) + pickled(value((7, 5, None))) + struct.pack("<q", 2)},

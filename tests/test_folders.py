@@ -193,7 +193,7 @@ def test_no_file_is_written_out_of_the_folder(
 ) -> None:
     """A link to another folder, in the folder that is overwritten, leads out of it."""
     from ckptaudit.errors import OutputFailed  # noqa: PLC0415 - here only
-    from ckptaudit.writer import DraftFolder, write_text  # noqa: PLC0415
+    from ckptaudit.writer import DraftFolder, write_text  # noqa: PLC0415 - the same
 
     del thin_family
     (tmp_path / "outside").mkdir()

@@ -135,11 +135,9 @@ COVERED: dict[str, bytes] = {
     "the-storage-as-an-argument": call("thing", "run", Raw(PID)),
     "the-storage-as-a-state": made("thing", "Thing", {"s": Raw(PID)}),
     "the-storage-shared-with-a-tensor": (
-        PID
-        + (binput(0) + POP)
-        + value([Raw(tensor(binget(0), (2,))), Raw(binget(0))])
+        PID + (binput(0) + POP) + value([Raw(tensor(binget(0), (2,))), Raw(binget(0))])
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("opcodes", COVERED.values(), ids=COVERED)
@@ -165,7 +163,7 @@ PARTLY: dict[str, bytes] = {
         (Raw(PID), 0, (2,), (1,), 0, NO_HOOKS),
         {},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("opcodes", PARTLY.values(), ids=PARTLY)

@@ -205,9 +205,16 @@ def test_a_bomb_is_found_wherever_it_is(opcodes: bytes) -> None:
         ),
     ],
     ids=[
-        "tuples", "lists", "long4", "long", "int", "memo", "memo-of-text", "a-list-very-often",
+        "tuples",
+        "lists",
+        "long4",
+        "long",
+        "int",
+        "memo",
+        "memo-of-text",
+        "a-list-very-often",
     ],
-)  # fmt: skip
+)
 def test_what_costs_more_than_its_bytes_is_for_review(opcodes: bytes, message: str) -> None:
     judgement = judge(open_container(BufferSource(torch_zip(pickled(opcodes)))))
 

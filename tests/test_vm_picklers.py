@@ -5,7 +5,10 @@ Only what was written here, from plain data and harmless classes, is ever unpick
 
 from __future__ import annotations
 
+import _codecs
 import _pickle
+import builtins
+import copyreg
 import io
 import pickle
 import pickletools
@@ -271,18 +274,26 @@ OBJECTS = {
     "slice": slice(1, None, 2),
     "bytearray": bytearray(b"\0\xff"),
     "nested": [OrderedDict(a=Namespace(b=deque([Fraction(1, 2)])))],
-}  # fmt: skip
+}
 
 
 def _known() -> dict[str, object]:
-    import _codecs  # noqa: PLC0415
-    import builtins  # noqa: PLC0415
-    import copyreg  # noqa: PLC0415
-
     classes = [
-        OrderedDict, defaultdict, Counter, deque, date, datetime, timedelta, timezone, Decimal,
-        Fraction, Namespace, SimpleNamespace, UUID, PurePosixPath,
-    ]  # fmt: skip
+        OrderedDict,
+        defaultdict,
+        Counter,
+        deque,
+        date,
+        datetime,
+        timedelta,
+        timezone,
+        Decimal,
+        Fraction,
+        Namespace,
+        SimpleNamespace,
+        UUID,
+        PurePosixPath,
+    ]
     known: dict[str, object] = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in classes}
     for name in (
         "bytearray",

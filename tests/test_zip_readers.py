@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import pytest
+import torch
 from forge import (
     ZipEntry,
     extra_field,
@@ -41,8 +41,6 @@ from ckptaudit.tensors import misfits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-torch = pytest.importorskip("torch")
 
 PICKLE = state_dict({"w": 2})
 PROTO = PICKLE[:1]

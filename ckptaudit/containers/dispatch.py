@@ -33,12 +33,12 @@ from ckptaudit.errors import LimitExceeded, MalformedInput, Unsupported
 from ckptaudit.vm import Budget, Oddity, PersistentId, Trace, trace_pickle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ckptaudit.source import ByteSource
     from ckptaudit.vm import Limits
 
-__all__ = ["open_container"]
+__all__ = ["open_container", "open_containers"]
 
 _OTHER_READING = (
     "Python's zipfile, which goes by the last end record, sees another archive than torch.load does"
@@ -58,8 +58,14 @@ def open_container(source: ByteSource, limits: Limits | None = None) -> Containe
         MalformedInput: It is a checkpoint, but truncated or damaged; or it is empty.
         Unsupported: It is something else; the message says what.
     """
+    return open_containers([source], limits)[0]
+
+
+def open_containers(sources: Sequence[ByteSource], limits: Limits | None = None) -> list[Container]:
+    """The same for all *sources*, which are one model and pay from one purse."""
+    inside = Inside(Budget(limits), _open, sum(source.size for source in sources))
     with _collecting_no_garbage():
-        return _open(source, Inside(Budget(limits), _open, source.size))
+        return [_open(source, inside) for source in sources]
 
 
 @contextmanager

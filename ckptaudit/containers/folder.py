@@ -17,14 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers.container import Container, Kind
-from ckptaudit.containers.dispatch import open_container
+from ckptaudit.containers.container import Container, Kind, Nested
+from ckptaudit.containers.dispatch import open_containers
 from ckptaudit.errors import SourceUnreadable, Unsupported
 from ckptaudit.source import FileSource, SplicedSource, unreadable
 from ckptaudit.vm import escape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from ckptaudit.vm import Limits
 
@@ -70,7 +70,7 @@ def open_folder(path: str | os.PathLike[str], limits: Limits | None = None) -> C
     sources: list[FileSource] = []
     try:
         sources += (FileSource(folder / file) for file in files)
-        parts = [open_container(source, limits) for source in sources]
+        parts = open_containers(sources, limits)
         return _joined(_Folder(name, sources), dict(zip(files, parts, strict=True)))
     except BaseException:
         for source in sources:
@@ -133,7 +133,9 @@ def _check_pieces(matches: list[re.Match[str]], home: Path) -> None:
     pieces = [match for match in matches if match["count"]]
     there = {(int(match["number"]), int(match["count"])) for match in pieces}
     counts = {count for _, count in there}
-    if there != {(number, count) for count in counts for number in range(1, count + 1)}:
+    # Counted and not listed: a name may speak of any number of pieces.
+    are_pieces = all(1 <= number <= count for number, count in there)
+    if not are_pieces or len(there) < sum(counts):
         raise SourceUnreadable(
             f"{_text(home)}: holds {len(there)} of the {max(counts)} pieces of its weights; fetch "
             "the others"
@@ -146,16 +148,20 @@ def _text(path: Path | str) -> str:
 
 
 def _joined(source: _Folder, parts: dict[str, Container]) -> Container:
-    """One container of all *parts*, whose names begin with the folder they are in."""
-    storages, tensors, metadata, mishaps, gaps, base = {}, {}, {}, [], [], 0
+    """One container of all *parts*, whose names begin with the folder they are in.
+
+    What else there is to say of a part is said of it as of a file inside the folder.
+    """
+    storages, tensors, nested, base = {}, {}, [], 0
     for file, part in parts.items():
+        at = _text(file)
         if part.kind is not Kind.SAFETENSORS:
-            raise Unsupported(f"{source.name}: {escape(_text(file))} is no safetensors file")
-        home = _text(file[: file.rfind("/") + 1])
+            raise Unsupported(f"{source.name}: {escape(at)} is no safetensors file")
+        home = _home(at)
         again = next((key for key in part.tensors if home + key in tensors), None)
         if again is not None:
             raise Unsupported(
-                f"{source.name}: {escape(_text(file))} holds {escape(again)}, as another file "
+                f"{source.name}: {escape(at)} holds {escape(again)}, as another file "
                 "beside it does; leave one of them in the folder"
             )
         for key, storage in part.storages.items():
@@ -164,12 +170,7 @@ def _joined(source: _Folder, parts: dict[str, Container]) -> Container:
             )
         for key, tensor in part.tensors.items():
             tensors[home + key] = replace(tensor, key=home + key, storage=home + key)
-        for key, text in part.metadata.items():
-            if key != "format":
-                metadata[home + key] = home + text if text in part.tensors else text
-        at = _text(file)
-        mishaps += [replace(each, record=f"{at}: {each.record}") for each in part.mishaps]
-        gaps += [replace(each, record=f"{at}: {each.record}") for each in part.gaps]
+        nested.append(Nested(at, base, part))
         base += part.source.size
     return Container(
         source=source,
@@ -178,7 +179,30 @@ def _joined(source: _Folder, parts: dict[str, Container]) -> Container:
         traces=(),
         storages=storages,
         tensors=tensors,
-        metadata=metadata,
-        mishaps=tuple(mishaps),
-        gaps=tuple(gaps),
+        metadata=_metadata(parts, tensors),
+        nested=tuple(nested),
     )
+
+
+def _metadata(parts: dict[str, Container], tensors: Collection[str]) -> dict[str, str]:
+    """What the files say of themselves: which names stand for which of *tensors*, and the rest.
+
+    The tensor may be in another piece than the name that stands for it.
+    """
+    metadata = {}
+    for file, part in parts.items():
+        at = _text(file)
+        home = _home(at)
+        for key, text in part.metadata.items():
+            if key == "format":
+                continue
+            if home + text in tensors:
+                metadata[home + key] = home + text
+            else:
+                metadata[f"{at}: {key}"] = text
+    return metadata
+
+
+def _home(file: str) -> str:
+    """The folder that *file* is in, as the beginning of a name."""
+    return file[: file.rfind("/") + 1]

@@ -55,7 +55,8 @@ class _Reading:
         self.nested: list[Nested] = []
 
     def container(self) -> Container:
-        data = _LENGTH_AT
+        # A file may end within its version.
+        data = min(_LENGTH_AT, self.source.size)
         header = None
         try:
             data, text = self.header()

@@ -54,9 +54,8 @@ def _begins_gzip(head: bytes) -> bool:
 
 def _begins_bzip2(head: bytes) -> bool:
     # The block size, then the digits of pi before a block or those of its root at the end.
-    return head[:3] == b"BZh" and head[3:4] in b"123456789" and (
-        head[4:10] in (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90")
-    )  # fmt: skip
+    marks = (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90")
+    return head[:3] == b"BZh" and head[3:4] in b"123456789" and head[4:10] in marks
 
 
 def _begins_xz(head: bytes) -> bool:

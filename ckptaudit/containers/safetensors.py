@@ -66,20 +66,20 @@ def read_header(
         LimitExceeded: It could be of more values than the budget allows.
     """
     # Loaded by the file that needs it: most files are no safetensors.
-    import json  # noqa: PLC0415
+    import json  # noqa: PLC0415 - see above
 
     length = int.from_bytes(source.read_at(0, _PREFIX), "little")
     if length > _MOST_HEADER_BYTES:
         raise MalformedInput("has a header over 100 MB", where=source.name, offset=0)
     text = source.read_at(_PREFIX, length)
     # An empty list takes three bytes here and sixty in memory: look before parsing.
-    if (
-        text.count(b"[") + text.count(b"{") > budget.limits.nodes
-        or text.count(b",") > budget.limits.opcodes
-    ):
+    nodes = budget.nodes + text.count(b"[") + text.count(b"{")
+    opcodes = budget.opcodes + text.count(b",")
+    if nodes > budget.limits.nodes or opcodes > budget.limits.opcodes:
         raise LimitExceeded(
             "has a header of more values than the limit allows", where=source.name, offset=_PREFIX
         )
+    budget.nodes, budget.opcodes = nodes, opcodes
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as err:

@@ -37,7 +37,9 @@ class _Listed(Protocol):
     """What py7zr tells of a member."""
 
     filename: str
+    uncompressed: int
     is_file: bool
+    is_directory: bool
     is_symlink: bool
 
 
@@ -54,7 +56,7 @@ def open_seven_zip(source: ByteSource, inside: Inside) -> Container:
     gaps = []
     try:
         inside.budget.pay_inflated(source.size, 0, source.name)
-        links = _extract(source, outputs)
+        others = _extract(source, outputs)
     except ImportError:
         why = "`pip install ckptaudit[archives]` lets a scan look inside"
         gaps.append(Gap(f"{_REFUSAL}; {why}", "", 0))
@@ -68,8 +70,9 @@ def open_seven_zip(source: ByteSource, inside: Inside) -> Container:
         reason = f"{type(err).__name__}: {err}"[:_MOST_REASON]
         gaps.append(Gap(f"{_REFUSAL}: it cannot be read ({reason})", "", None))
     else:
-        gaps += [Gap("is a link, which is not followed", name, None) for name in links]
-        if not links and outputs.are_none:
+        reason = "is a link, or said to be no plain file, and is not read"
+        gaps += [Gap(reason, name, None) for name in others]
+        if not others and outputs.are_none:
             gaps.append(Gap(f"{_REFUSAL}: no file was found in it", "", 0))
     # What came out before an error is looked at as well.
     members = open_members(outputs.members(), inside)
@@ -86,24 +89,34 @@ def open_seven_zip(source: ByteSource, inside: Inside) -> Container:
 
 
 def _extract(source: ByteSource, outputs: _Outputs) -> list[str]:
-    """Write all files of the archive to *outputs*; returns the names of those that are links.
+    """Write all plain files of the archive to *outputs*.
+
+    Returns:
+        The names of whatever else may be more than an empty folder.
 
     Raises:
         ImportError: py7zr is not installed.
         LimitExceeded: There is more than the budget allows.
     """
     # An extra: most files are no 7z archives, and most people have none.
-    import py7zr  # noqa: PLC0415
+    import py7zr  # noqa: PLC0415 - see above
 
     with py7zr.SevenZipFile(io.BufferedReader(_File(source)), "r") as opened:
         archive: _Archive = opened
         listed = archive.list()
         outputs.budget.pay_records(len(listed), source.name)
         # Links it would make on the disk, so it is asked for plain files only.
-        names = {info.filename for info in listed if info.is_file and not info.is_symlink}
-        if names:
-            archive.extract(targets=names, factory=outputs)
-        return [info.filename for info in listed if info.is_symlink]
+        plain = [info for info in listed if _is_plain(info)]
+        if plain:
+            archive.extract(targets={info.filename for info in plain}, factory=outputs)
+        # Other programs go by the bytes, and make a file of a folder that has some.
+        rest = [info for info in listed if not _is_plain(info)]
+        return [info.filename for info in rest if info.uncompressed or not info.is_directory]
+
+
+def _is_plain(info: _Listed) -> bool:
+    """Whether py7zr takes it for a file; it asks one half of the attributes, then the other."""
+    return info.is_file and not (info.is_symlink or info.is_directory)
 
 
 class _Outputs:

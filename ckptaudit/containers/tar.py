@@ -239,6 +239,9 @@ class _Reading:
                 key = whole = None
         if whole is None or key is None or not 0 <= offset <= offset + numel <= whole.numel:
             raise MalformedInput("has a view of no storage", where=member.name)
+        if key in self.storages:
+            # torch would forget the storage of that key, and nobody would see its bytes.
+            raise MalformedInput(f"storage {key} comes twice", where=member.name)
         size = whole.dtype.itemsize
         self.storages[key] = Storage(
             key,

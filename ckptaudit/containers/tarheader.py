@@ -31,7 +31,7 @@ def checksum_fits(block: bytes) -> bool:
     # The checksum is taken with its own eight bytes as spaces; some old tars summed signed bytes.
     rest = block[:start] + block[stop:]
     unsigned = sum(rest) + 8 * ord(" ")
-    return stated in (unsigned, unsigned - 256 * sum(byte > 127 for byte in rest))  # noqa: PLR2004
+    return stated in (unsigned, unsigned - 256 * sum(byte > 127 for byte in rest))  # noqa: PLR2004 - what a signed byte has room for
 
 
 def number(field: bytes) -> int | None:
@@ -40,7 +40,7 @@ def number(field: bytes) -> int | None:
     A header that tarfile takes and we do not would hide an archive.
     """
     if field[:1] in (b"\x80", b"\xff"):
-        negative = 256 ** (len(field) - 1) if field[0] == 0xFF else 0  # noqa: PLR2004
+        negative = 256 ** (len(field) - 1) if field[:1] == b"\xff" else 0
         return int.from_bytes(field[1:], "big") - negative
     try:
         # As text: of bytes, int() and strip() know fewer kinds of white space.

@@ -100,7 +100,7 @@ class Trial:
 
 def begins_like_a_pickle(head: bytes) -> bool:
     """Whether *head* begins with PROTO 0 to 5."""
-    return len(head) > 1 and head[0] == 0x80 and head[1] <= 5  # noqa: PLR2004
+    return len(head) > 1 and head[0] == 0x80 and head[1] <= 5  # noqa: PLR2004 - as the text above has them
 
 
 def may_act(trace: Trace) -> bool:

@@ -215,9 +215,9 @@ class Directory:
 
     def _check_header(self, name: str, fields: tuple[int, ...], at: int) -> None:
         """Fields of the header at *at* by which one reader refuses what others read."""
-        needed, flags, packed, size, disk, attributes = (
-            fields[2], fields[3], fields[8], fields[9], fields[13], fields[15],
-        )  # fmt: skip
+        needed, flags = fields[2:4]
+        packed, size = fields[8:10]
+        disk, attributes = fields[13], fields[15]
         if flags & ~_KNOWN_FLAGS:
             self._odd("zip-flags", _flags(flags, "the directory"), name, at)
         if needed & 0xFF > _NEWEST_VERSION:

@@ -97,7 +97,8 @@ def _with_metadata(views: tuple[TensorView, ...], container: Container) -> State
     aliases = {
         name: replace(by_key[kept], key=name)
         for name, kept in container.metadata.items()
-        if kept in by_key and name not in by_key
+        # What every file says of its format may be the name of a tensor.
+        if kept in by_key and name not in by_key and name != "format"
     }
     leftovers = tuple(
         Leftover(f"__metadata__[{name!a}]", brief(text), "is metadata", is_tensor=False)
