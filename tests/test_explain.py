@@ -582,8 +582,12 @@ def test_a_pickle_is_chosen_by_its_record(tmp_path: Path) -> None:
     (one,) = explain(path, record="keys", with_hash=False).pickles
 
     assert [pickle.record for pickle in every.pickles] == [
-        "magic", "protocol", "system", "object", "keys",
-    ]  # fmt: skip
+        "magic",
+        "protocol",
+        "system",
+        "object",
+        "keys",
+    ]
     assert one == every.pickles[-1]
     assert explain(path, record="keys", with_hash=False).findings == every.findings
     with pytest.raises(NoSuchRecord, match="has no pickle 'no', but magic, protocol"):
