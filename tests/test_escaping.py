@@ -170,11 +170,24 @@ def as_text(voice: str) -> bytes:
 FILES: dict[str, Callable[[str], bytes]] = {
     forge.__name__.replace("_", "-"): forge
     for forge in (
-        in_pickle, in_zip, as_root, encrypted, as_byte_order, in_legacy, in_legacy_keys, in_tar,
-        in_pax, in_npz, in_npy, in_archive, in_safetensors, in_safetensors_dtype, in_script,
+        in_pickle,
+        in_zip,
+        as_root,
+        encrypted,
+        as_byte_order,
+        in_legacy,
+        in_legacy_keys,
+        in_tar,
+        in_pax,
+        in_npz,
+        in_npy,
+        in_archive,
+        in_safetensors,
+        in_safetensors_dtype,
+        in_script,
         as_text,
     )
-}  # fmt: skip
+}
 COMMANDS = {
     "scan": ("text", "json", "jsonl", "sarif", "md"),
     "explain": ("text", "json"),

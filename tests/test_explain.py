@@ -26,6 +26,7 @@ from forge import (
     STACK_GLOBAL,
     STOP,
     TUPLE1,
+    Raw,
     binget,
     binput,
     binunicode,
@@ -43,12 +44,15 @@ from forge import (
     object_npy,
     persid,
     pickled,
+    python_zip,
     safetensors_file,
     short_binunicode,
     stack_global,
     state_dict,
+    storage_id,
     tar_archive,
     tar_members,
+    tensor,
     torch_entries,
     torch_zip,
     torchscript_zip,
@@ -98,6 +102,11 @@ def the_sentence(folder: Path, data: bytes, rule: str = "CKA101") -> str:
     )
     assert not others or first.finding.offset == first.finding.stream_offset
     return first.sentence
+
+
+def case_of(technique: str) -> Case:
+    (found,) = (case for case in CASES if case.technique == technique)
+    return found
 
 
 # Never less than a scan
@@ -175,6 +184,30 @@ def test_every_rule_about_a_framing_comes_with_advice(rule: Rule) -> None:
     assert said.startswith("is odd; ")
     if rule.id >= "CKA2":
         assert re.search("fetch|convert|load|ask", said.removeprefix("is odd; "))
+
+
+@pytest.mark.parametrize(
+    ("data", "rule"),
+    [
+        (
+            torch_zip(
+                pickled(value({"w": Raw(tensor(storage_id("x", 2), (2,)))})), {"x": floats(1, 2)}
+            ),
+            "CKA203",
+        ),
+        (case_of("a-storage-that-inflates-a-thousandfold").file, "CKA112"),
+        (python_zip({"readme": b"x"}), "CKA203"),
+    ],
+    ids=["storage-of-a-strange-name", "storage-that-inflates-a-thousandfold", "no-checkpoint"],
+)
+def test_what_a_tensor_refers_to_is_not_said_to_be_nobodys(
+    tmp_path: Path, data: bytes | Callable[[], bytes], rule: str
+) -> None:
+    """Nor is a file that holds no checkpoint to be converted."""
+    said = the_sentence(tmp_path, data if isinstance(data, bytes) else data(), rule)
+
+    assert "nothing refers" not in said
+    assert "convert" not in said
 
 
 # Who would have done what
@@ -549,8 +582,12 @@ def test_a_pickle_is_chosen_by_its_record(tmp_path: Path) -> None:
     (one,) = explain(path, record="keys", with_hash=False).pickles
 
     assert [pickle.record for pickle in every.pickles] == [
-        "magic", "protocol", "system", "object", "keys",
-    ]  # fmt: skip
+        "magic",
+        "protocol",
+        "system",
+        "object",
+        "keys",
+    ]
     assert one == every.pickles[-1]
     assert explain(path, record="keys", with_hash=False).findings == every.findings
     with pytest.raises(NoSuchRecord, match="has no pickle 'no', but magic, protocol"):

@@ -114,8 +114,9 @@ def test_a_message_is_written_only_for_what_is_kept() -> None:
         NONE + (POP + CALLS_SYSTEM) * 5000,
         NONE + (POP + persid("0")) * 5000,
         NONE + (NONE + APPEND) * 5000,
-        global_("argparse", "Namespace") + binput(0) + (POP + binget(0) + EMPTY_TUPLE + NEWOBJ
-        + value({"__class__": 1}) + BUILD) * 5000,
+        global_("argparse", "Namespace")
+        + binput(0)
+        + (POP + binget(0) + EMPTY_TUPLE + NEWOBJ + value({"__class__": 1}) + BUILD) * 5000,
     ],
     ids=[
         "calls of calls",
@@ -128,7 +129,7 @@ def test_a_message_is_written_only_for_what_is_kept() -> None:
         "appends",
         "hidden attributes",
     ],
-)  # fmt: skip
+)
 def test_a_flood_of_events_costs_a_bounded_number_of_sentences(
     opcodes: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -347,6 +347,10 @@ def test_a_fingerprint_does_not_know_where_in_the_file_a_finding_is(files: list[
             pickled(NONE) + pickled(CALLS_SYSTEM),
             pickled(NONE) * 3 + pickled(CALLS_SYSTEM),
         ),
+        "how-many-more": (
+            torch_zip(pickled((CALLS_SYSTEM + POP) * 203, NONE)),
+            torch_zip(pickled((CALLS_SYSTEM + POP) * 204, NONE)),
+        ),
     }
     assert files
     for name, (before, after) in pairs.items():
@@ -531,6 +535,20 @@ def test_what_is_large_is_not_hashed_a_second_time(files: list[str]) -> None:
 
     assert artifact["length"] == 17 << 20
     assert "hashes" not in artifact
+
+
+def test_many_parts_are_hashed_up_to_a_budget_of_all_of_them(
+    files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert files
+    monkeypatch.setattr("ckptaudit.jobs.parts._MOST_BYTES", 250)
+    Path("many.pt").write_bytes(
+        zip_archive(torch_entries(pickled(NONE), {str(key): bytes(100) for key in range(4)}))
+    )
+
+    parts = [one for one in sarif_of("many.pt")["artifacts"] if "parentIndex" in one]
+
+    assert ["hashes" in part for part in parts] == [True, True, False, False]
 
 
 @pytest.mark.parametrize(

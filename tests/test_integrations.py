@@ -176,7 +176,7 @@ def test_no_two_hooks_have_one_id() -> None:
         *((f"a{end}", True) for end in (".PT", ".pth.tar", ".pkl.gz", ".npz", ".joblib.xz")),
         *((f"a{end}", False) for end in (".py", ".ptx", ".bin.md", ".tar", "", "pt", ".pt/readme")),
     ],
-)  # fmt: skip
+)
 def test_a_hook_is_for_checkpoints(name: str, *, chosen: bool) -> None:
     for each in HOOKS:
         assert bool(re.search(each["files"], name)) is chosen
@@ -327,9 +327,14 @@ def test_no_step_has_an_expression_in_its_script_or_uses_another_action() -> Non
     ids=["clean", "review", "strict", "evil", "cut", "nothing", "no-such-threshold"],
 )
 def test_the_exit_status_of_the_scan_is_that_of_the_action(
-    data: bytes, fail_on: str, status: int, verdict: str, tmp_path: Path, checkout: Path,
+    data: bytes,
+    fail_on: str,
+    status: int,
+    verdict: str,
+    tmp_path: Path,
+    checkout: Path,
     installed: Path,
-) -> None:  # fmt: skip
+) -> None:
     (checkout / "model.pt").write_bytes(data)
 
     done = scan(tmp_path / "runner", installed, paths="clean.pt\nmodel.pt\n", fail_on=fail_on)
@@ -417,9 +422,10 @@ def test_a_file_called_like_a_pattern_hides_no_other(
 
 
 @pytest.mark.parametrize(
-    "paths", ["", "\n\n", "none.pt", "*.ckpt", "clean.pt\nnone/*.pt", "."],
+    "paths",
+    ["", "\n\n", "none.pt", "*.ckpt", "clean.pt\nnone/*.pt", "."],
     ids=["empty", "blank", "missing", "no-match", "one-without-match", "folder"],
-)  # fmt: skip
+)
 def test_what_is_not_there_is_no_answer(
     paths: str, tmp_path: Path, checkout: Path, installed: Path
 ) -> None:

@@ -110,8 +110,15 @@ COVERED = {
     "state": (THING, global_(*THING) + EMPTY_TUPLE + NEWOBJ + value({"a": 1}) + BUILD),
     "state-of-a-reconstructed-one": (
         THING,
-        call("copyreg", "_reconstructor", Raw(global_(*THING)),
-             Raw(global_("builtins", "object")), None) + value({"a": 1}) + BUILD,
+        call(
+            "copyreg",
+            "_reconstructor",
+            Raw(global_(*THING)),
+            Raw(global_("builtins", "object")),
+            None,
+        )
+        + value({"a": 1})
+        + BUILD,
     ),
     "state-of-one-with-arguments": (
         THING,
@@ -132,7 +139,7 @@ COVERED = {
     "layer": (("torch.nn.modules.linear", "Linear"), global_("torch.nn.modules.linear", "Linear")),
     "mention-of-what-runs-code": (("builtins", "eval"), global_("builtins", "eval")),
     "what-runs-code-with-text": (("logging", "getLogger"), call("logging", "getLogger", "train")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("pair", "opcodes"), COVERED.values(), ids=COVERED)
@@ -227,7 +234,8 @@ NOT_COVERED: dict[str, tuple[list[tuple[str, str]], str, bytes]] = {
         [("functools", "partial")],
         "CKA107",
         call("functools", "partial", Raw(global_("torch.nn.functional", "gelu")))
-        + value((1, 2)) + BUILD,
+        + value((1, 2))
+        + BUILD,
     ),
     "function-that-a-partial-holds": (
         [("functools", "partial")],
@@ -252,8 +260,14 @@ NOT_COVERED: dict[str, tuple[list[tuple[str, str]], str, bytes]] = {
     "allowed-function-in-the-state-of-a-partial": (
         [THING, ("functools", "partial")],
         "CKA102",
-        call(*THING, Raw(call("functools", "partial", Raw(global_("torch.nn.functional", "gelu")))
-                         + value((REBUILD, (), {}, None)) + BUILD)),
+        call(
+            *THING,
+            Raw(
+                call("functools", "partial", Raw(global_("torch.nn.functional", "gelu")))
+                + value((REBUILD, (), {}, None))
+                + BUILD
+            ),
+        ),
     ),
     "allowed-function-behind-many-arguments": (
         [THING],
@@ -263,8 +277,14 @@ NOT_COVERED: dict[str, tuple[list[tuple[str, str]], str, bytes]] = {
     "function-that-rebuilds-a-tensor": (
         [("torch._tensor", "_rebuild_from_type_v2"), THING],
         "CKA101",
-        call("torch._tensor", "_rebuild_from_type_v2", Raw(global_("os", "system")),
-             Raw(global_(*THING)), ("true",), None),
+        call(
+            "torch._tensor",
+            "_rebuild_from_type_v2",
+            Raw(global_("os", "system")),
+            Raw(global_(*THING)),
+            ("true",),
+            None,
+        ),
     ),
     "persistent-id": ([THING], "CKA106", value(("thing", Raw(global_(*THING)))) + BINPERSID),
     "computed-name": ([THING], "CKA104", global_(*THING) + value("x") + b"\x93"),
@@ -327,7 +347,11 @@ NOT_COVERED: dict[str, tuple[list[tuple[str, str]], str, bytes]] = {
     "items-in-what-runs-code": (
         [("types", "SimpleNamespace")],
         "CKA103",
-        global_("types", "SimpleNamespace") + EMPTY_TUPLE + NEWOBJ + MARK + values("k", 1)
+        global_("types", "SimpleNamespace")
+        + EMPTY_TUPLE
+        + NEWOBJ
+        + MARK
+        + values("k", 1)
         + SETITEMS,
     ),
     "what-loads-bytes-that-nobody-read": (
@@ -335,7 +359,7 @@ NOT_COVERED: dict[str, tuple[list[tuple[str, str]], str, bytes]] = {
         "CKA101",
         call("torch.storage", "_load_from_bytes", "text"),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("pairs", "rule", "opcodes"), NOT_COVERED.values(), ids=NOT_COVERED)
@@ -421,8 +445,9 @@ def test_a_flood_of_what_is_permitted_washes_nothing_away() -> None:
 def test_a_flood_of_what_is_not_permitted_washes_nothing_away() -> None:
     flood = (call("other", "run") + POP) * 5000
 
-    judgement = judged_with([THING, ("rare", "Rare")], flood, call(*THING), call("rare", "Rare"),
-                            TUPLE2)  # fmt: skip
+    judgement = judged_with(
+        [THING, ("rare", "Rare")], flood, call(*THING), call("rare", "Rare"), TUPLE2
+    )
 
     assert judgement.verdict is Severity.SUSPICIOUS
     assert len(judgement.findings) == MOST + 1
@@ -506,10 +531,15 @@ def test_a_permission_for_a_file_covers_the_findings_that_were_only_counted() ->
 
 @pytest.mark.parametrize(
     "opcodes",
-    [call("thing*", "run"), call("x" * 300, "run"), call("a[0]", "run"), CALLS_SYSTEM,
-     called(call("a", "b"), 1)],
+    [
+        call("thing*", "run"),
+        call("x" * 300, "run"),
+        call("a[0]", "run"),
+        CALLS_SYSTEM,
+        called(call("a", "b"), 1),
+    ],
     ids=["wildcard", "long", "brackets", "runs code", "call of a call"],
-)  # fmt: skip
+)
 def test_what_no_pair_can_permit_is_proposed_for_the_file(opcodes: bytes) -> None:
     """What runs code, too: a pair would permit it in every other file as well."""
     judgement = judged(torch_zip(pickled(opcodes)))

@@ -63,9 +63,15 @@ def test_a_dangerous_call_is_told_with_its_arguments() -> None:
 
 def test_every_call_of_one_name_is_told() -> None:
     judgement = judged_pickle(
-        global_("posix", "system"), binput(0), value(("first",)), REDUCE, POP,
-        binget(0), value(("second",)), REDUCE,
-    )  # fmt: skip
+        global_("posix", "system"),
+        binput(0),
+        value(("first",)),
+        REDUCE,
+        POP,
+        binget(0),
+        value(("second",)),
+        REDUCE,
+    )
 
     assert ["first" in f.message for f in judgement.findings] == [True, False]
     assert ["second" in f.message for f in judgement.findings] == [False, True]

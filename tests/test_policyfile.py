@@ -168,7 +168,7 @@ REFUSED = {
     "key-of-ever-so-many-parts": ("a." * 400_000 + "a = 1", "line 1 has 400000 dots"),
     "huge": ("#" * 1_000_001, "at most 1000000"),
     "hostile-key": ("allow = []\n'\\x1b[2J' = 1", "has a key"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("text", "words"), REFUSED.values(), ids=REFUSED)

@@ -226,14 +226,17 @@ def test_a_file_is_what_its_bytes_say_whatever_it_is_called(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "data", [CLEAN, CLEAN[:-30], torch_zip(pickled(call("posix", "system", "true")))],
+    "data",
+    [CLEAN, CLEAN[:-30], torch_zip(pickled(call("posix", "system", "true")))],
     ids=["clean", "cut", "evil"],
-)  # fmt: skip
+)
 def test_leaving_the_hash_out_changes_nothing_else(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(data)
 
-    hashed, bare = (audit("scan", tmp_path / "model.pt", "-f", "json", *options)
-                    for options in ([], ["--no-hash"]))  # fmt: skip
+    hashed, bare = (
+        audit("scan", tmp_path / "model.pt", "-f", "json", *options)
+        for options in ([], ["--no-hash"])
+    )
 
     assert (hashed.status, hashed.err) == (bare.status, bare.err)
     # A permission for one file names it by its hash.

@@ -35,12 +35,11 @@ from forge import (
     value,
     values,
 )
+from oracle import torch
+from torch.nn.utils import prune
 
 from ckptaudit.jobs.scan import ScanResult, scan
 from ckptaudit.policy import Severity
-
-torch = pytest.importorskip("torch")
-
 
 Scanned = Callable[[bytes], ScanResult]
 
@@ -220,9 +219,7 @@ REVIEWED: dict[str, Callable[[], object]] = {
     "averaged-module": lambda: torch.optim.swa_utils.AveragedModel(torch.nn.Linear(2, 2)),
     "module-with-weight-norm": lambda: torch.nn.utils.weight_norm(torch.nn.Linear(2, 2)),
     "module-with-spectral-norm": lambda: torch.nn.utils.spectral_norm(torch.nn.Linear(2, 2)),
-    "pruned-module": lambda: pytest.importorskip("torch.nn.utils.prune").l1_unstructured(
-        torch.nn.Linear(2, 2), "weight", 1
-    ),
+    "pruned-module": lambda: prune.l1_unstructured(torch.nn.Linear(2, 2), "weight", 1),
 }
 
 

@@ -444,6 +444,7 @@ COSTLY = {
         value((Raw(tensor(storage_id("0", 2), (2,))), NO_GRADIENT, NO_HOOKS, ATTRIBUTES)),
         REDUCE,
     ),
+    "hidden_names": (made("argparse", "Namespace"), value(ATTRIBUTES), BUILD),
     "_mersenne_twister": (
         call("random", "Random"),
         value((3, tuple(range(625)), None)),

@@ -295,13 +295,22 @@ def test_what_is_no_path_is_the_callers_mistake() -> None:
 
 def test_names_are_told_with_what_is_thought_of_them(tmp_path: Path) -> None:
     screening = screened(
-        asking_for(global_("posix", "system"), global_("no_such", "name")), tmp_path / "model.ckpt"
+        asking_for(
+            global_("posix", "system"),
+            global_("no_such", "name"),
+            global_("torch", "serialization.os.system"),
+            global_("collections", "__builtins__"),
+        ),
+        tmp_path / "model.ckpt",
     )
 
     safety = {f"{each.module}.{each.name}": each.safety for each in screening.globals}
     assert safety["torch._utils._rebuild_tensor_v2"] is SafetyLevel.Innocuous
     assert safety["no_such.name"] is SafetyLevel.Suspicious
     assert safety["posix.system"] is SafetyLevel.Dangerous
+    # Names that lead past those they begin with, which a scan calls malicious as well.
+    assert safety["torch.serialization.os.system"] is SafetyLevel.Dangerous
+    assert safety["collections.__builtins__"] is SafetyLevel.Dangerous
     assert [level.value for level in SafetyLevel] == ["innocuous", "suspicious", "dangerous"]
 
 
@@ -320,7 +329,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     )
 
     assert screening.globals == (
-        ScreenedGlobal("a\\x1b[2J", "b\\n::error::c", SafetyLevel.Suspicious),
+        ScreenedGlobal("a\\x1b[2J", "b\\n::error::c", SafetyLevel.Dangerous),
     )
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ckptaudit.cli.outputs import Outputs
     from ckptaudit.report import Failure, Run
 
-__all__ = ["BAD", "GOOD", "NONE", "Answers", "bug_text", "paths_argument"]
+__all__ = ["BAD", "GOOD", "NONE", "Answers", "bug_text", "fail_on_option", "paths_argument"]
 
 GOOD, BAD, NONE = 0, 1, 2
 
@@ -31,6 +31,13 @@ Result = TypeVar("Result")
 
 paths_argument = click.argument(
     "paths", nargs=-1, required=True, metavar="PATHS...", type=click.Path(readable=False)
+)
+fail_on_option = click.option(
+    "--fail-on",
+    type=click.Choice(("review", "suspicious", "malicious")),
+    default="suspicious",
+    show_default=True,
+    help="Lowest severity that makes the exit status 1.",
 )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptaudit.cli.answers import BAD, GOOD, NONE, Answers
+from ckptaudit.cli.answers import BAD, GOOD, NONE, Answers, fail_on_option
 from ckptaudit.cli.formats import explanation_as
 from ckptaudit.cli.outputs import report_options
 from ckptaudit.cli.policy import chosen_policy, note_unused, policy_option
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ckptaudit.cli.outputs import Outputs
     from ckptaudit.jobs.explain import Explaining, Explanation
 
-_SEVERITIES = ("review", "suspicious", "malicious")
 # Bytes of a listing that are written at once.
 _PIECE = 1 << 16
 
@@ -35,13 +34,7 @@ _PIECE = 1 << 16
     help="List N instructions before and after each finding.",
 )
 @report_options("text", "json")
-@click.option(
-    "--fail-on",
-    type=click.Choice(_SEVERITIES),
-    default="suspicious",
-    show_default=True,
-    help="Lowest severity that makes the exit status 1.",
-)
+@fail_on_option
 @policy_option
 @click.pass_context
 def explain(

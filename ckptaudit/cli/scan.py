@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptaudit.cli.answers import BAD, GOOD, NONE, Answers, paths_argument
+from ckptaudit.cli.answers import BAD, GOOD, NONE, Answers, fail_on_option, paths_argument
 from ckptaudit.cli.formats import scan_as
 from ckptaudit.cli.outputs import report_options
 from ckptaudit.cli.policy import (
@@ -24,19 +24,11 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.scan import ScanResult
     from ckptaudit.jobs.weights import Weights
 
-_SEVERITIES = ("review", "suspicious", "malicious")
-
 
 @click.command()
 @paths_argument
 @report_options("text", "json", "jsonl", "sarif", "md", files=("json", "sarif", "md", "sbom"))
-@click.option(
-    "--fail-on",
-    type=click.Choice(_SEVERITIES),
-    default="suspicious",
-    show_default=True,
-    help="Lowest severity that makes the exit status 1.",
-)
+@fail_on_option
 @policy_option
 @baseline_option
 @click.pass_context

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.errors import CkptauditError
 from ckptaudit.jobs.scan import scan
-from ckptaudit.policy import Severity
-from ckptaudit.policy.dangerous import dangerous
+from ckptaudit.policy import RULES, Severity
+from ckptaudit.policy.pickles import rule_of_pair
 
 if TYPE_CHECKING:
     from ckptaudit.jobs.scan import ScanResult
@@ -126,6 +126,7 @@ def _screened(result: ScanResult, threshold: Severity) -> Screening:
 def _safety(use: GlobalUse) -> SafetyLevel:
     if use.allowed is not None:
         return SafetyLevel.Innocuous
-    if dangerous(use.module, use.name):
-        return SafetyLevel.Dangerous
-    return SafetyLevel.Suspicious
+    # A name that had to be escaped or cut for the report is none that is merely unknown.
+    rule_id = rule_of_pair(use.module, use.name)
+    is_malicious = rule_id is not None and RULES[rule_id].severity is Severity.MALICIOUS
+    return SafetyLevel.Dangerous if is_malicious else SafetyLevel.Suspicious

@@ -474,7 +474,7 @@ def octets_in(trace: Trace) -> set[int]:
 def attribute_dicts(state: Node) -> Iterator[Dict | Call]:
     """The dicts of attributes in what BUILD was given; an OrderedDict is one as well."""
     # Modules/_pickle.c, load_build: only a tuple of two is told apart.
-    parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)  # noqa: PLR2004
+    parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)  # noqa: PLR2004 - as there
     yield from (part for part in parts if isinstance(part, (Dict, Call)))
 
 

@@ -54,7 +54,7 @@ _MISHAP_RULES = {
     "zip-crc": "CKA201",
     "zip-byteorder": "CKA206",
     "zip-version": "CKA203",
-    "zip-ratio": "CKA203",
+    "zip-ratio": "CKA112",
     "storage-missing": "CKA204",
     "storage-size": "CKA204",
     "storage-contradiction": "CKA204",

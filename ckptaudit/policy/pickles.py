@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     # A rule, what it applies to, what is said, and the name that might be permitted.
     _Found: TypeAlias = tuple[str, Event, Callable[[], str], Global | None]
 
-__all__ = ["judge_pickle"]
+__all__ = ["judge_pickle", "rule_of_pair"]
 
 # Which rule each oddity of the machine falls under, if it is not CKA109.
 _ODDITY_RULES = {
@@ -123,6 +123,23 @@ def judge_pickle(trace: Trace, place: Place, findings: Findings, carried: Carrie
         carried: Opens the files that the pickle hands to calls.
     """
     _PickleJudge(trace, place, findings, carried).judge()
+
+
+def rule_of_pair(module: str, name: str) -> str | None:
+    """The rule that asking for a name falls under, whatever is done with it; None if it is allowed.
+
+    Args:
+        module: As a pickle spells it.
+        name: As a pickle spells it.
+    """
+    if dangerous(module, name):
+        return "CKA101"
+    if allowed(module, name) is not None:
+        return None
+    if reviewed(module, name) is not None:
+        return "CKA108"
+    is_hidden = "." in name or "__" in name or not _plain(module, name)
+    return "CKA105" if is_hidden else "CKA102"
 
 
 class _PickleJudge:
@@ -239,22 +256,11 @@ class _PickleJudge:
         """The rule that asking for *name* falls under, or None if it is allowed."""
         pair = name.module, name.name
         if pair not in self.rules:
-            self.rules[pair] = self.rule_of_pair(name)
+            # A class defined by the code of a TorchScript archive, which CKA205 speaks of.
+            is_scripted = self.scripted and package_of(name) == "__torch__"
+            self.rules[pair] = None if is_scripted else rule_of_pair(*pair)
         rule_id = self.rules[pair]
         return "CKA108" if rule_id == "CKA102" and id(name) in self.module_classes else rule_id
-
-    def rule_of_pair(self, name: Global) -> str | None:
-        if dangerous(name.module, name.name):
-            return "CKA101"
-        if allowed(name.module, name.name) is not None:
-            return None
-        if self.scripted and package_of(name) == "__torch__":
-            # A class defined by the archive's own code, which CKA205 speaks of.
-            return None
-        if reviewed(name.module, name.name) is not None:
-            return "CKA108"
-        is_hidden = "." in name.name or "__" in name.name or not _plain(name)
-        return "CKA105" if is_hidden else "CKA102"
 
     def judge_opaque(self, event: Opaque) -> None:
         self.found(
@@ -561,7 +567,7 @@ def _counted(size: int) -> str:
     return f"over 2^{size.bit_length() - 1}" if size >= 1 << 32 else str(size)
 
 
-def _plain(event: Global) -> bool:
+def _plain(module: str, name: str) -> bool:
     # Modules that are made while a program runs may have a dash in their name.
-    is_identifier = event.name.isascii() and event.name.isidentifier()
-    return is_identifier and _MODULE.fullmatch(event.module) is not None
+    is_identifier = name.isascii() and name.isidentifier()
+    return is_identifier and _MODULE.fullmatch(module) is not None

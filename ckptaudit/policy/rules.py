@@ -363,8 +363,8 @@ _rule(
     The archive holds something beside the weights: a record torch has no name for, a storage under
     a name that is no number, or one that no tensor refers to. Loaders of weights pass it over;
     other programs may not, and it may be a payload that waits for one. Tools that add a readme or a
-    preview to the archive cause this honestly. Look at what it is; a converted file does not have
-    it.
+    preview to the archive cause this honestly. Look at what it is; a converted file has the weights
+    and nothing else.
     """,
     cwe="CWE-1288",
     advisories=("CVE-2025-32434",),

@@ -58,7 +58,7 @@ _ADVICE = {
     "CKA112": "loading it may take all the memory or time there is: do not load it",
     "CKA201": "another program may read another model out of it: fetch it from its author again",
     "CKA202": "nothing reads what is there, so nothing vouches for it: convert the file to lose it",
-    "CKA203": "nothing refers to it: convert the file to lose it",
+    "CKA203": "torch writes nothing like it: look at what it is before you load the file",
     "CKA204": "loading it fails or reads what is not there: fetch the file again",
     "CKA205": "torch.jit.load would run that code, and torch >= 2.6 refuses such an archive by "
     "default: load it only from whom you trust",

@@ -108,7 +108,7 @@ def to_jsonl(answers: Sequence[object]) -> str:
 
 def json_line(value: object) -> str:
     """*value* as JSON in one line, without its end; escaped as `json_text` does it."""
-    import msgspec  # noqa: PLC0415 - as below: whoever wants text waits for no encoder
+    import msgspec  # noqa: PLC0415 - whoever wants text waits for no encoder
 
     return _safe(msgspec.json.encode(value))
 
@@ -119,7 +119,7 @@ def json_text(value: object) -> str:
     What a terminal would obey, or not show, is escaped as JSON does it, and so is what
     would be a command to whoever runs the build; letters of any script stay.
     """
-    import msgspec  # noqa: PLC0415
+    import msgspec  # noqa: PLC0415 - as above
 
     return f"{_safe(msgspec.json.format(msgspec.json.encode(value), indent=2))}\n"
 

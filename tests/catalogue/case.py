@@ -39,8 +39,7 @@ class Hit:
 
     Attributes:
         severity: The least verdict.
-        rules: Ids of rules; one of them at least must have a finding.  Without any, the
-            rule this needs does not exist yet, and any finding of *severity* will do.
+        rules: Ids of rules; one of them at least must have a finding.
         says: Text that must stand in a finding, such as the payload itself.
     """
 
@@ -94,7 +93,8 @@ STRANGE_ID = at_least(Severity.SUSPICIOUS, "CKA106")
 STRANGE_STATE = at_least(Severity.SUSPICIOUS, "CKA107")
 ODD_OPCODES = at_least(Severity.REVIEW, "CKA109")
 UNREAD_PICKLE = at_least(Severity.SUSPICIOUS, "CKA110")
-SPARSE = at_least(Severity.REVIEW, "CKA111")
+UNCHECKED = at_least(Severity.REVIEW, "CKA111")
+COSTLY = at_least(Severity.REVIEW, "CKA112")
 AMBIGUOUS = at_least(Severity.SUSPICIOUS, "CKA201")
 HIDDEN_BYTES = at_least(Severity.SUSPICIOUS, "CKA202")
 STRANGE_RECORD = at_least(Severity.REVIEW, "CKA203")
@@ -103,6 +103,8 @@ SCRIPT = at_least(Severity.REVIEW, "CKA205")
 WRONG_SCHEDULE = at_least(Severity.SUSPICIOUS, "CKA206")
 OUTSIDE = at_least(Severity.SUSPICIOUS, "CKA207")
 NOT_ALL_READ = at_least(Severity.REVIEW, "CKA208")
+UNCOVERED = at_least(Severity.REVIEW, "CKA209")
+EXPANDED = at_least(Severity.REVIEW, "CKA210")
 # The call of `CALLS_SYSTEM` itself, wherever it hides.
 PAYLOAD = at_least(Severity.MALICIOUS, "CKA101", says="posix.system('true')")
 

@@ -43,15 +43,17 @@ from forge import (
 )
 
 from catalogue.case import (
+    COSTLY,
     DANGEROUS,
+    EXPANDED,
     NOT_ALL_READ,
     NOT_LISTED,
     OUTSIDE,
     PAYLOAD,
-    SPARSE,
     STORED,
     STRANGE_CALL,
     STRANGE_ID,
+    UNCHECKED,
     WRONG_STORAGE,
     Case,
     at_least,
@@ -197,7 +199,7 @@ SIZES = [
     Case(
         (93,),
         "tensor-of-a-terabyte-on-two-floats",
-        at_least(Severity.REVIEW),
+        EXPANDED,
         on_weights(tensor(storage_id("0", 2), (1 << 40,), (0,))),
     ),
     Case(
@@ -229,13 +231,13 @@ REBUILDERS = [
     Case(
         (95,),
         "sparse-indices",
-        SPARSE,
+        UNCHECKED,
         beside_weights(call("torch._utils", "_rebuild_sparse_tensor", _LAYOUT, _INDICES)),
     ),
     Case(
         (95,),
         "compressed-sparse-indices",
-        SPARSE,
+        UNCHECKED,
         beside_weights(
             call(
                 "torch._utils",
@@ -250,13 +252,13 @@ REBUILDERS = [
     Case(
         (95, 96),
         "sparse-indices-inside-another-rebuild",
-        SPARSE,
+        UNCHECKED,
         beside_weights(from_type("_rebuild_sparse_tensor", _LAYOUT, _INDICES)),
     ),
     Case(
         (95,),
         "nested-tensor-whose-parts-nobody-checks",
-        at_least(Severity.REVIEW),
+        UNCHECKED,
         beside_weights(call("torch._utils", "_rebuild_nested_tensor", *(Raw(WEIGHTS),) * 4)),
     ),
     Case(
@@ -396,7 +398,6 @@ REBUILDERS = [
 
 # 102 to 107: what costs more than it weighs
 
-BOMB = at_least(Severity.REVIEW)
 _DOUBLED_LISTS = b"".join(
     EMPTY_LIST + MARK + binget(n) * 2 + APPENDS + binput(n + 1) + POP for n in range(60)
 )
@@ -409,11 +410,11 @@ _LENGTHS: dict[str, bytes] = {
 }
 
 COSTS = [
-    Case((102,), "memo-bomb-of-tuples", BOMB, zipped(value("boom"), (DUP + TUPLE2) * 60)),
+    Case((102,), "memo-bomb-of-tuples", COSTLY, zipped(value("boom"), (DUP + TUPLE2) * 60)),
     Case(
         (102,),
         "memo-bomb-of-lists",
-        BOMB,
+        COSTLY,
         zipped(value("boom"), binput(0), POP, _DOUBLED_LISTS, binget(60)),
     ),
     Case(
@@ -422,7 +423,7 @@ COSTS = [
         PAYLOAD,
         zipped(value("boom"), (DUP + TUPLE2) * 60, POP, CALLS_SYSTEM),
     ),
-    Case((103,), "tuples-nested-200000-deep", BOMB, zipped(EMPTY_TUPLE, TUPLE1 * 200_000)),
+    Case((103,), "tuples-nested-200000-deep", COSTLY, zipped(EMPTY_TUPLE, TUPLE1 * 200_000)),
     Case((103,), "a-payload-200000-deep", PAYLOAD, zipped(CALLS_SYSTEM, TUPLE1 * 200_000)),
     *(
         Case(
@@ -445,10 +446,10 @@ COSTS = [
     Case(
         (105,),
         "memo-index-of-two-thousand-million",
-        BOMB,
+        COSTLY,
         zipped(value("x"), long_binput((1 << 31) - 1)),
     ),
-    Case((105,), "memo-index-of-text", BOMB, zipped(value("x"), put(1 << 31))),
+    Case((105,), "memo-index-of-text", COSTLY, zipped(value("x"), put(1 << 31))),
     Case(
         (107,),
         "header-of-safetensors-nests-too-deep",
@@ -459,7 +460,7 @@ COSTS = [
     Case(
         (107,),
         "integer-of-a-megabyte",
-        BOMB,
+        COSTLY,
         lambda: zipped(long4(b"\1" * 1_000_000)),
     ),
 ]
