@@ -361,6 +361,18 @@ def test_marks_of_trainers_belong_to_the_schedule() -> None:
     assert Component.OTHER not in rows
 
 
+@pytest.mark.parametrize(
+    ("name", "prediction"),
+    [("sdxl", "v_prediction"), ("sdxl-refiner", "v_prediction"), ("sd2-depth", "epsilon")],
+)
+def test_a_mark_of_v_says_so_in_the_families_whose_trainers_leave_it(
+    name: str, prediction: str
+) -> None:
+    tensors = specs(FAMILIES[name].inventory()) | {"v_pred": Spec((0,), "float32")}
+
+    assert detect(tensors).prediction == prediction
+
+
 @needs_inventories
 @pytest.mark.parametrize(
     ("name", "family", "present"),

@@ -42,6 +42,7 @@ _MARKS = tuple(
     Region(prefix, Component.SCHEDULE)
     for prefix in ("v_pred", "ztsnr", "edm_vpred.", "edm_mean", "edm_std")
 )
+_MARKS_OF_V = ("v_pred", "edm_vpred.")
 _FOREIGN = (
     Foreign("control_model.", "a ControlNet together with the model it was trained in"),
     Foreign("cond_stage_model.", "a text encoder laid out as in Stable Diffusion 1 and 2"),
@@ -95,6 +96,7 @@ def _sdxl(
         signs=(*signs, _CONTEXT, _POOLED),
         foreign=(*_FOREIGN, *foreign),
         regions=_MARKS,
+        marks_of_v=_MARKS_OF_V,
         pipeline=pipeline,
         size=1024,
         scaling=_SCALING,
@@ -197,6 +199,7 @@ SDXL_REFINER = Family(
     ),
     foreign=_FOREIGN,
     regions=_MARKS,
+    marks_of_v=_MARKS_OF_V,
     pipeline=replace(
         _pipeline("StableDiffusionXLImg2ImgPipeline"),
         tokenizers=("tokenizer_2",),
