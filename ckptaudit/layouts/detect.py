@@ -72,6 +72,11 @@ class Detection:
         return FAMILIES[self.family].undecided
 
     @property
+    def guess(self) -> str:
+        """What the settings of a folder say though keys do not show it; "" is nothing."""
+        return FAMILIES[self.family].guess if self.has_inventory else ""
+
+    @property
     def vae_overflows(self) -> bool:
         """Whether the VAE gives infinities and black images when it runs in fp16."""
         return self.has_inventory and FAMILIES[self.family].vae_overflows

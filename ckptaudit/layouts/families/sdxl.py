@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from ckptaudit.layouts.families.encoders import CLIP_L, OPENCLIP_BIG_G
 from ckptaudit.layouts.families.schedule import SIGMAS
-from ckptaudit.layouts.families.vae import KL_F8
+from ckptaudit.layouts.families.vae import KL_F8, SCALING_SDXL
 from ckptaudit.layouts.family import Component, Family, Foreign, Part, Pipeline, Region, Sign
 from ckptaudit.layouts.unet import UNet
 
@@ -59,9 +59,6 @@ _POOLED = Sign(
 )
 
 
-_SCALING = 0.13025
-
-
 def _pipeline(name: str) -> Pipeline:
     return Pipeline(
         name,
@@ -99,7 +96,7 @@ def _sdxl(
         marks_of_v=_MARKS_OF_V,
         pipeline=pipeline,
         size=1024,
-        scaling=_SCALING,
+        scaling=SCALING_SDXL,
         vae_overflows=True,
     )
 
@@ -207,6 +204,6 @@ SDXL_REFINER = Family(
         flags=(("force_zeros_for_empty_prompt", False), ("requires_aesthetics_score", True)),
     ),
     size=1024,
-    scaling=_SCALING,
+    scaling=SCALING_SDXL,
     vae_overflows=True,
 )
