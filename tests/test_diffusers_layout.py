@@ -188,6 +188,28 @@ def test_an_autoencoder_alone_has_the_folder_for_itself(
     assert config["_class_name"] == "AutoencoderKL"
 
 
+@pytest.mark.parametrize(
+    ("thin_family", "named", "factor", "is_guess"),
+    [
+        ("vae", "", 0.18215, True),
+        ("vae-sdxl", "vae-sdxl", 0.13025, False),
+        ("vae-f4", "", 0.08333, False),
+    ],
+    indirect=["thin_family"],
+)
+def test_an_autoencoder_alone_says_what_its_latents_are_multiplied_with(
+    thin_family: Family, tmp_path: Path, named: str, factor: float, *, is_guess: bool
+) -> None:
+    checkpoint(thin_family, tmp_path / "a.ckpt")
+
+    result = convert(tmp_path / "a.ckpt", tmp_path / "out", replace(KEEP, family=named))
+
+    assert result.family == thin_family.name
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["scaling_factor"] == factor
+    assert any("scaling factor of latents is a guess" in note for note in result.notes) is is_guess
+
+
 ORIGINAL = Options(precision=Precision.KEEP)
 
 

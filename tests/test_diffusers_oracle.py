@@ -6,6 +6,7 @@ Nothing here is asked of the network: every setting comes from the folder that w
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,9 +15,11 @@ from oracle import torch
 
 from ckptaudit import Layout, Options, Precision, convert
 
+# Both take more room than all else that tests need; `scripts/test` brings them in its last step.
 diffusers: Any = pytest.importorskip("diffusers", reason="diffusers is not installed: no oracle")
-own: Any = pytest.importorskip("diffusers.loaders.single_file_utils")
 transformers: Any = pytest.importorskip("transformers", reason="transformers is not installed")
+# Where the library is, its own conversion must be too: without it nothing would be compared.
+own: Any = import_module("diffusers.loaders.single_file_utils")
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from test_layout_laws import state_dict
 
 from ckptaudit.dtypes import by_name
+from ckptaudit.jobs.planning import meaning_of
 from ckptaudit.layouts import FAMILIES, Component, Entry, Spec, count, detect, place
+from ckptaudit.plan import Ema, Layout, Options, Precision, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -40,6 +43,12 @@ MAPS = {
     "map_ldm_sd21_768_v": "sd2",
     "map_ldm_sdxl_base": "sdxl",
     "map_ldm_vae_only": "vae",
+}
+# Files with more than the model, whose maps say what becomes of the rest as well.
+WITH_MORE = {
+    "map_ldm_sd15_with_ema": Ema.DROP,
+    "map_ldm_sd15_with_ema_extract_ema": Ema.USE,
+    "map_ldm_vae_kl_f8_training": Ema.DROP,
 }
 DETECTED = [name for name, family in FAMILIES.items() if not family.is_named_only]
 # The tensors of files without EMA copies, as reference tables of others count them.
@@ -129,6 +138,47 @@ def test_the_full_maps_say_the_same_move_by_move(name: str) -> None:
     assert sorted(moves(MAPS[name])) == sorted(true_moves(name))
 
 
+def source_of(name: str) -> dict[str, Spec]:
+    """The file that a map of `WITH_MORE` was made from."""
+    if name.startswith("map_ldm_sd15_with_ema"):
+        return specs(FAMILIES["sd1"].inventory(ema=True))
+    # What trained the autoencoder is no part of any grammar, and stands in the data key by key.
+    trainer = {key: Spec(tuple(shape), dtype) for key, (dtype, shape) in DIGESTS["loss"].items()}
+    return specs(FAMILIES["vae"].inventory()) | trainer
+
+
+def planned_moves(tensors: dict[str, Spec], ema: Ema) -> Iterator[str]:
+    """Each step of a conversion to diffusers as a line, as the plan has it."""
+    held = state_dict({key: (spec.shape, spec.dtype) for key, spec in tensors.items()}, ())
+    found = meaning_of(held)
+    options = Options(layout=Layout.DIFFUSERS, precision=Precision.KEEP, ema=ema)
+    plan = make_plan(held, found.detection, found.placements, options)
+    for job in plan.jobs:
+        rows = job.rows and list(job.rows)
+        # What is no pipeline has the folder for itself.
+        component = job.file.split("/")[0] if "/" in job.file else job.component.value
+        yield f"{job.source} {job.op} {rows} {component} {job.name}"
+    for drop in plan.drops:
+        yield f"{drop.source} goes nowhere"
+
+
+@pytest.mark.parametrize("name", WITH_MORE)
+def test_of_a_file_with_more_than_the_model_diffusers_gets_and_misses_the_same(name: str) -> None:
+    """Averages beside the weights or in their place, and what trained an autoencoder."""
+    made = digest(planned_moves(source_of(name), WITH_MORE[name]))
+
+    assert made == DIGESTS[f"{name}.moves"]
+
+
+@needs_inventories
+@pytest.mark.parametrize("name", WITH_MORE)
+def test_a_plan_says_the_same_as_the_full_map_move_by_move(name: str) -> None:
+    tensors = load(read(name)["source_inventory"])
+
+    assert tensors == source_of(name)
+    assert sorted(planned_moves(tensors, WITH_MORE[name])) == sorted(true_moves(name))
+
+
 @needs_inventories
 @pytest.mark.parametrize("name", WHOLE)
 def test_the_digests_are_those_of_the_inventories(name: str) -> None:
@@ -136,7 +186,7 @@ def test_the_digests_are_those_of_the_inventories(name: str) -> None:
 
 
 @needs_inventories
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("name", [*MAPS, *WITH_MORE])
 def test_the_digests_are_those_of_the_maps(name: str) -> None:
     assert digest(true_moves(name)) == DIGESTS[f"{name}.moves"]
 
@@ -309,6 +359,18 @@ def test_marks_of_trainers_belong_to_the_schedule() -> None:
 
     assert rows[Component.SCHEDULE].present == 3
     assert Component.OTHER not in rows
+
+
+@pytest.mark.parametrize(
+    ("name", "prediction"),
+    [("sdxl", "v_prediction"), ("sdxl-refiner", "v_prediction"), ("sd2-depth", "epsilon")],
+)
+def test_a_mark_of_v_says_so_in_the_families_whose_trainers_leave_it(
+    name: str, prediction: str
+) -> None:
+    tensors = specs(FAMILIES[name].inventory()) | {"v_pred": Spec((0,), "float32")}
+
+    assert detect(tensors).prediction == prediction
 
 
 @needs_inventories

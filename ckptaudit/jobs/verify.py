@@ -181,11 +181,10 @@ class _Proof:
         damage = damaged_ids(self.source.container, state_dict)
         plan_with = planner(state_dict, meaning, options, digests, damage)
         plan = plan_with({})
-        if self.options is None:
-            return plan
-        spared = plan_with({(job.file, job.name): "" for job in plan.jobs})
-        self.spared = {job.id: job.target for job in spared.jobs}
-        return self.part_of(plan) if options.makes_folder else plan
+        if self.options is not None:
+            spared = plan_with({(job.file, job.name): "" for job in plan.jobs})
+            self.spared = {job.id: job.target for job in spared.jobs}
+        return plan
 
     def part_of(self, plan: ConversionPlan) -> ConversionPlan:
         """What *plan* has for the converted file, which is one of several.
@@ -381,10 +380,6 @@ class _Comparison:
     def recall(self, tally: Tally) -> None:
         for job, count in tally:
             self.differing[job] = self.differing.get(job, 0) + count
-
-
-def _shapes_in(output: Output) -> set[tuple[str, tuple[int, ...]]]:
-    return {(tensor.name, tensor.shape) for tensor in output.tensors}
 
 
 def _file(container: Container, digest: str | None) -> File:

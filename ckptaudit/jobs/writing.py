@@ -330,8 +330,7 @@ class _Run:
                 *self.empty_notes(),
                 *self.ema_notes(plan),
                 *self.vae_notes(plan),
-                # What is a guess stands in the folder's settings as if it were known.
-                *(self.hints if self.options.layout is Layout.DIFFUSERS else ()),
+                *self.guesses(),
                 *self.dry_notes(written=written),
             ),
         )
@@ -353,6 +352,13 @@ class _Run:
     def empty_notes(self) -> list[str]:
         """Say so where there was nothing to convert."""
         return [] if self.state_dict.views else ["holds no tensors that can be converted"]
+
+    def guesses(self) -> tuple[str, ...]:
+        """Say what is a guess and stands in a folder's settings as if it were known."""
+        if self.options.layout is not Layout.DIFFUSERS:
+            return ()
+        guess = self.meaning.detection.guess
+        return (*self.hints, guess) if guess else self.hints
 
     def dry_notes(self, *, written: bool) -> list[str]:
         """Say what a dry run cannot know."""

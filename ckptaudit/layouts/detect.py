@@ -34,7 +34,6 @@ __all__ = ["UNKNOWN", "Detection", "count", "detect", "place"]
 UNKNOWN = "unknown"
 # What the tensors of a diffusers folder are called, where another layout has its spellings.
 IN_FOLDER = "diffusers"
-_MARKS_OF_V = ("v_pred", "edm_vpred.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +70,11 @@ class Detection:
         if self.prediction is not None or not self.has_inventory:
             return None
         return FAMILIES[self.family].undecided
+
+    @property
+    def guess(self) -> str:
+        """What the settings of a folder say though keys do not show it; "" is nothing."""
+        return FAMILIES[self.family].guess if self.has_inventory else ""
 
     @property
     def vae_overflows(self) -> bool:
@@ -184,10 +188,10 @@ def _as_told(family: Family, tensors: Mapping[str, Spec]) -> Detection:
 
 def _detection(match: Match, evidence: tuple[str, ...]) -> Detection:
     family = match.family
-    marks = [key for key in match.tensors if key.startswith(_MARKS_OF_V)]
+    marks = [key for key in match.tensors if key.startswith(family.marks_of_v)]
     if family.core is not Component.UNET:
         prediction = None
-    elif marks and family.regions:
+    elif marks:
         prediction = "v_prediction"
         evidence = (*evidence, f"{min(marks)} is there: a trainer's mark of v-prediction")
     else:

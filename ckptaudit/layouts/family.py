@@ -242,6 +242,9 @@ class Family:
         pipeline: What diffusers makes of it; None where it has no folder of several components.
         prediction: What the denoiser predicts, ``epsilon`` or ``v_prediction``.
         undecided: How to guess what it predicts where files of the family differ.
+        marks_of_v: Prefixes of what trainers leave in files that predict v, whatever *prediction*.
+        guess: What a folder's settings say though keys do not show it, in a sentence for people; ""
+            where they say no such thing, or `undecided` tells.
         size: Side of the images it was trained on, in pixels; where it predicts v, of a family
             whose files differ, it is half as large again.
         scaling: What latents are multiplied with.
@@ -261,6 +264,8 @@ class Family:
     pipeline: Pipeline | None = None
     prediction: str = "epsilon"
     undecided: Undecided | None = None
+    marks_of_v: tuple[str, ...] = ()
+    guess: str = ""
     size: int = 512
     scaling: float = 0.18215
     vae_overflows: bool = False

@@ -7,7 +7,7 @@ Never asks: which of several families it is (`detect`), or for a tensor's values
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -118,7 +118,7 @@ class FolderMatch:
                 continue
             entry, there = places[key]
             rows = None if there.rows is None else (*there.rows, entry.shape[0])
-            here = type(there)(there.component, there.key)
+            here = replace(there, op="identity", rows=None)
             yield Placement(
                 key,
                 entry.component,

@@ -87,10 +87,13 @@ def make_plan(
     # Only now: the aliases of a tensor that does not fit are its equals and do not fit either.
     arranged = arrange(written, detection, options, unfit or {})
     names = {(job.file, job.name) for job in arranged.jobs}
-    orphans = [alias for alias in aliases if (alias.file, alias.of) not in names]
-    for orphan in orphans:
-        reason = f"is equal to {orphan.of}, which is left out"
-        draft.drops.append(Drop(orphan.source, described(views[orphan.source]), reason))
+    kept = []
+    for alias in sorted(aliases, key=lambda alias: (alias.name, alias.file)):
+        if (alias.file, alias.of) in names:
+            kept.append(alias)
+            continue
+        reason = f"is equal to {alias.of}, which is left out"
+        draft.drops.append(Drop(alias.source, described(views[alias.source]), reason))
     outside = [
         Drop(leftover.path, leftover.what, leftover.reason)
         for leftover in state_dict.leftovers
@@ -101,12 +104,7 @@ def make_plan(
     return ConversionPlan(
         outputs=arranged.outputs,
         jobs=arranged.jobs,
-        aliases=tuple(
-            sorted(
-                (alias for alias in aliases if alias not in orphans),
-                key=lambda alias: (alias.name, alias.file),
-            )
-        ),
+        aliases=tuple(kept),
         drops=(*drops, *outside),
         leftovers=tuple(left for left in state_dict.leftovers if not left.is_tensor),
     )

@@ -24,7 +24,7 @@ from ckptaudit.layouts.families.sd2 import (
 )
 from ckptaudit.layouts.families.sdxl import SDXL, SDXL_EDIT, SDXL_INPAINTING, SDXL_REFINER, SSD_1B
 from ckptaudit.layouts.families.unclip import UNCLIP_H, UNCLIP_L
-from ckptaudit.layouts.families.vae import VAE_F4, VAE_F8
+from ckptaudit.layouts.families.vae import VAE_F4, VAE_F8, VAE_SDXL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +38,7 @@ _ALL = (
     *(SD2, SD2_BASE, SD2_V, SD2_INPAINTING, SD2_DEPTH, SD2_UPSCALER, SD2_SGM, UNCLIP_L, UNCLIP_H),
     *(SDXL, SDXL_INPAINTING, SDXL_EDIT, SDXL_REFINER, SSD_1B),
     *(LDM_TEXT, LDM_CLASS),
-    *(VAE_F8, VAE_F4),
+    *(VAE_F8, VAE_SDXL, VAE_F4),
     *CONTROLNETS,
 )
 

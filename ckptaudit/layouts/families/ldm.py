@@ -79,6 +79,7 @@ LDM_CLASS = Family(
                 multipliers=(1, 2, 3, 5),
                 depths=(0, 1, 1, 1),
                 context=512,
+                heads=1,
             ),
         ),
         Part(Component.VAE, "first_stage_model.", VQ_F4),

@@ -16,7 +16,7 @@ from dataclasses import replace
 from ckptaudit.layouts.families.encoders import OPENCLIP_H
 from ckptaudit.layouts.families.schedule import AUGMENTATION, SCHEDULE, SIGMAS
 from ckptaudit.layouts.families.sd1 import SD1_UNET
-from ckptaudit.layouts.families.vae import KL_F4, KL_F8
+from ckptaudit.layouts.families.vae import KL_F4, KL_F8, SCALING_F4
 from ckptaudit.layouts.family import (
     Component,
     Family,
@@ -185,7 +185,7 @@ SD2_UPSCALER = Family(
     # Its second scheduler is nowhere in a checkpoint.
     pipeline=None,
     prediction="v_prediction",
-    scaling=0.08333,
+    scaling=SCALING_F4,
 )
 SD2_SGM = Family(
     name="sd2-sgm",

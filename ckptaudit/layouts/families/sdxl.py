@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from ckptaudit.layouts.families.encoders import CLIP_L, OPENCLIP_BIG_G
 from ckptaudit.layouts.families.schedule import SIGMAS
-from ckptaudit.layouts.families.vae import KL_F8
+from ckptaudit.layouts.families.vae import KL_F8, SCALING_SDXL
 from ckptaudit.layouts.family import Component, Family, Foreign, Part, Pipeline, Region, Sign
 from ckptaudit.layouts.unet import UNet
 
@@ -42,6 +42,7 @@ _MARKS = tuple(
     Region(prefix, Component.SCHEDULE)
     for prefix in ("v_pred", "ztsnr", "edm_vpred.", "edm_mean", "edm_std")
 )
+_MARKS_OF_V = ("v_pred", "edm_vpred.")
 _FOREIGN = (
     Foreign("control_model.", "a ControlNet together with the model it was trained in"),
     Foreign("cond_stage_model.", "a text encoder laid out as in Stable Diffusion 1 and 2"),
@@ -56,9 +57,6 @@ _POOLED = Sign(
     (1280, _VECTOR),
     "it takes a pooled text embedding and six numbers about the image's size",
 )
-
-
-_SCALING = 0.13025
 
 
 def _pipeline(name: str) -> Pipeline:
@@ -95,9 +93,10 @@ def _sdxl(
         signs=(*signs, _CONTEXT, _POOLED),
         foreign=(*_FOREIGN, *foreign),
         regions=_MARKS,
+        marks_of_v=_MARKS_OF_V,
         pipeline=pipeline,
         size=1024,
-        scaling=_SCALING,
+        scaling=SCALING_SDXL,
         vae_overflows=True,
     )
 
@@ -197,6 +196,7 @@ SDXL_REFINER = Family(
     ),
     foreign=_FOREIGN,
     regions=_MARKS,
+    marks_of_v=_MARKS_OF_V,
     pipeline=replace(
         _pipeline("StableDiffusionXLImg2ImgPipeline"),
         tokenizers=("tokenizer_2",),
@@ -204,6 +204,6 @@ SDXL_REFINER = Family(
         flags=(("force_zeros_for_empty_prompt", False), ("requires_aesthetics_score", True)),
     ),
     size=1024,
-    scaling=_SCALING,
+    scaling=SCALING_SDXL,
     vae_overflows=True,
 )

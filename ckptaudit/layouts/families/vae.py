@@ -4,19 +4,35 @@ Knows:      their numbers, and how a file with nothing else spells their names.
 Is told:    nothing.
 Never asks: what a given file holds (`detect`).
 
-The numbers are those of CompVis/latent-diffusion, models/first_stage_models: kl-f8, kl-f4, vq-f4.
+The numbers are those of CompVis/latent-diffusion, models/first_stage_models: kl-f8 and vq-f4; those
+of the x4 upscaler's, of Stability-AI/stablediffusion, configs/stable-diffusion/x4-upscaling.yaml.
+What latents are multiplied with is the scale_factor in the configuration of the whole model.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ckptaudit.layouts.autoencoder import Vae
 from ckptaudit.layouts.family import Component, Family, Foreign, Part, Region, Sign, Variant
 
-__all__ = ["KL_F4", "KL_F8", "VAE_F4", "VAE_F8", "VQ_F4"]
+__all__ = [
+    "KL_F4",
+    "KL_F8",
+    "SCALING_F4",
+    "SCALING_SDXL",
+    "VAE_F4",
+    "VAE_F8",
+    "VAE_SDXL",
+    "VQ_F4",
+]
 
 KL_F8 = Vae(image=3, latent=4, channels=128, multipliers=(1, 2, 4, 4), res_blocks=2)
 KL_F4 = Vae(image=3, latent=4, channels=128, multipliers=(1, 2, 4), res_blocks=2)
 VQ_F4 = Vae(image=3, latent=3, channels=128, multipliers=(1, 2, 4), res_blocks=2, codebook=8192)
+
+SCALING_F4 = 0.08333
+SCALING_SDXL = 0.13025
 
 _ALONE = (
     Foreign("model.diffusion_model.", "a UNet, so this is more than an autoencoder"),
@@ -52,6 +68,20 @@ VAE_F8 = Family(
     foreign=_ALONE,
     variants=_SPELLINGS,
     regions=_TRAINING,
+    guess=(
+        f"the scaling factor of latents is a guess: 0.18215, that of Stable Diffusion 1 and 2; the "
+        f"autoencoder of SDXL has the same keys and {SCALING_SDXL} (--family vae-sdxl)"
+    ),
+)
+VAE_SDXL = replace(
+    VAE_F8,
+    name="vae-sdxl",
+    title="the autoencoder of Stable Diffusion XL",
+    guess="",
+    size=1024,
+    scaling=SCALING_SDXL,
+    vae_overflows=True,
+    is_named_only=True,
 )
 VAE_F4 = Family(
     name="vae-f4",
@@ -66,4 +96,5 @@ VAE_F4 = Family(
     ),
     variants=_SPELLINGS,
     regions=_TRAINING,
+    scaling=SCALING_F4,
 )
