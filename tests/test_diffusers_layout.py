@@ -32,7 +32,19 @@ if TYPE_CHECKING:
 KEEP = Options(layout=Layout.DIFFUSERS, precision=Precision.KEEP)
 
 
-SINGLE_FILES = ["sd1", "sd1-inpainting", "sd2", "sdxl", "sdxl-refiner", "sd2-sgm"]
+SINGLE_FILES = [
+    *(
+        "sd1",
+        "sd1-inpainting",
+        "sd2",
+        "sd2-depth",
+        "sd2-upscaler",
+        "sd2-unclip-l",
+        "sd2-unclip-h",
+        "sd2-sgm",
+    ),
+    *("sdxl", "sdxl-refiner", "ssd-1b", "ldm-text2img"),
+]
 
 
 @pytest.mark.parametrize("thin_family", SINGLE_FILES, indirect=True)

@@ -40,7 +40,7 @@ _OF_OLD = (
 
 def folder_key(family: Family, there: Destination) -> str:
     """What a tensor is called in the folder of *family*: its place and its name."""
-    return there.key if family.pipeline is None else f"{there.component.value}/{there.key}"
+    return family.home(there.component) + there.key
 
 
 @cache
@@ -89,9 +89,9 @@ class FolderMatch:
             if entry.key in signs and not self._fits(place):
                 shape = list(_shape(entry, there))
                 yield f"{place} is not there in the shape {shape}, as in {title}"
-        homes = {f"{part.component.value}/" for part in self.family.parts}
+        homes = {self.family.home(part.component) for part in self.family.models}
         taken = set(self.holders.values())
-        for home in sorted(homes):
+        for home in sorted(homes - {""}):
             lying = [key for key in self.tensors if key.startswith(home)]
             known = sum(key in taken for key in lying)
             if lying and 2 * known <= len(lying):

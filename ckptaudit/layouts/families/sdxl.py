@@ -15,7 +15,16 @@ from dataclasses import replace
 from ckptaudit.layouts.families.encoders import CLIP_L, OPENCLIP_BIG_G
 from ckptaudit.layouts.families.schedule import SIGMAS
 from ckptaudit.layouts.families.vae import KL_F8, SCALING_SDXL
-from ckptaudit.layouts.family import Component, Family, Foreign, Part, Pipeline, Region, Sign
+from ckptaudit.layouts.family import (
+    TOKENIZER,
+    Component,
+    Family,
+    Foreign,
+    Part,
+    Pipeline,
+    Region,
+    Sign,
+)
 from ckptaudit.layouts.unet import UNet
 
 __all__ = ["SDXL", "SDXL_EDIT", "SDXL_INPAINTING", "SDXL_REFINER", "SDXL_UNET", "SSD_1B"]
@@ -42,6 +51,7 @@ _MARKS = tuple(
     Region(prefix, Component.SCHEDULE)
     for prefix in ("v_pred", "ztsnr", "edm_vpred.", "edm_mean", "edm_std")
 )
+_TOKENIZER_2 = replace(TOKENIZER, name="tokenizer_2")
 _MARKS_OF_V = ("v_pred", "edm_vpred.")
 _FOREIGN = (
     Foreign("control_model.", "a ControlNet together with the model it was trained in"),
@@ -63,7 +73,7 @@ def _pipeline(name: str) -> Pipeline:
     return Pipeline(
         name,
         scheduler="EulerDiscreteScheduler",
-        tokenizers=("tokenizer", "tokenizer_2"),
+        named=(TOKENIZER, _TOKENIZER_2),
         left_out=("image_encoder", "feature_extractor"),
         flags=(("force_zeros_for_empty_prompt", True),),
     )
@@ -199,7 +209,7 @@ SDXL_REFINER = Family(
     marks_of_v=_MARKS_OF_V,
     pipeline=replace(
         _pipeline("StableDiffusionXLImg2ImgPipeline"),
-        tokenizers=("tokenizer_2",),
+        named=(_TOKENIZER_2,),
         left_out=("tokenizer", "text_encoder", "image_encoder", "feature_extractor"),
         flags=(("force_zeros_for_empty_prompt", False), ("requires_aesthetics_score", True)),
     ),
