@@ -38,7 +38,8 @@ def thin(architecture: Architecture) -> Architecture:
                 architecture,
                 channels=32,
                 depths=tuple(min(depth, 1) for depth in depths),
-                up_depths=tuple(tuple(min(depth, 2) for depth in level) for level in up),
+                # What tells one distilled model from another is how many blocks are left.
+                up_depths=tuple(tuple(min(depth, 4) for depth in level) for level in up),
                 middle_depth=min(middle, 1),
                 context=64,
             )

@@ -43,7 +43,7 @@ SINGLE_FILES = [
         "sd2-unclip-h",
         "sd2-sgm",
     ),
-    *("sdxl", "sdxl-refiner", "ssd-1b", "ldm-text2img"),
+    *("sdxl", "sdxl-refiner", "ssd-1b", "segmind-vega", "ldm-text2img"),
 ]
 
 

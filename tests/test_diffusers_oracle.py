@@ -48,7 +48,8 @@ OPENED = [
         "sd2-unclip-l",
         "sd2-unclip-h",
     ),
-    *("sdxl", "sdxl-inpainting", "sdxl-edit", "sdxl-refiner", "ssd-1b", "ldm-text2img"),
+    *("sdxl", "sdxl-inpainting", "sdxl-edit", "sdxl-refiner", "ssd-1b", "segmind-vega"),
+    "ldm-text2img",
 ]
 AUTOENCODERS = ("vae", "vqvae")
 FETCHED = ("image_encoder", "depth_estimator")
@@ -340,3 +341,26 @@ def test_a_depth_estimator_is_all_of_the_hybrid_that_transformers_has() -> None:
         model = transformers.DPTForDepthEstimation(transformers.DPTConfig(**config))
 
     assert arrived == {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", ["alt-diffusion", "alt-diffusion-m18"])
+def test_the_text_encoder_of_altdiffusion_is_that_of_transformers(name: str) -> None:
+    """Below the layers that AltDiffusion has added, at full size."""
+    at = "cond_stage_model.roberta."
+    held = {e.key: e.shape for e in FAMILIES[name].inventory() if e.key.startswith(at)}
+    config = transformers.XLMRobertaConfig(
+        vocab_size=250002,
+        max_position_embeddings=514,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_attention_heads=16,
+        num_hidden_layers=24,
+        type_vocab_size=1,
+    )
+    with torch.device("meta"):
+        model = transformers.XLMRobertaModel(config)
+
+    theirs = {at + key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    # transformers counts positions itself now.
+    held.pop(f"{at}embeddings.position_ids")
+    assert held == theirs

@@ -63,6 +63,8 @@ COUNTED = {
     "sd2-upscaler": 1205,
     "sd2-sgm": 1229,
     "sd2-unclip-h": 1650,
+    # The image half has eight layers fewer, and the text half its twelve, which the other has not.
+    "sd2-unclip-l": 1650 + 12 * 12 - 8 * 12,
     "sdxl": 2516,
     "sdxl-refiner": 1859,
     "ldm-text2img": 1368,

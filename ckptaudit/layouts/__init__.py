@@ -6,7 +6,7 @@ layout.  Everything else here is a lookup in that inventory.
 
 To add a family, describe its parts in ``families`` as ``sd1.py`` does, and name it in
 `FAMILIES` there.  A part built in a way that no architecture has (`unet`, `autoencoder`,
-`clip`, `bert`, `midas`) is one more description class beside those.
+`clip`, `bert`, `midas`, `xlmr`) is one more description class beside those.
 
 Knows:      model families; it is the only room that does.
 Is told:    keys, shapes and dtypes.

@@ -5,7 +5,8 @@ Is told:    nothing.
 Never asks: what a given file holds (`detect`).
 
 The numbers are those of Stability-AI/generative-models, configs/inference/sd_xl_base.yaml and
-sd_xl_refiner.yaml, and of segmind/SSD-1B, whose UNet lost blocks and half of its transformers.
+sd_xl_refiner.yaml, and of segmind/SSD-1B and segmind/Segmind-Vega, whose UNets lost blocks and most
+of their transformers.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ckptaudit.layouts.family import (
 )
 from ckptaudit.layouts.unet import UNet
 
-__all__ = ["SDXL", "SDXL_EDIT", "SDXL_INPAINTING", "SDXL_REFINER", "SDXL_UNET", "SSD_1B"]
+__all__ = ["SDXL", "SDXL_EDIT", "SDXL_INPAINTING", "SDXL_REFINER", "SDXL_UNET", "SSD_1B", "VEGA"]
 
 _U = "model.diffusion_model."
 # A pooled text embedding of 1280 numbers, and six numbers about the image, 256 wide each.
@@ -148,6 +149,12 @@ SDXL_EDIT = _whole(
     "the latent of the image to edit is concatenated to the 4-channel latent",
     _pipeline("StableDiffusionXLInstructPix2PixPipeline"),
 )
+_BASE = Sign(
+    f"{_U}input_blocks.0.0.weight",
+    (320, 4, 3, 3),
+    "320 channels wide, and nothing is concatenated to the 4-channel latent",
+)
+_NO_MIDDLE = Foreign(f"{_U}middle_block.1.", "a transformer in the middle")
 SSD_1B = _sdxl(
     "ssd-1b",
     "SSD-1B, a distilled Stable Diffusion XL",
@@ -157,12 +164,34 @@ SSD_1B = _sdxl(
         middle_depth=0,
         up_depths=((0, 0, 0), (2, 1, 1), (4, 4, 10)),
     ),
+    _BASE,
     Sign(
-        f"{_U}input_blocks.0.0.weight",
-        (320, 4, 3, 3),
-        "320 channels wide, and nothing is concatenated to the 4-channel latent",
+        f"{_U}output_blocks.0.1.transformer_blocks.3.norm1.weight",
+        (1280,),
+        "the first transformer on the way up has four blocks",
     ),
-    foreign=(Foreign(f"{_U}middle_block.1.", "a transformer in the middle"),),
+    foreign=(_NO_MIDDLE,),
+    pipeline=_TEXT_TO_IMAGE,
+)
+VEGA = _sdxl(
+    "segmind-vega",
+    "Segmind-Vega, a distilled Stable Diffusion XL",
+    replace(
+        SDXL_UNET,
+        depths=(0, 1, 2),
+        middle_depth=0,
+        up_depths=((0, 0, 0), (1, 1, 1), (2, 2, 2)),
+    ),
+    _BASE,
+    Sign(
+        f"{_U}output_blocks.0.1.transformer_blocks.1.norm1.weight",
+        (1280,),
+        "the first transformer on the way up has two blocks",
+    ),
+    foreign=(
+        _NO_MIDDLE,
+        Foreign(f"{_U}output_blocks.0.1.transformer_blocks.2.", "further blocks on the way up"),
+    ),
     pipeline=_TEXT_TO_IMAGE,
 )
 SDXL_REFINER = Family(
