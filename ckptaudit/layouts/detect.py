@@ -20,7 +20,7 @@ from ckptaudit.layouts.adapters import recognise
 from ckptaudit.layouts.diffusers import folder_files, weights_file
 from ckptaudit.layouts.families import FAMILIES
 from ckptaudit.layouts.family import Component
-from ckptaudit.layouts.folder import FolderMatch
+from ckptaudit.layouts.folder import FolderMatch, may_be_of
 from ckptaudit.layouts.match import ComponentCount, Match, Placement, Spec, has_strangers, signs_met
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _of_folder(tensors: Mapping[str, Spec], families: Iterable[Family]) -> Detec
     fitting = [
         match
         for family in families
-        if family.has_diffusers_layout
+        if family.has_diffusers_layout and may_be_of(family, tensors)
         for match in (FolderMatch.between(family, tensors),)
         if match.holders and not any(match.objections())
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from ckptaudit.layouts.family import Component
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ckptaudit.layouts.family import Destination, Entry, Family
     from ckptaudit.layouts.grammar import Op
 
-__all__ = ["FolderMatch", "folder_key"]
+__all__ = ["FolderMatch", "folder_key", "may_be_of"]
 
 _BACK: Mapping[str, Op] = {
     "identity": "identity",
@@ -29,6 +30,8 @@ _BACK: Mapping[str, Op] = {
     "transpose": "transpose",
     "rows": "join",
 }
+# As many tensors as a file may lack some of, and few enough to be named at once.
+_FIRST = 8
 # How diffusers called the layers of an autoencoder's attention before 0.17.
 _OF_OLD = (
     (".query.", ".to_q."),
@@ -41,6 +44,18 @@ _OF_OLD = (
 def folder_key(family: Family, there: Destination) -> str:
     """What a tensor is called in the folder of *family*: its place and its name."""
     return family.home(there.component) + there.key
+
+
+def may_be_of(family: Family, tensors: Mapping[str, Spec]) -> bool:
+    """Whether any of the first tensors of *family*'s core is among *tensors*.
+
+    This makes no inventory, so that a file can be held against many families.
+    """
+    core = next(part for part in family.parts if part.component is family.core)
+    places = (folder_key(family, to) for entry in core.entries() for to in entry.diffusers)
+    first = tuple(islice(places, _FIRST))
+    bare = (key.replace("text_model.", "") for key in first)
+    return any(key in tensors for key in (*first, *bare))
 
 
 @cache
