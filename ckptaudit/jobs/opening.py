@@ -120,9 +120,11 @@ def _hashing(source: ByteSource) -> Hashing:
 
 def notes_on(container: Container) -> tuple[str, ...]:
     """What is worth telling about the file that speaks neither for nor against it."""
+    if container.kind is Kind.FOLDER:
+        return container.notes
     is_named = container.source.name.lower().endswith(".safetensors")
     if container.kind is Kind.SAFETENSORS and not is_named:
         return ("is a safetensors file under another name; it was read as what it is",)
-    if container.kind not in {Kind.SAFETENSORS, Kind.FOLDER} and is_named:
+    if container.kind is not Kind.SAFETENSORS and is_named:
         return (f"is named .safetensors but is a {container.kind.value} checkpoint",)
     return ()
