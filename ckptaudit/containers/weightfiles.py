@@ -60,11 +60,13 @@ class WeightFiles:
         chosen: Those that hold the weights of the model; folder by folder.
         unread: Others that hold weights, in another format or precision, or of another model.
         others: The rest of what lies in the folder and in the folders in it.
+        folders: Folders in those, in which nobody looks for a part of a pipeline.
     """
 
     chosen: tuple[str, ...]
     unread: tuple[str, ...]
     others: tuple[str, ...]
+    folders: tuple[str, ...]
 
 
 def weight_files(folder: Path) -> WeightFiles:
@@ -81,19 +83,22 @@ def weight_files(folder: Path) -> WeightFiles:
     chosen: list[str] = []
     unread: list[str] = []
     others: list[str] = []
+    folders: list[str] = []
     configured = set()
     for home in (folder, *_folders(folder)):
         names = _names_in(home)
         own = _chosen(names, home)
         place = "" if home == folder else f"{home.name}/"
         chosen += (place + name for name in own)
-        rest = [name for name in names if name not in own and not (home / name).is_dir()]
+        inner = {name for name in names if name not in own and (home / name).is_dir()}
+        folders += (place + name for name in sorted(inner) if place)
+        rest = [name for name in names if name not in own and name not in inner]
         unread += (place + name for name in rest if name.lower().endswith(_LIKE_WEIGHTS))
         others += (place + name for name in rest if not name.lower().endswith(_LIKE_WEIGHTS))
         if _CONFIG in names:
             configured.add(home.name if place else "")
     _check_whole(folder, configured, chosen)
-    return WeightFiles(tuple(chosen), tuple(unread), tuple(others))
+    return WeightFiles(tuple(chosen), tuple(unread), tuple(others), tuple(folders))
 
 
 def path_text(path: Path | str) -> str:

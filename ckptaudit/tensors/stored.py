@@ -39,7 +39,8 @@ def of_folder(container: Container, state_dict_of: Callable[[Container], StateDi
     """The tensors of all files that make up a folder's model.
 
     Raises:
-        Unsupported: Two files hold a tensor of one name, or a file is not what it is called.
+        Unsupported: Two files hold a tensor of one name or differ in byte order, or a file is
+            not what it is called.
         CkptauditError: Whatever *state_dict_of* raises for a file.
     """
     views: dict[str, TensorView] = {}
@@ -65,6 +66,11 @@ def _read(
     leftovers: list[Leftover],
 ) -> Iterator[TensorView]:
     """The tensors of one file, as the folder has them; what else it holds joins *leftovers*."""
+    if part.container.byteorder != folder.byteorder:
+        raise Unsupported(
+            f"{folder.source.name}: {escape(part.name)} is {part.container.byteorder}-endian, and "
+            "another file is not; convert one alone to safetensors first, into the same folder"
+        )
     if part.container.kind is Kind.SAFETENSORS:
         # Names in its metadata may stand for tensors of another file.
         yield from (_moved(view, part) for view in _views(part.container))
