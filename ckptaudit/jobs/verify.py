@@ -9,24 +9,24 @@ Never asks: to be believed: from the converted file it takes which options were 
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ckptaudit.containers import Kind
 from ckptaudit.errors import Unsupported
-from ckptaudit.jobs.health import damaged_ids
+from ckptaudit.jobs.given import Given
 from ckptaudit.jobs.opening import File, Opened, opened
-from ckptaudit.jobs.planning import meaning_of, planner
 from ckptaudit.jobs.receipt import receipt_in
-from ckptaudit.jobs.stream import JobId, Nowhere, Tally, digest_of, stream
+from ckptaudit.jobs.stream import JobId, Nowhere, Tally, stream
 from ckptaudit.layouts import Component
-from ckptaudit.plan import Dedupe, Ema, OnOverflow, Options, Output, Precision
+from ckptaudit.plan import Dedupe, Ema, Layout, OnOverflow, Options, Output, Precision
 from ckptaudit.policy import judge
-from ckptaudit.tensors import find_state_dict, misfits
+from ckptaudit.tensors import misfits
 from ckptaudit.vm import escape
 from ckptaudit.wording import counted
 
@@ -41,12 +41,14 @@ if TYPE_CHECKING:
     from ckptaudit.plan import Alias, ConversionPlan, Drop, OutputTensor, TensorJob
     from ckptaudit.policy import Coverage
 
-__all__ = ["TensorProof", "Verification", "verify"]
+__all__ = ["FOREIGN_FOLDER", "Place", "TensorProof", "Verification", "file_of", "prove", "verify"]
 
 # What a float may have been cast to.
 _CASTS = ("float32", "float16", "bfloat16")
 # A file by another tool is held against every tensor of the source under its own name.
 _FOREIGN = Options(precision=Precision.KEEP, ema=Ema.KEEP, dedupe=Dedupe.NONE)
+# A folder by another tool is one for diffusers: nobody else agrees on names in folders.
+FOREIGN_FOLDER = replace(_FOREIGN, layout=Layout.DIFFUSERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +60,28 @@ class TensorProof:
         source: Its key in the source.
         equal: Whether the converted file holds exactly what its source gives.
         problem: What is wrong, if it does not.
+        file: The file it is in, by its path in the folder; "" where there is one file only.
     """
 
     name: str
     source: str
     equal: bool
     problem: str | None
+    file: str
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Whether a converted file is what its source gives.
+    """Whether a converted file, or a folder of such files, is what its source gives.
 
     Attributes:
         source: The checkpoint.
-        converted: The file made from it.
+        converted: What was made from it; of a folder the bytes of all *files*, and no hash.
+        files: The files that were compared, in a folder its settings too, by path.
         equal: Whether every tensor is proven and nothing else is wrong.
         coverage: Whether all of *source* was read; what was not cannot be in the converted file.
         options: How *converted* says it was made, which was followed; None if it does not say.
-        tensors: Each tensor that should be there, in the order of the data.
+        tensors: Each tensor that should be there, file by file, in the order of the data.
         aliases: Names stored under another, which is among *tensors*.
         dropped: Tensors of the source that were not to be written.
         problems: What is wrong apart from single tensors.
@@ -85,6 +90,7 @@ class Verification:
 
     source: File
     converted: File
+    files: tuple[File, ...]
     equal: bool
     coverage: Coverage
     options: Options | None
@@ -106,25 +112,66 @@ def verify(
 
     Args:
         source: The checkpoint, or the folder of a diffusers model.
-        converted: A safetensors file made from it; of several that were made, one.
+        converted: A safetensors file made from it, of several that were made one; or the folder
+            in which all of them are, with the settings that belong to them.
         with_hash: Compute the SHA-256 of both.
         progress: Told bytes of weights done, and in all.
 
     Raises:
         CkptauditError: There is no answer: one of the files cannot be read.
     """
-    with (
-        opened(source, with_hash=with_hash, takes_folders=True) as one,
-        opened(converted, with_hash=with_hash) as two,
-    ):
-        return _Proof(one, two).run(progress)
+    with opened(source, with_hash=with_hash, takes_folders=True) as one:
+        if os.path.isdir(converted):  # noqa: PTH112 - a name that is too long is none
+            # It imports this module, and is for folders only.
+            from ckptaudit.jobs.folderproof import FolderProof  # noqa: PLC0415 - as said above
+
+            return FolderProof(one, Path(converted)).run(progress, with_hash=with_hash)
+        with opened(converted, with_hash=with_hash) as two:
+            return prove(one, two, Given(one.container), progress)
+
+
+def prove(
+    source: Opened,
+    converted: Opened,
+    given: Given,
+    progress: Callable[[int, int], None],
+    place: Place | None = None,
+) -> Verification:
+    """Hold one file against what its source gives.
+
+    Args:
+        source: The checkpoint.
+        converted: The file.
+        given: What *source* gives.
+        progress: Told bytes of weights done, and in all.
+        place: Which of the files of a folder *converted* is, if it is one of those.
+    """
+    return _Proof(source, converted, given, place).run(progress)
+
+
+class Place(NamedTuple):
+    """Which of the files of a folder a converted file is.
+
+    Attributes:
+        file: What the plan calls it.
+        path: Its path in the folder.
+        options: How the folder was made; None if it does not say.
+    """
+
+    file: str
+    path: str
+    options: Options | None
 
 
 class _Proof:
-    """One comparison."""
+    """One comparison; of a file in a folder if it has a *place*."""
 
-    def __init__(self, source: Opened, converted: Opened) -> None:
+    def __init__(
+        self, source: Opened, converted: Opened, given: Given, place: Place | None = None
+    ) -> None:
         self.source = source
+        self.given = given
+        self.place = place
         self.converted = converted
         self.file: Container = converted.container
         if self.file.kind is not Kind.SAFETENSORS:
@@ -136,6 +183,8 @@ class _Proof:
         self.tensor_problems: dict[JobId, str] = {}
         self.receipt = receipt_in(self.file.metadata)
         self.options = self.receipt.options if self.receipt is not None else None
+        if place is not None:
+            self.options = place.options
         self.outputs: Mapping[str, OutputTensor] = {}
         # By job, the type it is written in where a weight does not fit the one wanted.
         self.spared: Mapping[JobId, DType] = {}
@@ -160,26 +209,32 @@ class _Proof:
         source_digest, digest = self.source.finish(), self.converted.finish()
         self.check_metadata(plan, source_digest)
         proofs = tuple(self.proof(job, stored) for job, stored in pairs)
+        converted = file_of(self.file, digest)
         return Verification(
-            source=_file(self.source.container, source_digest),
-            converted=_file(self.file, digest),
+            source=file_of(self.source.container, source_digest),
+            converted=converted,
+            files=(converted,),
             equal=not self.problems and all(proof.equal for proof in proofs),
             coverage=judge(self.source.container, misfits).coverage,
             options=self.options,
             tensors=proofs,
             aliases=plan.aliases,
             dropped=plan.drops,
-            problems=tuple(self.problems),
+            problems=tuple(map(self.said_here, self.problems)),
             notes=tuple(self.notes),
         )
 
+    @property
+    def path(self) -> str:
+        return "" if self.place is None else self.place.path
+
+    def said_here(self, problem: str) -> str:
+        """*problem*, and of which of several files it is one."""
+        return f"{escape(self.path)}: {problem}" if self.path else problem
+
     def plan(self) -> ConversionPlan:
-        state_dict = find_state_dict(self.source.container)
-        options = self.options or _FOREIGN
-        meaning = meaning_of(state_dict, options.family)
-        digests = partial(digest_of, self.source.container)
-        damage = damaged_ids(self.source.container, state_dict)
-        plan_with = planner(state_dict, meaning, options, digests, damage)
+        foreign = _FOREIGN if self.place is None else FOREIGN_FOLDER
+        plan_with = self.given.planner(self.options or foreign)
         plan = plan_with({})
         if self.options is not None:
             spared = plan_with({(job.file, job.name): "" for job in plan.jobs})
@@ -189,9 +244,11 @@ class _Proof:
     def part_of(self, plan: ConversionPlan) -> ConversionPlan:
         """What *plan* has for the converted file, which is one of several.
 
-        That is the file that most of its names and shapes are in: where another was meant, all
-        that is missing is said to be.
+        That is the file whose place it has, or else the one that most of its names and shapes
+        are in: where another was meant, all that is missing is said to be.
         """
+        if self.place is not None:
+            return _part(plan, self.place.file)
         held = {(key, tensor.shape) for key, tensor in self.file.tensors.items()}
 
         def agreement(output: Output) -> int:
@@ -204,12 +261,7 @@ class _Proof:
                 f"is proven as {own.file}, by itself; {counted(others, 'other file')} of the "
                 "conversion must be proven too"
             )
-        return replace(
-            plan,
-            outputs=(own,),
-            jobs=tuple(job for job in plan.jobs if job.file == own.file),
-            aliases=tuple(alias for alias in plan.aliases if alias.file == own.file),
-        )
+        return _part(plan, own.file)
 
     def is_owed(self, job: TensorJob) -> bool:
         """Whether the converted file must hold *job*; another tool may leave averages out."""
@@ -349,7 +401,7 @@ class _Proof:
         elif self.differing.get(job.id):
             problem = f"differs in {self.differing[job.id]} of {counted(job.view.numel, 'element')}"
         name = stored.key if stored is not None else job.name
-        return TensorProof(name, job.source, problem is None, problem)
+        return TensorProof(name, job.source, problem is None, problem, self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,7 +434,18 @@ class _Comparison:
             self.differing[job] = self.differing.get(job, 0) + count
 
 
-def _file(container: Container, digest: str | None) -> File:
+def _part(plan: ConversionPlan, file: str) -> ConversionPlan:
+    """What *plan* has for one *file* of it."""
+    return replace(
+        plan,
+        outputs=tuple(output for output in plan.outputs if output.file == file),
+        jobs=tuple(job for job in plan.jobs if job.file == file),
+        aliases=tuple(alias for alias in plan.aliases if alias.file == file),
+    )
+
+
+def file_of(container: Container, digest: str | None) -> File:
+    """What an answer says of the file that *container* is."""
     return File(container.source.name, container.source.size, digest)
 
 

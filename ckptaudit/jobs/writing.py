@@ -7,7 +7,6 @@ Never asks: whether it may be converted (`convert`), how the answer is shown.
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,12 +15,12 @@ from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ckptaudit.errors import CastOverflow, Unsupported
+from ckptaudit.errors import CastOverflow
 from ckptaudit.jobs.account import Conversion, Source, TensorEntry
 from ckptaudit.jobs.hashing import hash_of
 from ckptaudit.jobs.health import damaged_ids, health_of
 from ckptaudit.jobs.opening import File, Opened, notes_on
-from ckptaudit.jobs.planning import meaning_of, planner, prediction_of
+from ckptaudit.jobs.planning import check_layout, meaning_of, planner, prediction_of, texts_of
 from ckptaudit.jobs.receipt import metadata_of
 from ckptaudit.jobs.small import std_of
 from ckptaudit.jobs.stream import digest_of, stream
@@ -117,7 +116,7 @@ class _Run:
         self.progress = progress
         self.state_dict = find_state_dict(file.container)
         self.meaning = meaning_of(self.state_dict, options.family)
-        self.check_family()
+        check_layout(self.meaning.detection, options, file.container.source.name)
         self.prediction, self.hints = prediction_of(
             self.meaning.detection, self.state_dict, partial(std_of, file.container)
         )
@@ -133,20 +132,6 @@ class _Run:
         self.in_vain = 0
         # One byte that lanes share: not 0 once the attempt under way has come to nothing.
         self.is_vain = mmap(-1, 1)
-
-    def check_family(self) -> None:
-        """Refuse what a family must be known for, where it is not."""
-        found, name = self.meaning.detection, self.file.container.source.name
-        if self.options.split and not found.has_inventory:
-            raise Unsupported(
-                f"{name}: is of family {found.family}, whose parts are not known, so it cannot be "
-                "split; --family names another"
-            )
-        if self.options.layout is Layout.DIFFUSERS and not found.has_diffusers_layout:
-            raise Unsupported(
-                f"{name}: is of family {found.family}, of which no diffusers folder is made; "
-                "--family names another"
-            )
 
     def check_places(self, sources: tuple[Path, ...]) -> None:
         """Refuse to write to any of *sources*, which may lie where a file of a folder goes."""
@@ -223,14 +208,7 @@ class _Run:
 
     def texts(self, plan: ConversionPlan) -> dict[str, bytes]:
         """The JSON files of a folder, by path in it."""
-        if self.options.layout is not Layout.DIFFUSERS:
-            return {}
-        weights = [output.file for output in plan.outputs]
-        files = self.meaning.detection.folder_files(weights, self.prediction or "epsilon")
-        return {
-            file: json.dumps(settings, indent=2).encode() + b"\n"
-            for file, settings in files.items()
-        }
+        return texts_of(self.meaning.detection, self.prediction, plan, self.options)
 
     def starts(self, plan: ConversionPlan, *, with_hash: bool) -> dict[str, int]:
         """Where in each file its data begin, in bytes."""
