@@ -59,9 +59,9 @@ class TensorStats:
         std: Population standard deviation (divisor n, not n - 1).
         zeros: Elements equal to zero, of either sign.
         nan: Elements that are not a number.
-        inf: Infinite elements, of either sign.
-        overflowed: Finite in, too large for the target: infinite out, or, if clamped,
-            its largest finite number.
+        inf: Infinite elements, of either sign; float8_e4m3fn has a NaN for each.
+        overflowed: Finite in, too large for the target: infinite out, or NaN in float8_e4m3fn,
+            or, if clamped, its largest finite number.
         flushed: Nonzero in, zero out.
         subnormal: Elements of the *result* that are nonzero and smaller than the target's
             smallest normal number.
@@ -132,9 +132,11 @@ class _Tally:
 class Caster:
     """Casts one tensor, given as a stream of blocks, and measures it.
 
-    Any float type can be cast to float32, float16 or bfloat16; every type can be copied
-    (source and target the same).  A NaN stays a NaN: it keeps its sign and the leading bits
-    of its payload and becomes quiet.  Infinities stay.  Copied elements keep every bit.
+    Any float type can be cast to float32, float16, bfloat16, float8_e4m3fn or float8_e5m2;
+    every type can be copied (source and target the same).  A NaN stays a NaN: it keeps its sign
+    and the leading bits of its payload and becomes quiet.  Infinities stay, but in float8_e4m3fn,
+    which has none: there they become NaN of their sign, clamped or not, for no finite number is
+    what they were.  Copied elements keep every bit.
 
     All counts, ``min``, ``max`` and ``max_abs_error`` depend on the elements alone.  The
     sums behind ``mean``, ``std`` and ``sqnr_db`` are taken piece by piece: on one machine
@@ -169,7 +171,7 @@ class Caster:
         self._target = target
         self._copies = source == target
         self._clamp = clamp
-        self._limit = math.inf if self._copies else FORMATS[target.name].overflows_at
+        self._limit = math.inf if self._copies else FORMATS[target.name].overflows_beyond
         self._tally = _Tally()
 
     def cast(self, block: memoryview, out: memoryview) -> None:
