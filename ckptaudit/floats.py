@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ckptaudit.dtypes import DType
 
 __all__ = [
+    "BINADES",
     "FORMATS",
     "TARGETS",
     "Format",
@@ -36,6 +37,7 @@ __all__ = [
     "Wide",
     "as_bits",
     "clamp",
+    "count_binades",
     "decode",
     "encode",
     "keep_nan",
@@ -100,6 +102,10 @@ FORMATS = {
 # The formats that `encode` writes; all of them have subnormals, and all but float8_e4m3fn
 # infinities.
 TARGETS = frozenset({"float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"})
+
+# Exponents of the powers of two that a double can be as large as; the first is that of its
+# smallest subnormal number.
+BINADES = range(-1074, 1024)
 
 # Codes of the eight-bit formats, sign bit off and on, that are no finite numbers.  The fnuz
 # ones have neither infinity nor negative zero; where that would be is their only NaN.
@@ -234,6 +240,31 @@ def magnitudes(x: Stored | Wide, room: Wide) -> NDArray[np.unsignedinteger]:
     twice = room.view(bits.dtype)[: x.size]
     np.add(bits, bits, out=twice)  # twice as fast as a shift
     return twice
+
+
+def count_binades(x: Wide, counts: NDArray[np.int64], room: Wide) -> None:
+    """Count each of *x* to the largest power of two that is no larger than it, signs aside.
+
+    NaN, infinities and zeros are counted nowhere; subnormal numbers where they belong.
+
+    Args:
+        x: n wide numbers.
+        counts: Added to, one for each of `BINADES`.
+        room: Written to: float64, at least n, aligned.
+    """
+    form = FORMATS[x.dtype.name]
+    exponents = 2 << (8 * x.itemsize - 1 - form.precision)
+    # In the order of the bits: sign, exponent, fraction; to the count of one sign the other's is
+    # added.  The first exponent is that of zeros and subnormals, the last that of the rest.
+    found = room.view(np.int64)[: x.size]
+    np.right_shift(as_bits(x), form.precision - 1, out=found)
+    of_sign = np.bincount(found, minlength=2 * exponents).reshape(2, exponents)
+    by_exponent = of_sign[0] + of_sign[1]
+    first = form.emin - BINADES.start
+    counts[first : first + exponents - 2] += by_exponent[1:-1]
+    if by_exponent[0]:
+        tiny = x[(np.abs(x) < form.smallest_normal) & (x != 0)]
+        np.add.at(counts, np.frexp(tiny)[1] - 1 - BINADES.start, 1)
 
 
 def as_bits(x: Stored | Wide) -> NDArray[np.unsignedinteger]:

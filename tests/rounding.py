@@ -116,7 +116,8 @@ def nearest(x: NDArray[np.float64], target: DType) -> NDArray[np.float64]:
     exponent = np.maximum(np.frexp(finite)[1] - 1, emin)
     unit = exponent - (precision - 1)
     # Clipped so that scaling a float64 subnormal up cannot overflow; it is zero all the same.
-    rounded = np.ldexp(np.rint(np.ldexp(finite, np.clip(-unit, -1023, 1023))), unit)
+    with np.errstate(over="ignore"):
+        rounded = np.ldexp(np.rint(np.ldexp(finite, np.clip(-unit, -1023, 1023))), unit)
     too_large = (np.abs(rounded) > largest) | np.isinf(x)
     rounded = np.where(too_large, np.copysign(beyond, x), rounded)
     return np.where(np.isnan(x), x, rounded)
