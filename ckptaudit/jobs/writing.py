@@ -26,14 +26,12 @@ from ckptaudit.jobs.small import std_of
 from ckptaudit.jobs.stream import digest_of, stream
 from ckptaudit.layouts import Component
 from ckptaudit.plan import (
-    Action,
     ConversionPlan,
     Ema,
     Layout,
     OnOverflow,
     Options,
     Output,
-    Precision,
     TensorJob,
 )
 from ckptaudit.policy import RULES, Finding, Judgement
@@ -366,8 +364,7 @@ class _Run:
             for job in plan.jobs
             if job.component is Component.VAE and job.target.name == "float32"
         ]
-        is_asked = options.vae is Action.AUTO and options.precision is Precision.FP16
-        if not (is_asked and self.meaning.detection.vae_overflows and spared):
+        if not (options.spares_fragile_vae and self.meaning.detection.vae_overflows and spared):
             return []
         why = "in fp16 this family's overflows while it runs, and images turn black"
         return [f"the VAE stays float32: {why}; --vae convert casts it"]
@@ -385,9 +382,9 @@ class _Run:
                 what = f"{weights} clamped to the range of {job.target.name}"
                 found.append(_finding("CKA301", what, name))
             if stats is not None and stats.nan + stats.inf:
-                what = (
-                    f"holds {stats.nan} NaN and {counted(stats.inf, 'infinite value')}, which stay"
-                )
+                what = f"holds {stats.nan} NaN and {counted(stats.inf, 'infinite value')}"
+                becomes_nan = stats.inf and job.target.name == "float8_e4m3fn"
+                what += "; in float8_e4m3fn all are NaN" if becomes_nan else ", which stay"
                 found.append(_finding("CKA302", what, name))
         return found
 
