@@ -100,22 +100,23 @@ def texts_of(
 
 
 def prediction_of(
-    detection: Detection, state_dict: StateDict, std_of: Callable[[TensorView], float | None]
+    meaning: Meaning, state_dict: StateDict, std_of: Callable[[TensorView], float | None]
 ) -> tuple[str | None, tuple[str, ...]]:
     """What the denoiser predicts, and what that rests on where it is a guess.
 
     Args:
-        detection: The family.
+        meaning: What the keys of the file mean.
         state_dict: The tensors of the file.
         std_of: Reads a tensor and gives the standard deviation of its elements.
 
     Returns:
         ``epsilon``, ``v_prediction``, or None where there is no denoiser.
     """
-    hint = detection.undecided
+    hint = meaning.detection.undecided
     if hint is None:
-        return detection.prediction, ()
-    view = next((view for view in state_dict.views if view.key == hint.key), None)
+        return meaning.detection.prediction, ()
+    pairs = zip(state_dict.views, meaning.placements, strict=True)
+    view = next((view for view, placement in pairs if placement.name == hint.key), None)
     std = None if view is None else std_of(view)
     if std is None:
         told = f"{hint.key} is not there, which would hint at what the model predicts"

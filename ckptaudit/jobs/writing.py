@@ -116,7 +116,7 @@ class _Run:
         self.meaning = meaning_of(self.state_dict, options.family)
         check_layout(self.meaning.detection, options, file.container.source.name)
         self.prediction, self.hints = prediction_of(
-            self.meaning.detection, self.state_dict, partial(std_of, file.container)
+            self.meaning, self.state_dict, partial(std_of, file.container)
         )
         self.damage = damaged_ids(file.container, self.state_dict)
         digests = partial(digest_of, file.container)
