@@ -53,10 +53,10 @@ class Given:
 
     def texts(self, plan: ConversionPlan, options: Options) -> Mapping[str, bytes]:
         """The settings that stand beside the weights of *plan*, by path in the folder."""
-        found = self._meaning(options).detection
+        meaning = self._meaning(options)
         std = partial(std_of, self.source)
-        prediction, _ = prediction_of(found, self._state_dict, std)
-        return texts_of(found, prediction, plan, options)
+        prediction, _ = prediction_of(meaning, self._state_dict, std)
+        return texts_of(meaning.detection, prediction, plan, options)
 
     def _meaning(self, options: Options) -> Meaning:
         meaning = meaning_of(self._state_dict, options.family)
