@@ -9,7 +9,7 @@ Never asks: to be believed: from the converted file it takes which options were 
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,15 +18,16 @@ import numpy as np
 
 from ckptaudit.containers import Kind
 from ckptaudit.errors import Unsupported
-from ckptaudit.jobs.health import damaged_ids
+from ckptaudit.jobs.baking import with_vae
+from ckptaudit.jobs.basis import basis_of, from_where
 from ckptaudit.jobs.opening import File, Opened, opened
-from ckptaudit.jobs.planning import meaning_of, planner
+from ckptaudit.jobs.planning import planner
 from ckptaudit.jobs.receipt import receipt_in
 from ckptaudit.jobs.stream import JobId, Nowhere, Tally, digest_of, stream
 from ckptaudit.layouts import Component
 from ckptaudit.plan import Dedupe, Ema, OnOverflow, Options, Output, Precision
-from ckptaudit.policy import judge
-from ckptaudit.tensors import find_state_dict, misfits
+from ckptaudit.policy import Coverage, judge
+from ckptaudit.tensors import misfits
 from ckptaudit.vm import escape
 from ckptaudit.wording import counted
 
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from ckptaudit.containers import Container, StoredTensor
     from ckptaudit.dtypes import DType
     from ckptaudit.plan import Alias, ConversionPlan, Drop, OutputTensor, TensorJob
-    from ckptaudit.policy import Coverage
-
 __all__ = ["TensorProof", "Verification", "verify"]
 
 # What a float may have been cast to.
@@ -56,12 +55,14 @@ class TensorProof:
     Attributes:
         name: What it is called in the converted file.
         source: Its key in the source.
+        origin: Path of the file that *source* is a key of, if that is not the source.
         equal: Whether the converted file holds exactly what its source gives.
         problem: What is wrong, if it does not.
     """
 
     name: str
     source: str
+    origin: str | None
     equal: bool
     problem: str | None
 
@@ -72,9 +73,10 @@ class Verification:
 
     Attributes:
         source: The checkpoint.
-        converted: The file made from it.
+        vae_source: The file that its VAE was replaced from; None if it was not.
+        converted: The file made from them.
         equal: Whether every tensor is proven and nothing else is wrong.
-        coverage: Whether all of *source* was read; what was not cannot be in the converted file.
+        coverage: Whether all of both was read; what was not cannot be in the converted file.
         options: How *converted* says it was made, which was followed; None if it does not say.
         tensors: Each tensor that should be there, in the order of the data.
         aliases: Names stored under another, which is among *tensors*.
@@ -84,6 +86,7 @@ class Verification:
     """
 
     source: File
+    vae_source: File | None
     converted: File
     equal: bool
     coverage: Coverage
@@ -99,6 +102,7 @@ def verify(
     source: str | PathLike[str],
     converted: str | PathLike[str],
     *,
+    replace_vae: str | PathLike[str] | None = None,
     with_hash: bool = True,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Verification:
@@ -107,24 +111,29 @@ def verify(
     Args:
         source: The checkpoint, or the folder of a diffusers model.
         converted: A safetensors file made from it; of several that were made, one.
-        with_hash: Compute the SHA-256 of both.
+        replace_vae: The file whose VAE took the place of the checkpoint's.
+        with_hash: Compute the SHA-256 of all of them.
         progress: Told bytes of weights done, and in all.
 
     Raises:
         CkptauditError: There is no answer: one of the files cannot be read.
     """
-    with (
-        opened(source, with_hash=with_hash, takes_folders=True) as one,
-        opened(converted, with_hash=with_hash) as two,
-    ):
-        return _Proof(one, two).run(progress)
+    with ExitStack() as stack:
+        one = stack.enter_context(opened(source, with_hash=with_hash, takes_folders=True))
+        two = stack.enter_context(opened(converted, with_hash=with_hash))
+        vae = None
+        if replace_vae is not None:
+            file = opened(replace_vae, with_hash=with_hash, takes_folders=True)
+            vae = stack.enter_context(file)
+        return _Proof(one, two, vae).run(progress)
 
 
 class _Proof:
     """One comparison."""
 
-    def __init__(self, source: Opened, converted: Opened) -> None:
+    def __init__(self, source: Opened, converted: Opened, vae_source: Opened | None) -> None:
         self.source = source
+        self.vae_source = vae_source
         self.converted = converted
         self.file: Container = converted.container
         if self.file.kind is not Kind.SAFETENSORS:
@@ -144,6 +153,20 @@ class _Proof:
         self.notes: list[str] = []
         if self.options is None:
             self.notes.append("was not written by ckptaudit; names and types are its own")
+        self.check_vae_is_named()
+        self.basis = basis_of(source.container, self.options.family if self.options else "")
+        if vae_source is not None:
+            self.basis = with_vae(self.basis, vae_source.container, self.options or _FOREIGN)
+
+    def check_vae_is_named(self) -> None:
+        """Refuse to compare with other weights than were written."""
+        claimed = None if self.receipt is None else self.receipt.vae_sha256
+        if claimed is not None and self.vae_source is None:
+            whose = f" of SHA-256 {escape(claimed)}" if claimed else ""
+            raise Unsupported(
+                f"{self.file.source.name}: has the VAE of another file{whose}; name that file with "
+                "--replace-vae"
+            )
 
     def run(self, progress: Callable[[int, int], None]) -> Verification:
         plan = self.part_of(self.plan())
@@ -159,27 +182,28 @@ class _Proof:
         self.check_names(plan)
         source_digest, digest = self.source.finish(), self.converted.finish()
         self.check_metadata(plan, source_digest)
+        vae = None
+        if self.vae_source is not None:
+            vae = _file(self.vae_source.container, self.vae_source.finish())
+            self.check_vae_claim(vae.sha256)
         proofs = tuple(self.proof(job, stored) for job, stored in pairs)
         return Verification(
             source=_file(self.source.container, source_digest),
+            vae_source=vae,
             converted=_file(self.file, digest),
             equal=not self.problems and all(proof.equal for proof in proofs),
-            coverage=judge(self.source.container, misfits).coverage,
+            coverage=self.coverage(),
             options=self.options,
             tensors=proofs,
-            aliases=plan.aliases,
-            dropped=plan.drops,
+            aliases=tuple(from_where(alias, self.basis) for alias in plan.aliases),
+            dropped=tuple(from_where(drop, self.basis) for drop in plan.drops),
             problems=tuple(self.problems),
             notes=tuple(self.notes),
         )
 
     def plan(self) -> ConversionPlan:
-        state_dict = find_state_dict(self.source.container)
-        options = self.options or _FOREIGN
-        meaning = meaning_of(state_dict, options.family)
-        digests = partial(digest_of, self.source.container)
-        damage = damaged_ids(self.source.container, state_dict)
-        plan_with = planner(state_dict, meaning, options, digests, damage)
+        digests = partial(digest_of, self.basis.container)
+        plan_with = planner(self.basis, self.options or _FOREIGN, digests)
         plan = plan_with({})
         if self.options is not None:
             spared = plan_with({(job.file, job.name): "" for job in plan.jobs})
@@ -256,7 +280,7 @@ class _Proof:
         sink = _Comparison(self.file, homes, self.differing)
         clamp = self.options is not None and self.options.on_overflow is OnOverflow.CLAMP
         cast = stream(
-            self.source.container,
+            self.basis.container,
             jobs,
             sink,
             clamp=clamp,
@@ -284,7 +308,19 @@ class _Proof:
 
     @property
     def cores_taken(self) -> int:
-        return self.source.cores_taken + self.converted.cores_taken
+        files = (self.source, self.converted, self.vae_source)
+        return sum(file.cores_taken for file in files if file is not None)
+
+    def coverage(self) -> Coverage:
+        """Whether all was read that the converted file may be made from."""
+        containers = [self.source.container]
+        if self.vae_source is not None:
+            containers.append(self.vae_source.container)
+        found = [judge(container, misfits).coverage for container in containers]
+        return Coverage(
+            complete=all(each.complete for each in found),
+            gaps=tuple(gap for each in found for gap in each.gaps),
+        )
 
     def home(self, job: TensorJob) -> int:
         """Where in the converted file what *job* writes begins, in bytes."""
@@ -313,7 +349,7 @@ class _Proof:
                 self.tensor_problems[job.id] = f"was not cast to {job.target.name}"
             return
         unfit = set()
-        cast = stream(self.source.container, kept, Nowhere(), beside=self.cores_taken)
+        cast = stream(self.basis.container, kept, Nowhere(), beside=self.cores_taken)
         with closing(cast):
             for job, stats in cast:
                 if stats.overflowed:
@@ -342,6 +378,17 @@ class _Proof:
         if self.receipt.aliases != {alias.name: alias.of for alias in plan.aliases}:
             self.problems.append("lists other aliases than its source gives")
 
+    def check_vae_claim(self, digest: str | None) -> None:
+        if self.receipt is None:
+            return
+        claimed = self.receipt.vae_sha256
+        if claimed is None:
+            self.problems.append("does not say that its VAE was replaced")
+        elif claimed and digest is not None and claimed != digest:
+            self.problems.append(
+                f"names a file of SHA-256 {escape(claimed)} for its VAE, which this is not"
+            )
+
     def proof(self, job: TensorJob, stored: StoredTensor | None) -> TensorProof:
         problem = self.tensor_problems.get(job.id)
         if stored is None:
@@ -349,7 +396,8 @@ class _Proof:
         elif self.differing.get(job.id):
             problem = f"differs in {self.differing[job.id]} of {counted(job.view.numel, 'element')}"
         name = stored.key if stored is not None else job.name
-        return TensorProof(name, job.source, problem is None, problem)
+        origin, source = self.basis.whence(job.source)
+        return TensorProof(name, source, origin, problem is None, problem)
 
 
 @dataclass(frozen=True, slots=True)
