@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from ckptaudit.jobs.hashing import Hashing
+    from ckptaudit.policy import Judgement
     from ckptaudit.source import ByteSource
     from ckptaudit.vm import Limits
 
-__all__ = ["File", "Opened", "notes_on", "opened"]
+__all__ = ["File", "Judged", "Opened", "notes_on", "opened"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,19 @@ class Opened:
         digest = self.digest()
         self.container.source.check_unchanged()
         return digest
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A file that a job works on, and what a scan thinks of it.
+
+    Attributes:
+        file: The file.
+        judgement: What a scan thinks of it.
+    """
+
+    file: Opened
+    judgement: Judgement
 
 
 @contextmanager

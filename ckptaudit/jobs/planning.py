@@ -27,6 +27,7 @@ from ckptaudit.plan import Layout, comparable_groups, make_plan
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from ckptaudit.jobs.basis import Basis
     from ckptaudit.plan import ConversionPlan, Options
     from ckptaudit.tensors import StateDict, TensorView
 
@@ -128,23 +129,18 @@ def prediction_of(
 
 
 def planner(
-    state_dict: StateDict,
-    meaning: Meaning,
-    options: Options,
-    digest_of: Callable[[TensorView], bytes],
-    damage: Mapping[str, str] | None = None,
+    basis: Basis, options: Options, digest_of: Callable[[TensorView], bytes]
 ) -> Callable[[Mapping[tuple[str, str], str]], ConversionPlan]:
     """Everything `make_plan` wants but the tensors that do not fit, which it is given last.
 
     Args:
-        state_dict: The tensors of the file.
-        meaning: What its keys mean.
+        basis: The tensors, and what they are.
         options: What the user asked for.
         digest_of: Reads a tensor and hashes it; asked here, once for each tensor that may be
             stored once if it is equal to another.
-        damage: By key, what is wrong with tensors that loaders make better themselves.
     """
-    groups = comparable_groups(state_dict, meaning.detection, meaning.placements, options)
+    state_dict, meaning, barred = basis.state_dict, basis.meaning, basis.barred
+    groups = comparable_groups(state_dict, meaning.detection, meaning.placements, options, barred)
     views = {view.key: view for group in groups for view in group}
     digests = {key: digest_of(view) for key, view in views.items()}
 
@@ -156,7 +152,8 @@ def planner(
             options,
             unfit=unfit,
             digests=digests,
-            damage=damage,
+            damage=basis.damage,
+            barred=barred,
         )
 
     return plan
