@@ -370,11 +370,6 @@ def test_a_folder_of_something_else_is_named_for_what_it_is(tmp_path: Path) -> N
     with pytest.raises(SourceUnreadable, match="not of a diffusers model"):
         convert(tmp_path / "out", tmp_path / "b.safetensors", ORIGINAL)
 
-    (tmp_path / "out/unet").mkdir()
-    torch.save({"w": torch.ones(2)}, tmp_path / "out/unet/diffusion_pytorch_model.bin")
-    with pytest.raises(Unsupported, match=r"unet/diffusion_pytorch_model.bin is pickled"):
-        convert(tmp_path / "out", tmp_path / "b.safetensors", ORIGINAL)
-
 
 @pytest.mark.parametrize("thin_family", ["sd1"], indirect=True)
 def test_of_several_precisions_one_is_read_and_of_pieces_all(

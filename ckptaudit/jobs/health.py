@@ -18,7 +18,7 @@ from ckptaudit.vm import escape
 from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from ckptaudit.containers import Container
     from ckptaudit.jobs.planning import Meaning
@@ -56,7 +56,7 @@ def _wrong_with(container: Container, view: TensorView) -> str:
     return ""
 
 
-def health_of(state_dict: StateDict, meaning: Meaning, damage: dict[str, str]) -> list[Finding]:
+def health_of(state_dict: StateDict, meaning: Meaning, damage: Mapping[str, str]) -> list[Finding]:
     """Every ailment that shows, for people who have to decide whether to use a model.
 
     Args:

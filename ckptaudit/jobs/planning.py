@@ -7,6 +7,7 @@ Never asks: what is done with the plan.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,15 +22,16 @@ from ckptaudit.layouts import (
     detect,
     place,
 )
-from ckptaudit.plan import comparable_groups, make_plan
+from ckptaudit.plan import Layout, comparable_groups, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from ckptaudit.jobs.basis import Basis
     from ckptaudit.plan import ConversionPlan, Options
     from ckptaudit.tensors import StateDict, TensorView
 
-__all__ = ["Meaning", "meaning_of", "planner", "prediction_of"]
+__all__ = ["Meaning", "check_layout", "meaning_of", "planner", "prediction_of", "texts_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,38 @@ def meaning_of(state_dict: StateDict, family: str = "") -> Meaning:
     return Meaning(detection, place(detection, specs), count(detection, specs))
 
 
+def check_layout(found: Detection, options: Options, name: str) -> None:
+    """Refuse what a family must be known for, where it is not.
+
+    Raises:
+        Unsupported: The file called *name* cannot be split, or no folder for diffusers is made
+            of it, and *options* ask for that.
+    """
+    if options.split and not found.has_inventory:
+        raise Unsupported(
+            f"{name}: is of family {found.family}, whose parts are not known, so it cannot be "
+            "split; --family names another"
+        )
+    if options.layout is Layout.DIFFUSERS and not found.has_diffusers_layout:
+        raise Unsupported(
+            f"{name}: is of family {found.family}, of which no diffusers folder is made; "
+            "--family names another"
+        )
+
+
+def texts_of(
+    found: Detection, prediction: str | None, plan: ConversionPlan, options: Options
+) -> dict[str, bytes]:
+    """The JSON files of the folder that *plan* makes, by path in it."""
+    if options.layout is not Layout.DIFFUSERS:
+        return {}
+    weights = [output.file for output in plan.outputs]
+    return {
+        file: json.dumps(settings, indent=2).encode() + b"\n"
+        for file, settings in found.folder_files(weights, prediction or "epsilon").items()
+    }
+
+
 def prediction_of(
     meaning: Meaning, state_dict: StateDict, std_of: Callable[[TensorView], float | None]
 ) -> tuple[str | None, tuple[str, ...]]:
@@ -95,23 +129,18 @@ def prediction_of(
 
 
 def planner(
-    state_dict: StateDict,
-    meaning: Meaning,
-    options: Options,
-    digest_of: Callable[[TensorView], bytes],
-    damage: Mapping[str, str] | None = None,
+    basis: Basis, options: Options, digest_of: Callable[[TensorView], bytes]
 ) -> Callable[[Mapping[tuple[str, str], str]], ConversionPlan]:
     """Everything `make_plan` wants but the tensors that do not fit, which it is given last.
 
     Args:
-        state_dict: The tensors of the file.
-        meaning: What its keys mean.
+        basis: The tensors, and what they are.
         options: What the user asked for.
         digest_of: Reads a tensor and hashes it; asked here, once for each tensor that may be
             stored once if it is equal to another.
-        damage: By key, what is wrong with tensors that loaders make better themselves.
     """
-    groups = comparable_groups(state_dict, meaning.detection, meaning.placements, options)
+    state_dict, meaning, barred = basis.state_dict, basis.meaning, basis.barred
+    groups = comparable_groups(state_dict, meaning.detection, meaning.placements, options, barred)
     views = {view.key: view for group in groups for view in group}
     digests = {key: digest_of(view) for key, view in views.items()}
 
@@ -123,7 +152,8 @@ def planner(
             options,
             unfit=unfit,
             digests=digests,
-            damage=damage,
+            damage=basis.damage,
+            barred=barred,
         )
 
     return plan

@@ -61,6 +61,11 @@ class Detection:
         return self.family in FAMILIES
 
     @property
+    def known(self) -> Family | None:
+        """The family, if it is one whose inventory is known."""
+        return FAMILIES.get(self.family)
+
+    @property
     def has_diffusers_layout(self) -> bool:
         """Whether a folder that diffusers opens can be made of it."""
         return self.has_inventory and FAMILIES[self.family].has_diffusers_layout
