@@ -245,6 +245,28 @@ def test_there_and_back_loses_nothing_but_what_was_listed(
     assert verify(tmp_path / "out", tmp_path / "b.safetensors").equal
 
 
+@pytest.mark.parametrize("thin_family", ["sd2-unclip-l"], indirect=True)
+def test_where_a_file_has_what_makes_embeddings_alike_the_folder_has_it_too(
+    thin_family: Family, tmp_path: Path
+) -> None:
+    """Few files have it; it is no weight, and is never cast."""
+    tensors = checkpoint(thin_family, tmp_path / "a.ckpt")
+    named = {"mean": "noise_augmentor.data_mean", "std": "noise_augmentor.data_std"}
+    tensors |= {key: torch.rand(1, 768) for key in named.values()}
+    torch.save(tensors, tmp_path / "a.ckpt")
+
+    there = convert(tmp_path / "a.ckpt", tmp_path / "out", Options(layout=Layout.DIFFUSERS))
+    convert(tmp_path / "out", tmp_path / "b.safetensors", ORIGINAL)
+
+    found = read(tmp_path / "out", "image_normalizer")
+    assert found.keys() == named.keys()
+    assert all(torch.equal(found[name], tensors[key]) for name, key in named.items())
+    config = json.loads((tmp_path / "out/image_normalizer/config.json").read_text())
+    assert config["embedding_dim"] == 768
+    assert not {drop.source for drop in there.dropped} & set(named.values())
+    assert set(named.values()) < load_file(tmp_path / "b.safetensors").keys()
+
+
 @pytest.mark.parametrize("thin_family", ["sd2"], indirect=True)
 def test_of_a_matrix_in_three_parts_none_is_written_where_one_is_missing(
     thin_family: Family, tmp_path: Path

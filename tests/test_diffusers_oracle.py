@@ -276,6 +276,21 @@ def forward(model: Any, component: str) -> torch.Tensor:
     )
 
 
+@pytest.mark.parametrize("thin_family", ["sd2-unclip-l"], indirect=True)
+def test_what_makes_embeddings_alike_opens_where_a_file_has_it(
+    thin_family: Family, tmp_path: Path
+) -> None:
+    tensors = checkpoint(thin_family, tmp_path / "a.ckpt")
+    tensors |= {f"noise_augmentor.data_{name}": torch.rand(1, 768) for name in ("mean", "std")}
+    torch.save(tensors, tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "out", KEEP)
+    folder = tmp_path / "out/image_normalizer"
+
+    loaded = normalizer.StableUnCLIPImageNormalizer.from_pretrained(folder).state_dict()
+
+    assert same(loaded, {name: tensors[f"noise_augmentor.data_{name}"] for name in loaded})
+
+
 @pytest.mark.parametrize("thin_family", ["sd2-unclip-l", "sd2-unclip-h"], indirect=True)
 def test_an_image_encoder_gives_the_numbers_of_the_original_code(
     thin_family: Family, tmp_path: Path

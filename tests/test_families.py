@@ -259,6 +259,17 @@ def test_a_file_has_as_many_tensors_as_others_have_counted(name: str) -> None:
     assert len(FAMILIES[name].inventory()) == COUNTED[name]
 
 
+def test_files_with_more_than_the_model_have_as_many_tensors_as_others_have_counted() -> None:
+    """What trained them: averages, and the weight of the loss in each step."""
+    assert len(FAMILIES["sd1-instruct-pix2pix"].inventory(ema=True)) == 1831
+    tensors = specs(FAMILIES["controlnet-sd1-full"].inventory()) | {
+        "logvar": Spec((1000,), "float32")
+    }
+    assert len(tensors) == 1484
+    rows = count(detect(tensors), tensors)
+    assert not any(row.missing + row.unexpected + row.misshapen for row in rows)
+
+
 @pytest.mark.parametrize("name", DETECTED)
 def test_a_complete_file_is_of_its_family_and_lacks_nothing(name: str) -> None:
     tensors = specs(FAMILIES[name].inventory())

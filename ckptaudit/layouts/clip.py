@@ -16,7 +16,7 @@ from ckptaudit.layouts.grammar import Tensor, There, layer, same, under
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ClipImage", "ClipText", "OpenClipText"]
+__all__ = ["ClipImage", "ClipText", "EmbeddingStatistics", "OpenClipText"]
 
 _QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
 
@@ -164,6 +164,24 @@ class ClipImage:
             there = f"{home}.encoder.layers.{number}"
             yield from under(f"transformer.resblocks.{number}", there, _block(width))
         yield from layer("ln_post", f"{home}.post_layernorm", width)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingStatistics:
+    """Mean and deviation of the embeddings of images, by which unCLIP makes them alike.
+
+    The original code keeps them as buffers that are not saved, and most files lack them.
+
+    Attributes:
+        width: Width of the embedding.
+    """
+
+    width: int
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield both."""
+        yield Tensor("data_mean", (1, self.width), (There("mean"),), demanded=False)
+        yield Tensor("data_std", (1, self.width), (There("std"),), demanded=False)
 
 
 def _block(width: int) -> Iterator[Tensor]:

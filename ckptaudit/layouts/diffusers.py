@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ckptaudit.layouts.autoencoder import Vae
 from ckptaudit.layouts.bert import BertText
-from ckptaudit.layouts.clip import ClipImage, ClipText, OpenClipText
+from ckptaudit.layouts.clip import ClipImage, ClipText, EmbeddingStatistics, OpenClipText
 from ckptaudit.layouts.family import Component
 from ckptaudit.layouts.midas import DptHybrid
 from ckptaudit.layouts.unet import ControlNet, UNet
@@ -72,7 +72,8 @@ def folder_files(family: Family, weights: Iterable[str], prediction: str) -> dic
         prediction: ``epsilon`` or ``v_prediction``.
     """
     there = set(weights)
-    written = [part for part in family.models if weights_file(family, part.component) in there]
+    parts = (*family.models, *family.rare)
+    written = [part for part in parts if weights_file(family, part.component) in there]
     if family.pipeline is None:
         return {"config.json": _config(written[0], family, prediction)} if written else {}
     pipeline = family.pipeline
@@ -105,6 +106,10 @@ def _config(part: Part, family: Family, prediction: str) -> Settings:
             return _text(clip, name, clip.used_layers, projection, "gelu")
         case ClipImage() as clip:
             return _image(clip)
+        case EmbeddingStatistics(width=width):
+            name = "StableUnCLIPImageNormalizer"
+            version = {"_diffusers_version": _VERSION}
+            return {"_class_name": name, **version, "embedding_dim": width}
         case BertText() as bert:
             return _bert(bert)
         case DptHybrid() as dpt:
@@ -134,6 +139,8 @@ def _library(part: Part) -> list[str]:
             return ["transformers", "CLIPTextModel"]
         case ClipImage():
             return ["transformers", "CLIPVisionModelWithProjection"]
+        case EmbeddingStatistics():
+            return ["stable_diffusion", "StableUnCLIPImageNormalizer"]
         case DptHybrid():
             return ["transformers", "DPTForDepthEstimation"]
         case BertText():

@@ -48,6 +48,7 @@ class Component(str, Enum):
     TEXT_ENCODER = "text_encoder"
     TEXT_ENCODER_2 = "text_encoder_2"
     IMAGE_ENCODER = "image_encoder"
+    IMAGE_NORMALIZER = "image_normalizer"
     DEPTH_ESTIMATOR = "depth_estimator"
     CONTROLNET = "controlnet"
     EMA = "ema"
@@ -285,6 +286,7 @@ class Family:
         foreign: What it never has.
         variants: Other spellings in use, the likeliest first.
         regions: What it may have besides, under a prefix each.
+        rare: Parts that some trainers write and others do not; no complete file needs them.
         pipeline: What diffusers makes of it; None where it has no folder of several components.
         prediction: What the denoiser predicts, ``epsilon`` or ``v_prediction``.
         undecided: How to guess what it predicts where files of the family differ.
@@ -308,6 +310,7 @@ class Family:
     foreign: tuple[Foreign, ...] = ()
     variants: tuple[Variant, ...] = ()
     regions: tuple[Region, ...] = ()
+    rare: tuple[Part, ...] = ()
     pipeline: Pipeline | None = None
     prediction: str = "epsilon"
     undecided: Undecided | None = None
@@ -370,6 +373,11 @@ class Family:
             return tuple(entries)
         spell = self._variant(variant).spell
         return tuple(replace(entry, key=spell(entry.key)) for entry in entries)
+
+    def rarities(self) -> Iterator[Entry]:
+        """Yield what only some trainers write."""
+        for part in self.rare:
+            yield from part.entries()
 
     def further_copies(self) -> Iterator[Entry]:
         """Yield moving averages that only some trainers keep: those of the text encoders.

@@ -63,7 +63,7 @@ def _places(family: Family) -> Mapping[str, tuple[Entry, Destination]]:
     """By key in the folder, which tensor of the original layout lies there."""
     return {
         folder_key(family, there): (entry, there)
-        for entry in family.inventory()
+        for entry in (*family.inventory(), *family.rarities())
         for there in entry.diffusers
     }
 

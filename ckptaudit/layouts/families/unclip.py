@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ckptaudit.layouts.clip import EmbeddingStatistics
 from ckptaudit.layouts.families.encoders import IMAGE_H, IMAGE_L
 from ckptaudit.layouts.families.schedule import AUGMENTATION, SCHEDULE
 from ckptaudit.layouts.families.sd2 import SD2_UNET, TEXT
@@ -64,6 +65,13 @@ def _unclip(name: str, title: str, image: ClipImage) -> Family:
                 f"{_U}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
                 (320, 1024),
                 "it attends to text embeddings 1024 wide, those of OpenCLIP ViT-H/14",
+            ),
+        ),
+        rare=(
+            Part(
+                Component.IMAGE_NORMALIZER,
+                "noise_augmentor.",
+                EmbeddingStatistics(image.text),
             ),
         ),
         foreign=(Foreign("conditioner.", "text encoders laid out as in SDXL"),),
