@@ -175,6 +175,7 @@ CONTROLNETS = ["controlnet-sd1", "controlnet-sd2", "controlnet-sdxl"]
         *((name, diffusers.ControlNetModel) for name in CONTROLNETS),
         ("vae", diffusers.AutoencoderKL),
         ("vae-f4", diffusers.AutoencoderKL),
+        ("vae-vq-f4", diffusers.VQModel),
         ("clip-l", transformers.CLIPTextModel),
         ("openclip-h", transformers.CLIPTextModel),
         ("openclip-bigg", transformers.CLIPTextModelWithProjection),

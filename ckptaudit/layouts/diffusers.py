@@ -276,7 +276,9 @@ def _vae(vae: Vae, sample_size: int, scaling: float) -> Settings:
         "scaling_factor": scaling,
         _TURNED_UP: ["UpDecoderBlock2D"] * levels,
     }
-    return settings | ({"num_vq_embeddings": vae.codebook} if vae.codebook else {})
+    if vae.codebook:
+        settings |= {"num_vq_embeddings": vae.codebook, "vq_embed_dim": vae.latent}
+    return settings
 
 
 def _text(

@@ -33,7 +33,7 @@ from ckptaudit.layouts.families.sdxl import (
     VEGA,
 )
 from ckptaudit.layouts.families.unclip import UNCLIP_H, UNCLIP_L
-from ckptaudit.layouts.families.vae import VAE_F4, VAE_F8, VAE_SDXL
+from ckptaudit.layouts.families.vae import VAE_F4, VAE_F8, VAE_SDXL, VAE_VQ
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +48,7 @@ _ALL = (
     *(SDXL, SDXL_INPAINTING, SDXL_EDIT, SDXL_REFINER, SSD_1B, VEGA),
     *(LDM_TEXT, LDM_CLASS),
     *(ALT_DIFFUSION, ALT_DIFFUSION_M18),
-    *(VAE_F8, VAE_SDXL, VAE_F4),
+    *(VAE_F8, VAE_SDXL, VAE_F4, VAE_VQ),
     *CONTROLNETS,
     *UNETS,
     *TEXT_ENCODERS,
