@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptaudit.errors import Incomplete, OutputFailed, Refused
+from ckptaudit.jobs.folderfiles import own_files
 from ckptaudit.jobs.opening import opened
 from ckptaudit.plan import Options
 from ckptaudit.policy import Severity, judge
 from ckptaudit.tensors import misfits
-from ckptaudit.writer import check_destination, check_folder, check_spares, path_text
+from ckptaudit.writer import check_destination, check_folder, check_spares, path_text, settle_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +77,8 @@ def convert(
         # A dry run, too, is refused what the conversion would be.
         sources = _files_of(Path(path))
         if options.makes_folder:
+            if not dry_run:
+                settle_folder(target, own_files)
             check_folder(target, overwrite=overwrite or dry_run)
         else:
             _check_target(target, sources, overwrite=overwrite or dry_run)

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers import Kind
-from ckptaudit.errors import CkptauditError, Unsupported
-from ckptaudit.jobs.folderfiles import FolderFiles, files_against, files_in
+from ckptaudit.errors import Unsupported
+from ckptaudit.jobs.folderfiles import FolderFiles, claim_at, files_against, files_in
 from ckptaudit.jobs.given import Given
 from ckptaudit.jobs.opening import File, Opened, opened
-from ckptaudit.jobs.receipt import receipt_in
 from ckptaudit.jobs.verify import FOREIGN_FOLDER, Place, Verification, file_of, prove
 from ckptaudit.policy import judge
 from ckptaudit.tensors import misfits
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from ckptaudit.plan import ConversionPlan, Options
+    from ckptaudit.plan import ConversionPlan
 
 __all__ = ["FolderProof"]
 
@@ -45,7 +43,7 @@ class FolderProof:
         self.folder = folder
         # Of each file of weights, how it says that it was made; None if it does not say.
         self.claims = {
-            file: _claim_at(folder / file) for file in files_in(folder) if file.endswith(_SUFFIX)
+            file: claim_at(folder / file) for file in files_in(folder) if file.endswith(_SUFFIX)
         }
         self.options = next((each for each in self.claims.values() if each is not None), None)
         if self.options is not None and not self.options.makes_folder:
@@ -124,19 +122,3 @@ class _Advance:
     def next_file(self) -> None:
         self._before += self._now
         self._now = 0
-
-
-def _claim_at(path: Path) -> Options | None:
-    """How the file at *path* says that it was made; None if it does not say, or is none of ours.
-
-    Raises:
-        Unsupported: It names options that are not known here.
-    """
-    try:
-        with opened(path, with_hash=False) as file:
-            container = file.container
-    except CkptauditError:
-        # Whether anything is wrong with that is seen when the file is one that is expected.
-        return None
-    receipt = receipt_in(container.metadata) if container.kind is Kind.SAFETENSORS else None
-    return None if receipt is None else receipt.options

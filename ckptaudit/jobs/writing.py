@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ckptaudit.errors import CastOverflow
 from ckptaudit.jobs.account import Conversion, Source, TensorEntry
+from ckptaudit.jobs.folderfiles import own_files
 from ckptaudit.jobs.hashing import hash_of
 from ckptaudit.jobs.health import damaged_ids, health_of
 from ckptaudit.jobs.opening import File, Opened, notes_on
@@ -128,6 +129,8 @@ class _Run:
         self.unfit: dict[tuple[str, str], str] = {}
         # The same by the jobs that told so: of a tensor of several parts, maybe one.
         self.misfits: dict[JobId, str] = {}
+        # Files of an earlier conversion that go, where its folder is overwritten.
+        self.stale: tuple[str, ...] = ()
         # Bytes of weights that attempts which came to nothing have gone through.
         self.in_vain = 0
         # One byte that lanes share: not 0 once the attempt under way has come to nothing.
@@ -137,8 +140,12 @@ class _Run:
         """Refuse to write to any of *sources*, which may lie where a file of a folder goes."""
         if self.options.makes_folder and self.target.exists():
             plan = self.plan_with({})
-            for file in (*(output.file for output in plan.outputs), *self.texts(plan)):
-                check_spares(self.target / self.within(file), sources)
+            files = [output.file for output in plan.outputs]
+            places = {*map(self.within, files), *self.texts(plan)}
+            own = own_files(self.target, self.target.name)
+            self.stale = tuple(sorted(own - places))
+            for file in sorted(places | own):
+                check_spares(self.target / file, sources)
 
     def dry(self, *, with_hash: bool) -> Conversion:
         plan = self.plan_with({})
@@ -177,7 +184,7 @@ class _Run:
         with ExitStack() as stack:
             folder = None
             if self.options.makes_folder:
-                folder = _begun(DraftFolder(self.target), stack)
+                folder = _begun(DraftFolder(self.target, own_files), stack)
             drafts = {}
             for output in plan.outputs:
                 file = self.within(output.file)
@@ -309,6 +316,7 @@ class _Run:
                 *self.ema_notes(plan),
                 *self.vae_notes(plan),
                 *self.guesses(),
+                *self.stale_notes(written=written),
                 *self.dry_notes(written=written),
             ),
         )
@@ -337,6 +345,15 @@ class _Run:
             return ()
         guess = self.meaning.detection.guess
         return (*self.hints, guess) if guess else self.hints
+
+    def stale_notes(self, *, written: bool) -> list[str]:
+        """Say which files of an earlier conversion have no successor."""
+        if not self.stale:
+            return []
+        verb = "were" if written else "would be"
+        more = f" and {counted(len(self.stale) - 1, 'other')}" if len(self.stale) > 1 else ""
+        which = f"{escape(path_text(self.stale[0]))}{more}"
+        return [f"files of an earlier conversion {verb} removed: {which}"]
 
     def dry_notes(self, *, written: bool) -> list[str]:
         """Say what a dry run cannot know."""

@@ -12,7 +12,7 @@ from ckptaudit.writer.file import (
     path_text,
     write_text,
 )
-from ckptaudit.writer.folder import DraftFolder, check_folder
+from ckptaudit.writer.folder import DraftFolder, check_folder, settle_folder
 
 __all__ = [
     "PAGE",
@@ -24,5 +24,6 @@ __all__ = [
     "check_spares",
     "header_of",
     "path_text",
+    "settle_folder",
     "write_text",
 ]
