@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.errors import Incomplete, OutputFailed, Refused
 from ckptaudit.jobs.folderfiles import own_files
-from ckptaudit.jobs.opening import opened
+from ckptaudit.jobs.opening import Folders, opened
 from ckptaudit.plan import Options
 from ckptaudit.policy import Severity, judge
 from ckptaudit.tensors import misfits
@@ -73,7 +73,7 @@ def convert(
     # What is permitted in this file alone is known when its hash is.
     of_file = policy is not None and bool(policy.files)
     with_digest = with_hash and (of_file or not dry_run)
-    with opened(path, with_hash=with_digest, takes_folders=True) as file:
+    with opened(path, with_hash=with_digest, folders=Folders.MODEL) as file:
         # A dry run, too, is refused what the conversion would be.
         sources = _files_of(Path(path))
         if options.makes_folder:

@@ -20,7 +20,7 @@ import numpy as np
 from ckptaudit.containers import Kind
 from ckptaudit.errors import Unsupported
 from ckptaudit.jobs.given import Given
-from ckptaudit.jobs.opening import File, Opened, opened
+from ckptaudit.jobs.opening import File, Folders, Opened, opened
 from ckptaudit.jobs.receipt import receipt_in
 from ckptaudit.jobs.stream import JobId, Nowhere, Tally, stream
 from ckptaudit.layouts import Component
@@ -120,7 +120,7 @@ def verify(
     Raises:
         CkptauditError: There is no answer: one of the files cannot be read.
     """
-    with opened(source, with_hash=with_hash, takes_folders=True) as one:
+    with opened(source, with_hash=with_hash, folders=Folders.MODEL) as one:
         if os.path.isdir(converted):  # noqa: PTH112 - a name that is too long is none
             # It imports this module, and is for folders only.
             from ckptaudit.jobs.folderproof import FolderProof  # noqa: PLC0415 - as said above
