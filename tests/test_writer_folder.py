@@ -77,12 +77,16 @@ def check_whole(out: Path) -> None:
 def test_what_is_ours_is_replaced_and_what_is_the_users_stays(out: Path) -> None:
     kept = (out / "notes.txt").stat().st_ino
     out.chmod(0o750)
+    (out / "unet/deep").chmod(0o700)
+    before = (out / "unet/deep").stat()
 
     replace(out)
 
     check_whole(out)
     assert (out / "notes.txt").stat().st_ino == kept
     assert out.stat().st_mode & 0o777 == 0o750
+    after = (out / "unet/deep").stat()
+    assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
     assert names_in(out.parent) == {"out"}
 
 

@@ -8,6 +8,7 @@ Never asks: how one file is proven (`verify`), or what a conversion calls its fi
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from ckptaudit.errors import Unsupported
@@ -43,10 +44,15 @@ class FolderProof:
         self.folder = folder
         # Of each file of weights, how it says that it was made; None if it does not say.
         self.claims = {
-            file: claim_at(folder / file) for file in files_in(folder) if file.endswith(_SUFFIX)
+            file: claim_at(folder / file)
+            for file in files_in(folder)
+            if file.endswith(_SUFFIX) and file.count("/") <= 1
         }
-        self.options = next((each for each in self.claims.values() if each is not None), None)
-        if self.options is not None and not self.options.makes_folder:
+        told = Counter(each for each in self.claims.values() if each is not None)
+        together = Counter({each: times for each, times in told.items() if each.makes_folder})
+        # Of strangers among them there may be some, too: most decide.
+        self.options = together.most_common(1)[0][0] if together else None
+        if told and not together:
             raise Unsupported(
                 f"{path_text(folder)}: holds files each of which was made by itself; name one of "
                 "them"

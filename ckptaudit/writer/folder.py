@@ -20,6 +20,7 @@ import filecmp
 import os
 import secrets
 import shutil
+import stat
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -183,7 +184,6 @@ class DraftFolder:
         going = {*own, *_below(self._temporary)}
         self._take_over(own)
         _sync(self._temporary)
-        shutil.copymode(self.path, self._temporary)
         self._going = going
         self.path.rename(self._aside)
         self._temporary.rename(self.path)
@@ -198,16 +198,23 @@ class DraftFolder:
         found = list(_below(self.path))
         for file in found:
             self._check_room(file, own)
+        # What nobody else could see in the old folder, nobody sees in this one at any moment.
+        shutil.copymode(self.path, self._temporary)
+        folders: list[Path] = []
         for file in found:
-            place = self._temporary / file
+            there, place = self.path / file, self._temporary / file
             if file in own or os.path.lexists(place):
                 continue
-            there = self.path / file
-            if there.is_dir() and not there.is_symlink():
-                place.mkdir(parents=True, exist_ok=True)
-                continue
-            place.parent.mkdir(parents=True, exist_ok=True)
-            _link(there, place)
+            is_folder = there.is_dir() and not there.is_symlink()
+            for folder in (*reversed(Path(file).parents), *([Path(file)] if is_folder else [])):
+                if not (self._temporary / folder).exists():
+                    (self._temporary / folder).mkdir(mode=stat.S_IRWXU)
+                    folders.append(folder)
+            if not is_folder:
+                _link(there, place)
+        # From within: to put something into a folder changes its times.
+        for folder in reversed(folders):
+            shutil.copystat(self.path / folder, self._temporary / folder)
 
     def _check_room(self, file: str, own: Collection[str]) -> None:
         """Refuse *file*, of those there, if it is a folder where a file goes, or the reverse."""
