@@ -198,7 +198,13 @@ class SplicedSource:
         return bytes(buffer)
 
     def will_need(self, offset: int, length: int) -> None:
-        """Do nothing: a hint is worth something for large files, and they are read as a whole."""
+        """See `ByteSource.will_need`."""
+        for source, start, own in self._parts:
+            wanted = min(own - offset, length)
+            if wanted > 0:
+                source.will_need(start + offset, wanted)
+                length -= wanted
+            offset = max(offset - own, 0)
 
     def check_unchanged(self) -> None:
         """See `ByteSource.check_unchanged`."""

@@ -440,8 +440,12 @@ def test_a_split_file_is_all_of_the_source_in_a_file_for_each_part(
     assert list(parts) == [
         f"out.{part}.safetensors" for part in ("other", *encoders, "unet", "vae")
     ]
-    # An autoencoder alone has bare names, or its loaders refuse it.
-    bare = {key.removeprefix("first_stage_model."): tensor for key, tensor in tensors.items()}
+    # Autoencoders and text encoders alone have bare names, or their loaders refuse them.
+    homes = tuple(p.prefix for p in thin_family.models if p.component is not Component.UNET)
+    bare = {
+        key.removeprefix(next((home for home in homes if key.startswith(home)), "")): tensor
+        for key, tensor in tensors.items()
+    }
     together = {key: tensor for part in parts.values() for key, tensor in part.items()}
     assert together.keys() == bare.keys()
     assert all(torch.equal(together[key], bare[key]) for key in bare)

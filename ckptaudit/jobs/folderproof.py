@@ -1,7 +1,7 @@
 """A folder held against what a source gives: every file of a conversion, in one answer.
 
 Knows:      that a folder is proven when each of its files is, and none is missing or strange.
-Is told:    an open source, and a folder.
+Is told:    what a source gives, and a folder.
 Never asks: how one file is proven (`verify`), or what a conversion calls its files
             (`folderfiles`).
 """
@@ -12,12 +12,10 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from ckptaudit.errors import Unsupported
+from ckptaudit.jobs.basis import from_where
 from ckptaudit.jobs.folderfiles import FolderFiles, claim_at, files_against, files_in
-from ckptaudit.jobs.given import Given
-from ckptaudit.jobs.opening import File, Opened, opened
+from ckptaudit.jobs.opening import File, opened
 from ckptaudit.jobs.verify import FOREIGN_FOLDER, Place, Verification, file_of, prove
-from ckptaudit.policy import judge
-from ckptaudit.tensors import misfits
 from ckptaudit.vm import escape
 from ckptaudit.writer import path_text
 
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from ckptaudit.jobs.given import Given
     from ckptaudit.plan import ConversionPlan
 
 __all__ = ["FolderProof"]
@@ -39,8 +38,8 @@ class FolderProof:
         Unsupported: Its files were not made together.
     """
 
-    def __init__(self, source: Opened, folder: Path) -> None:
-        self.source = source
+    def __init__(self, given: Given, folder: Path) -> None:
+        self.given = given
         self.folder = folder
         # Of each file of weights, how it says that it was made; None if it does not say.
         self.claims = {
@@ -60,7 +59,7 @@ class FolderProof:
 
     def run(self, progress: Callable[[int, int], None], *, with_hash: bool) -> Verification:
         """Compare all of it; *progress* is told bytes of weights done, and in all."""
-        given = Given(self.source.container)
+        given = self.given
         options = self.options or FOREIGN_FOLDER
         plan = given.planner(options)({})
         is_ours = self.options is not None
@@ -74,7 +73,7 @@ class FolderProof:
                 continue
             place = Place(output.file, path_text(file), self.options)
             with opened(self.folder / file, with_hash=with_hash) as converted:
-                proven.append(prove(self.source, converted, given, advance, place))
+                proven.append(prove(converted, given, advance, place))
             advance.next_file()
         return self.folded(plan, held, proven)
 
@@ -91,17 +90,19 @@ class FolderProof:
         notes = dict.fromkeys(note for each in proven for note in each.notes)
         if self.options is None:
             notes["its settings were not compared: another tool has its own"] = None
-        container = self.source.container
+        source, vae = self.given.source, self.given.vae
+        basis = self.given.basis(self.options or FOREIGN_FOLDER)
         return Verification(
-            source=file_of(container, self.source.finish()),
+            source=file_of(source.container, source.finish()),
+            vae_source=None if vae is None else file_of(vae.container, vae.finish()),
             converted=File(path_text(self.folder), sum(each.size for each in files), None),
             files=tuple(sorted(files, key=lambda each: each.path)),
             equal=not problems and all(each.equal for each in proven),
-            coverage=judge(container, misfits).coverage,
+            coverage=self.given.coverage(),
             options=self.options,
             tensors=tuple(tensor for each in proven for tensor in each.tensors),
-            aliases=plan.aliases,
-            dropped=plan.drops,
+            aliases=tuple(from_where(alias, basis) for alias in plan.aliases),
+            dropped=tuple(from_where(drop, basis) for drop in plan.drops),
             problems=tuple(problems),
             notes=(*notes, *held.notes),
         )

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from ckptaudit.jobs.hashing import Hashing
+    from ckptaudit.policy import Judgement
     from ckptaudit.source import ByteSource
     from ckptaudit.vm import Limits
 
-__all__ = ["File", "Folders", "Opened", "notes_on", "opened"]
+__all__ = ["File", "Folders", "Judged", "Opened", "notes_on", "opened"]
 
 
 class Folders(Enum):
@@ -82,6 +83,19 @@ class Opened:
         digest = self.digest()
         self.container.source.check_unchanged()
         return digest
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A file that a job works on, and what a scan thinks of it.
+
+    Attributes:
+        file: The file.
+        judgement: What a scan thinks of it.
+    """
+
+    file: Opened
+    judgement: Judgement
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from ckptaudit.plan import Layout, comparable_groups, make_plan
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from ckptaudit.jobs.basis import Basis
     from ckptaudit.plan import ConversionPlan, Options
     from ckptaudit.tensors import StateDict, TensorView
 
@@ -100,22 +101,23 @@ def texts_of(
 
 
 def prediction_of(
-    detection: Detection, state_dict: StateDict, std_of: Callable[[TensorView], float | None]
+    meaning: Meaning, state_dict: StateDict, std_of: Callable[[TensorView], float | None]
 ) -> tuple[str | None, tuple[str, ...]]:
     """What the denoiser predicts, and what that rests on where it is a guess.
 
     Args:
-        detection: The family.
+        meaning: What the keys of the file mean.
         state_dict: The tensors of the file.
         std_of: Reads a tensor and gives the standard deviation of its elements.
 
     Returns:
         ``epsilon``, ``v_prediction``, or None where there is no denoiser.
     """
-    hint = detection.undecided
+    hint = meaning.detection.undecided
     if hint is None:
-        return detection.prediction, ()
-    view = next((view for view in state_dict.views if view.key == hint.key), None)
+        return meaning.detection.prediction, ()
+    pairs = zip(state_dict.views, meaning.placements, strict=True)
+    view = next((view for view, placement in pairs if placement.name == hint.key), None)
     std = None if view is None else std_of(view)
     if std is None:
         told = f"{hint.key} is not there, which would hint at what the model predicts"
@@ -127,23 +129,18 @@ def prediction_of(
 
 
 def planner(
-    state_dict: StateDict,
-    meaning: Meaning,
-    options: Options,
-    digest_of: Callable[[TensorView], bytes],
-    damage: Mapping[str, str] | None = None,
+    basis: Basis, options: Options, digest_of: Callable[[TensorView], bytes]
 ) -> Callable[[Mapping[tuple[str, str], str]], ConversionPlan]:
     """Everything `make_plan` wants but the tensors that do not fit, which it is given last.
 
     Args:
-        state_dict: The tensors of the file.
-        meaning: What its keys mean.
+        basis: The tensors, and what they are.
         options: What the user asked for.
         digest_of: Reads a tensor and hashes it; asked here, once for each tensor that may be
             stored once if it is equal to another.
-        damage: By key, what is wrong with tensors that loaders make better themselves.
     """
-    groups = comparable_groups(state_dict, meaning.detection, meaning.placements, options)
+    state_dict, meaning, barred = basis.state_dict, basis.meaning, basis.barred
+    groups = comparable_groups(state_dict, meaning.detection, meaning.placements, options, barred)
     views = {view.key: view for group in groups for view in group}
     digests = {key: digest_of(view) for key, view in views.items()}
 
@@ -155,7 +152,8 @@ def planner(
             options,
             unfit=unfit,
             digests=digests,
-            damage=damage,
+            damage=basis.damage,
+            barred=barred,
         )
 
     return plan

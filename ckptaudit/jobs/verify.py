@@ -10,7 +10,7 @@ Never asks: to be believed: from the converted file it takes which options were 
 from __future__ import annotations
 
 import os
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,14 +19,14 @@ import numpy as np
 
 from ckptaudit.containers import Kind
 from ckptaudit.errors import Unsupported
+from ckptaudit.floats import TARGETS, decode
+from ckptaudit.jobs.basis import from_where
 from ckptaudit.jobs.given import Given
 from ckptaudit.jobs.opening import File, Folders, Opened, opened
 from ckptaudit.jobs.receipt import receipt_in
 from ckptaudit.jobs.stream import JobId, Nowhere, Tally, stream
 from ckptaudit.layouts import Component
 from ckptaudit.plan import Dedupe, Ema, Layout, OnOverflow, Options, Output, Precision
-from ckptaudit.policy import judge
-from ckptaudit.tensors import misfits
 from ckptaudit.vm import escape
 from ckptaudit.wording import counted
 
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FOREIGN_FOLDER", "Place", "TensorProof", "Verification", "file_of", "prove", "verify"]
 
-# What a float may have been cast to.
-_CASTS = ("float32", "float16", "bfloat16")
 # A file by another tool is held against every tensor of the source under its own name.
 _FOREIGN = Options(precision=Precision.KEEP, ema=Ema.KEEP, dedupe=Dedupe.NONE)
 # A folder by another tool is one for diffusers: nobody else agrees on names in folders.
@@ -58,6 +56,7 @@ class TensorProof:
     Attributes:
         name: What it is called in the converted file.
         source: Its key in the source.
+        origin: Path of the file that *source* is a key of, if that is not the source.
         equal: Whether the converted file holds exactly what its source gives.
         problem: What is wrong, if it does not.
         file: The file it is in, by its path in the folder; "" where there is one file only.
@@ -65,6 +64,7 @@ class TensorProof:
 
     name: str
     source: str
+    origin: str | None
     equal: bool
     problem: str | None
     file: str
@@ -76,10 +76,11 @@ class Verification:
 
     Attributes:
         source: The checkpoint.
-        converted: What was made from it; of a folder the bytes of all *files*, and no hash.
+        vae_source: The file that its VAE was replaced from; None if it was not.
+        converted: What was made from them; of a folder the bytes of all *files*, and no hash.
         files: The files that were compared, in a folder its settings too, by path.
         equal: Whether every tensor is proven and nothing else is wrong.
-        coverage: Whether all of *source* was read; what was not cannot be in the converted file.
+        coverage: Whether all of both was read; what was not cannot be in the converted file.
         options: How *converted* says it was made, which was followed; None if it does not say.
         tensors: Each tensor that should be there, file by file, in the order of the data.
         aliases: Names stored under another, which is among *tensors*.
@@ -89,6 +90,7 @@ class Verification:
     """
 
     source: File
+    vae_source: File | None
     converted: File
     files: tuple[File, ...]
     equal: bool
@@ -105,6 +107,7 @@ def verify(
     source: str | PathLike[str],
     converted: str | PathLike[str],
     *,
+    replace_vae: str | PathLike[str] | None = None,
     with_hash: bool = True,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Verification:
@@ -114,24 +117,30 @@ def verify(
         source: The checkpoint, or the folder of a diffusers model.
         converted: A safetensors file made from it, of several that were made one; or the folder
             in which all of them are, with the settings that belong to them.
-        with_hash: Compute the SHA-256 of both.
+        replace_vae: The file whose VAE took the place of the checkpoint's.
+        with_hash: Compute the SHA-256 of all of them.
         progress: Told bytes of weights done, and in all.
 
     Raises:
         CkptauditError: There is no answer: one of the files cannot be read.
     """
-    with opened(source, with_hash=with_hash, folders=Folders.MODEL) as one:
+    with ExitStack() as stack:
+        one = stack.enter_context(opened(source, with_hash=with_hash, folders=Folders.MODEL))
+        vae = None
+        if replace_vae is not None:
+            file = opened(replace_vae, with_hash=with_hash, folders=Folders.MODEL)
+            vae = stack.enter_context(file)
+        given = Given(one, vae)
         if os.path.isdir(converted):  # noqa: PTH112 - a name that is too long is none
             # It imports this module, and is for folders only.
             from ckptaudit.jobs.folderproof import FolderProof  # noqa: PLC0415 - as said above
 
-            return FolderProof(one, Path(converted)).run(progress, with_hash=with_hash)
-        with opened(converted, with_hash=with_hash) as two:
-            return prove(one, two, Given(one.container), progress)
+            return FolderProof(given, Path(converted)).run(progress, with_hash=with_hash)
+        two = stack.enter_context(opened(converted, with_hash=with_hash))
+        return prove(two, given, progress)
 
 
 def prove(
-    source: Opened,
     converted: Opened,
     given: Given,
     progress: Callable[[int, int], None],
@@ -140,13 +149,12 @@ def prove(
     """Hold one file against what its source gives.
 
     Args:
-        source: The checkpoint.
         converted: The file.
-        given: What *source* gives.
+        given: What its source gives.
         progress: Told bytes of weights done, and in all.
         place: Which of the files of a folder *converted* is, if it is one of those.
     """
-    return _Proof(source, converted, given, place).run(progress)
+    return _Proof(converted, given, place).run(progress)
 
 
 class Place(NamedTuple):
@@ -166,10 +174,7 @@ class Place(NamedTuple):
 class _Proof:
     """One comparison; of a file in a folder if it has a *place*."""
 
-    def __init__(
-        self, source: Opened, converted: Opened, given: Given, place: Place | None = None
-    ) -> None:
-        self.source = source
+    def __init__(self, converted: Opened, given: Given, place: Place | None = None) -> None:
         self.given = given
         self.place = place
         self.converted = converted
@@ -193,6 +198,21 @@ class _Proof:
         self.notes: list[str] = []
         if self.options is None:
             self.notes.append("was not written by ckptaudit; names and types are its own")
+        self.check_vae_is_named()
+        # What another tool made a file with is not known: every name and type is looked at.
+        foreign = _FOREIGN if place is None else FOREIGN_FOLDER
+        self.asked_for = self.options or foreign
+        self.basis = given.basis(self.asked_for)
+
+    def check_vae_is_named(self) -> None:
+        """Refuse to compare with other weights than were written."""
+        claimed = None if self.receipt is None else self.receipt.vae_sha256
+        if claimed is not None and self.given.vae is None:
+            whose = f" of SHA-256 {escape(claimed)}" if claimed else ""
+            raise Unsupported(
+                f"{self.file.source.name}: has the VAE of another file{whose}; name that file with "
+                "--replace-vae"
+            )
 
     def run(self, progress: Callable[[int, int], None]) -> Verification:
         plan = self.part_of(self.plan())
@@ -206,20 +226,25 @@ class _Proof:
         self.compare([job for job in jobs if job is not None], progress)
         self.prove_unfit(pairs)
         self.check_names(plan)
-        source_digest, digest = self.source.finish(), self.converted.finish()
+        source_digest, digest = self.given.source.finish(), self.converted.finish()
         self.check_metadata(plan, source_digest)
+        vae = None
+        if self.given.vae is not None:
+            vae = file_of(self.given.vae.container, self.given.vae.finish())
+            self.check_vae_claim(vae.sha256)
         proofs = tuple(self.proof(job, stored) for job, stored in pairs)
         converted = file_of(self.file, digest)
         return Verification(
-            source=file_of(self.source.container, source_digest),
+            source=file_of(self.given.source.container, source_digest),
+            vae_source=vae,
             converted=converted,
             files=(converted,),
             equal=not self.problems and all(proof.equal for proof in proofs),
-            coverage=judge(self.source.container, misfits).coverage,
+            coverage=self.given.coverage(),
             options=self.options,
             tensors=proofs,
-            aliases=plan.aliases,
-            dropped=plan.drops,
+            aliases=tuple(from_where(alias, self.basis) for alias in plan.aliases),
+            dropped=tuple(from_where(drop, self.basis) for drop in plan.drops),
             problems=tuple(map(self.said_here, self.problems)),
             notes=tuple(self.notes),
         )
@@ -233,8 +258,7 @@ class _Proof:
         return f"{escape(self.path)}: {problem}" if self.path else problem
 
     def plan(self) -> ConversionPlan:
-        foreign = _FOREIGN if self.place is None else FOREIGN_FOLDER
-        plan_with = self.given.planner(self.options or foreign)
+        plan_with = self.given.planner(self.asked_for)
         plan = plan_with({})
         if self.options is not None:
             spared = plan_with({(job.file, job.name): "" for job in plan.jobs})
@@ -292,7 +316,7 @@ class _Proof:
     def may_be(self, dtype: DType, job: TensorJob) -> bool:
         if self.options is not None:
             return dtype in (job.target, self.spared.get(job.id))
-        is_cast = job.view.dtype.is_float and dtype.name in _CASTS
+        is_cast = job.view.dtype.is_float and dtype.name in TARGETS
         return is_cast or dtype in (job.target, job.view.dtype)
 
     def compare(self, jobs: list[TensorJob], progress: Callable[[int, int], None]) -> None:
@@ -308,7 +332,7 @@ class _Proof:
         sink = _Comparison(self.file, homes, self.differing)
         clamp = self.options is not None and self.options.on_overflow is OnOverflow.CLAMP
         cast = stream(
-            self.source.container,
+            self.basis.container,
             jobs,
             sink,
             clamp=clamp,
@@ -323,20 +347,20 @@ class _Proof:
                     self.overflows(job, stats.overflowed)
         if infinite and self.options is None:
             self.notes.append(
-                f"{counted(infinite, 'weight')} became infinite, finite in the source"
+                f"{counted(infinite, 'weight')}, finite in the source, became infinite or NaN"
             )
 
     def overflows(self, job: TensorJob, count: int) -> None:
         """We never write an infinity that the source does not have; another tool may."""
         if self.options is not None:
+            what = "NaN" if job.target.name == "float8_e4m3fn" else "infinite"
             self.tensor_problems[job.id] = (
-                f"infinite where the source is finite: {count} of "
-                f"{counted(job.view.numel, 'weight')}"
+                f"{what} where the source is finite: {count} of {counted(job.view.numel, 'weight')}"
             )
 
     @property
     def cores_taken(self) -> int:
-        return self.source.cores_taken + self.converted.cores_taken
+        return self.given.cores_taken + self.converted.cores_taken
 
     def home(self, job: TensorJob) -> int:
         """Where in the converted file what *job* writes begins, in bytes."""
@@ -365,7 +389,7 @@ class _Proof:
                 self.tensor_problems[job.id] = f"was not cast to {job.target.name}"
             return
         unfit = set()
-        cast = stream(self.source.container, kept, Nowhere(), beside=self.cores_taken)
+        cast = stream(self.basis.container, kept, Nowhere(), beside=self.cores_taken)
         with closing(cast):
             for job, stats in cast:
                 if stats.overflowed:
@@ -394,6 +418,17 @@ class _Proof:
         if self.receipt.aliases != {alias.name: alias.of for alias in plan.aliases}:
             self.problems.append("lists other aliases than its source gives")
 
+    def check_vae_claim(self, digest: str | None) -> None:
+        if self.receipt is None:
+            return
+        claimed = self.receipt.vae_sha256
+        if claimed is None:
+            self.problems.append("does not say that its VAE was replaced")
+        elif claimed and digest is not None and claimed != digest:
+            self.problems.append(
+                f"names a file of SHA-256 {escape(claimed)} for its VAE, which this is not"
+            )
+
     def proof(self, job: TensorJob, stored: StoredTensor | None) -> TensorProof:
         problem = self.tensor_problems.get(job.id)
         if stored is None:
@@ -401,7 +436,8 @@ class _Proof:
         elif self.differing.get(job.id):
             problem = f"differs in {self.differing[job.id]} of {counted(job.view.numel, 'element')}"
         name = stored.key if stored is not None else job.name
-        return TensorProof(name, job.source, problem is None, problem, self.path)
+        origin, source = self.basis.whence(job.source)
+        return TensorProof(name, source, origin, problem is None, problem, self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -461,8 +497,5 @@ def _differing(one: bytes, other: bytes, job: TensorJob) -> int:
 
 
 def _is_nan(bits: NDArray[np.unsignedinteger], dtype: DType) -> NDArray[np.bool_]:
-    # A bfloat16 is the upper half of a float32.
-    is_half = dtype.name == "bfloat16"
-    floats = (bits.astype("<u4") << 16).view("<f4") if is_half else bits.view(dtype.numpy)
-    nan: NDArray[np.bool_] = np.isnan(floats)
+    nan: NDArray[np.bool_] = np.isnan(decode(bits.view(dtype.numpy), dtype, np.empty(bits.size)))
     return nan
