@@ -174,12 +174,21 @@ class _Run:
             # known after one attempt, which then writes nothing.
             plan = self.plan_with(self.unfit)
             outputs = self.attempt(plan, with_hash=with_hash, overwrite=overwrite)
-        return self.result(plan, outputs, self.finish(), written=True)
+        # That nothing had changed was seen before the output appeared.  A source that lies in a
+        # folder that was replaced is linked into the new one, which changes its ctime.
+        return self.result(plan, outputs, self.digests(), written=True)
 
     def finish(self) -> _Digests:
         """Wait for the hashes of both files, which must not have changed."""
-        vae = None if self.vae_source is None else self.vae_source.file.finish()
-        return _Digests(self.source.file.finish(), vae)
+        for judged in (self.source, self.vae_source):
+            if judged is not None:
+                judged.file.finish()
+        return self.digests()
+
+    def digests(self) -> _Digests:
+        """Wait for the hashes of both files."""
+        vae = None if self.vae_source is None else self.vae_source.file.digest()
+        return _Digests(self.source.file.digest(), vae)
 
     def attempt(
         self, plan: ConversionPlan, *, with_hash: bool, overwrite: bool
