@@ -394,8 +394,13 @@ class _Run:
         """Say what a dry run cannot know."""
         if written:
             return []
-        read = "weights were read to choose their types" if self.chosen else "no weight was read"
-        notes = [f"{read}: a tensor that does not fit its new type would stay as it is"]
+        if self.options.precision is Precision.AUTO:
+            notes = [
+                "weights were read to choose types; what float32 cannot hold would stay as it is"
+            ]
+        else:
+            unread = "a tensor that does not fit its new type would stay as it is"
+            notes = [f"no weight was read: {unread}"]
         if self.target.exists():
             notes.append("the output exists: it is written only where it may be overwritten")
         return notes
