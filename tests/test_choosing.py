@@ -245,6 +245,7 @@ def test_a_tensor_and_the_parts_it_is_cut_into_or_put_together_from_have_one_typ
     assert {entry.why for entry in entries} == {"float16 cannot hold 1 of 12288 weights"}
     assert {e.dtype for e in result.tensors if e not in entries} == {"float16"}
     assert verify(tmp_path / "a.ckpt", folder / "text_encoder/model.safetensors").equal
+    assert verify(tmp_path / "a.ckpt", folder).equal
 
     text[PART.format("q")] = text[PART.format("q")].float()
     text[PART.format("k")] = torch.ones(64, 64).half()
@@ -279,6 +280,22 @@ def test_averages_and_weights_choose_each_for_itself(
     others = {entry.source for entry in result.tensors if entry.dtype == "bfloat16"}
     assert others == (set() if ema is Ema.DROP else {average})
     assert verify(tmp_path / "a.ckpt", tmp_path / "a.safetensors").equal
+
+
+@pytest.mark.parametrize("thin_family", ["sd1"], indirect=True)
+def test_weights_of_another_file_choose_as_those_of_the_model_do(
+    thin_family: Family, tmp_path: Path
+) -> None:
+    tensors = checkpoint(thin_family, tmp_path / "a.ckpt")
+    key = "first_stage_model.quant_conv.bias"
+    torch.save({"state_dict": tensors | {key: tensors[key] + 1e6}}, tmp_path / "b.ckpt")
+    output = tmp_path / "a.safetensors"
+
+    result = convert(tmp_path / "a.ckpt", output, AUTO, replace_vae=tmp_path / "b.ckpt")
+
+    assert {entry.name for entry in result.tensors if entry.dtype == "bfloat16"} == {key}
+    assert verify(tmp_path / "a.ckpt", output, replace_vae=tmp_path / "b.ckpt").equal
+    assert not verify(tmp_path / "a.ckpt", output, replace_vae=tmp_path / "a.ckpt").equal
 
 
 @pytest.mark.parametrize("thin_family", ["sdxl"], indirect=True)
