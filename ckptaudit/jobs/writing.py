@@ -7,6 +7,7 @@ Never asks: whether it may be converted (`convert`), how the answer is shown.
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +20,7 @@ from ckptaudit.errors import CastOverflow
 from ckptaudit.jobs.account import Conversion, Source, TensorEntry, VaeSource
 from ckptaudit.jobs.baking import with_vae
 from ckptaudit.jobs.basis import basis_of, from_where
+from ckptaudit.jobs.choosing import choose
 from ckptaudit.jobs.folderfiles import own_files
 from ckptaudit.jobs.hashing import hash_of
 from ckptaudit.jobs.opening import File, Judged, notes_on
@@ -28,12 +30,16 @@ from ckptaudit.jobs.small import std_of
 from ckptaudit.jobs.stream import digest_of, stream
 from ckptaudit.layouts import Component
 from ckptaudit.plan import (
+    CANDIDATES,
+    FALLBACK,
+    Choice,
     ConversionPlan,
     Ema,
     Layout,
     OnOverflow,
     Options,
     Output,
+    Precision,
     TensorJob,
 )
 from ckptaudit.policy import RULES, Finding
@@ -132,13 +138,15 @@ class _Run:
         )
         self.plan_with = planner(self.basis, options, partial(digest_of, container))
         self.stats: dict[JobId, TensorStats] = {}
-        # By file and name of the output, why a tensor is not cast.
+        # By file and name of the output, the type that its weights ask for.
+        self.chosen: dict[tuple[str, str], Choice] = {}
+        # The same, why a tensor is not cast.
         self.unfit: dict[tuple[str, str], str] = {}
         # The same by the jobs that told so: of a tensor of several parts, maybe one.
         self.misfits: dict[JobId, str] = {}
         # Files of an earlier conversion that go, where its folder is overwritten.
         self.stale: tuple[str, ...] = ()
-        # Bytes of weights that attempts which came to nothing have gone through.
+        # Bytes of weights that were read to choose types, or in attempts that came to nothing.
         self.in_vain = 0
         # One byte that lanes share: not 0 once the attempt under way has come to nothing.
         self.is_vain = mmap(-1, 1)
@@ -154,8 +162,22 @@ class _Run:
             for file in sorted(places | own):
                 check_spares(self.target / file, sources)
 
-    def dry(self, *, with_hash: bool) -> Conversion:
+    def choose(self) -> None:
+        """Read the weights to choose their types, where that is left to them."""
+        if self.options.precision is not Precision.AUTO:
+            return
         plan = self.plan_with({})
+        total = sum(job.view.nbytes for job in plan.jobs)
+
+        def advance(done: int, in_all: int) -> None:
+            self.in_vain = done
+            self.progress(done, in_all + total)
+
+        self.chosen = choose(self.basis.container, plan, beside=self.cores_taken, progress=advance)
+
+    def dry(self, *, with_hash: bool) -> Conversion:
+        self.choose()
+        plan = self.plan_with({}, self.chosen)
         starts = self.starts(plan, with_hash=with_hash)
         digests = self.finish()
         weights = [
@@ -168,11 +190,12 @@ class _Run:
         return self.result(plan, (*weights, *texts), digests, written=False)
 
     def write(self, *, with_hash: bool, overwrite: bool) -> Conversion:
+        self.choose()
         outputs = None
         while outputs is None:
             # Which tensors stay as they are decides where every other one lies; they are
             # known after one attempt, which then writes nothing.
-            plan = self.plan_with(self.unfit)
+            plan = self.plan_with(self.unfit, self.chosen)
             outputs = self.attempt(plan, with_hash=with_hash, overwrite=overwrite)
         # That nothing had changed was seen before the output appeared.  A source that lies in a
         # folder that was replaced is linked into the new one, which changes its ctime.
@@ -354,6 +377,7 @@ class _Run:
                 *self.empty_notes(),
                 *self.ema_notes(plan),
                 *self.vae_notes(plan),
+                *self.type_notes(),
                 *self.guesses(),
                 *self.stale_notes(written=written),
                 *self.dry_notes(written=written),
@@ -405,7 +429,13 @@ class _Run:
             dtype=job.target.name,
             shape=job.view.shape,
             stats=self.stats.get(job.id),
+            why=choice.why if (choice := self.choice(job)) is not None else None,
         )
+
+    def choice(self, job: TensorJob) -> Choice | None:
+        """The type that the weights asked for, if *job* got it."""
+        choice = self.chosen.get((job.file, job.name))
+        return choice if choice is not None and choice.dtype is job.target else None
 
     def empty_notes(self) -> list[str]:
         """Say so where there was nothing to convert."""
@@ -431,7 +461,13 @@ class _Run:
         """Say what a dry run cannot know."""
         if written:
             return []
-        notes = ["no weight was read: a tensor that does not fit its new type would stay as it is"]
+        if self.options.precision is Precision.AUTO:
+            notes = [
+                "weights were read to choose types; what float32 cannot hold would stay as it is"
+            ]
+        else:
+            unread = "a tensor that does not fit its new type would stay as it is"
+            notes = [f"no weight was read: {unread}"]
         if self.target.exists():
             notes.append("the output exists: it is written only where it may be overwritten")
         return notes
@@ -459,6 +495,15 @@ class _Run:
             return []
         why = "in fp16 this family's overflows while it runs, and images turn black"
         return [f"the VAE stays float32: {why}; --vae convert casts it"]
+
+    def type_notes(self) -> list[str]:
+        """Say how many tensors got another type than the first, where it was left to them."""
+        if self.options.precision is not Precision.AUTO:
+            return []
+        chosen = Counter(choice.dtype.name for choice in self.chosen.values())
+        kinds = [f"{chosen[dtype.name]} {dtype.name}" for dtype in (*CANDIDATES, FALLBACK)]
+        tensors = counted(len(self.chosen), "tensor")
+        return [f"--precision auto, of {tensors} that would be cast: {', '.join(kinds)}"]
 
     def numeric_findings(self, plan: ConversionPlan) -> list[Finding]:
         found = []
