@@ -6,6 +6,7 @@ Nothing here is asked of the network: every setting comes from the folder that w
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import pytest
 from narrow import checkpoint, read
 from oracle import torch
 
-from ckptaudit import Layout, Options, Precision, convert
+from ckptaudit import Action, Layout, Options, Precision, convert
 
 # Both take more room than all else that tests need; `scripts/test` brings them in its last step.
 diffusers: Any = pytest.importorskip("diffusers", reason="diffusers is not installed: no oracle")
@@ -99,6 +100,27 @@ def test_diffusers_opens_our_folder_with_every_weight_in_its_place(
         loaded = getattr(pipeline, component).state_dict()
         ours = read(tmp_path / "out", component)
         assert same(loaded, ours)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+@pytest.mark.parametrize("thin_family", ["sd1", "sdxl"], indirect=True)
+def test_a_folder_without_a_part_opens_with_that_of_another(
+    thin_family: Family, tmp_path: Path, part: str
+) -> None:
+    checkpoint(thin_family, tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "whole", KEEP)
+    without = replace(KEEP, unet=Action.DROP) if part == "unet" else replace(KEEP, vae=Action.DROP)
+    convert(tmp_path / "a.ckpt", tmp_path / "out", without)
+    kind = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}[part]
+    index = json.loads((tmp_path / "out/model_index.json").read_text())
+    brought = {name: None for name, of in index.items() if "CLIPTokenizer" in str(of)}
+
+    with pytest.raises(ValueError, match=part):
+        diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", **brought)
+    brought[part] = kind.from_pretrained(tmp_path / "whole", subfolder=part)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", **brought)
+
+    assert same(getattr(pipeline, part).state_dict(), read(tmp_path / "whole", part))
 
 
 def same(one: Tensors, other: Tensors) -> bool:

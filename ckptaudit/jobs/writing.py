@@ -158,9 +158,18 @@ class _Run:
             )
 
     def check_places(self, sources: tuple[Path, ...]) -> None:
-        """Refuse to write to any of *sources*, which may lie where a file of a folder goes."""
-        if self.options.makes_folder and self.target.exists():
-            plan = self.plan_with({})
+        """Refuse to write to any of *sources*, which may lie where a file of a folder goes.
+
+        Nor is a folder written that nothing would be in.
+        """
+        if not self.options.makes_folder:
+            return
+        plan = self.plan_with({})
+        if not plan.outputs:
+            raise Unsupported(
+                f"{self.name}: no tensor of it is left for a folder; leave less of it out"
+            )
+        if self.target.exists():
             for file in (*(output.file for output in plan.outputs), *self.texts(plan)):
                 check_spares(self.target / self.within(file), sources)
 
@@ -359,9 +368,10 @@ class _Run:
             notes=(
                 *notes_on(container),
                 *self.notes_on_vae_source(),
-                *self.empty_notes(),
+                *self.empty_notes(plan),
                 *self.ema_notes(plan),
                 *self.vae_notes(plan),
+                *self.folder_notes(plan),
                 *self.guesses(),
                 *self.dry_notes(written=written),
             ),
@@ -414,9 +424,21 @@ class _Run:
             stats=self.stats.get(job.id),
         )
 
-    def empty_notes(self) -> list[str]:
-        """Say so where there was nothing to convert."""
-        return [] if self.basis.state_dict.views else ["holds no tensors that can be converted"]
+    def empty_notes(self, plan: ConversionPlan) -> list[str]:
+        """Say so where there was nothing to convert, or nothing is left of it."""
+        if not self.basis.state_dict.views:
+            return ["holds no tensors that can be converted"]
+        return [] if plan.jobs else ["every tensor is left out: there is none in the output"]
+
+    def folder_notes(self, plan: ConversionPlan) -> list[str]:
+        """Say what a folder lacks without which it does not open."""
+        if self.options.layout is not Layout.DIFFUSERS:
+            return []
+        absent = self.detection.absent_from_folder(output.file for output in plan.outputs)
+        return [
+            f"the folder has no {each.value}: give from_pretrained one, {each.value}=..., or None"
+            for each in absent
+        ]
 
     def guesses(self) -> tuple[str, ...]:
         """Say what is a guess and stands in a folder's settings as if it were known."""
