@@ -85,10 +85,7 @@ class FileSource:
         if not stat.S_ISREG(status.st_mode):
             os.close(self._fd)
             if stat.S_ISDIR(status.st_mode):
-                example = f"{self.name.rstrip('/')}/*.ckpt"
-                raise SourceUnreadable(
-                    f"{self.name}: is a directory; name the files in it, such as {example}"
-                )
+                raise SourceUnreadable(f"{self.name}: is a directory; name a file in it")
             raise SourceUnreadable(f"{self.name}: is not a regular file; give the path of a file")
         self.size = status.st_size
         self.identity = _identity(status)

@@ -107,7 +107,7 @@ def test_a_missing_file_is_named_as_such(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_not_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(SourceUnreadable, match="is a directory"):
+    with pytest.raises(SourceUnreadable, match=r"is a directory; name a file in it$"):
         FileSource(tmp_path)
 
 

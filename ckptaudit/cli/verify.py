@@ -38,8 +38,8 @@ def verify(
     """Prove each tensor of CONVERTED from SOURCE by a second conversion.
 
     SOURCE is a checkpoint, or the folder of a diffusers model; CONVERTED one file made
-    from it.  It may be the work of another tool; then only names and types are taken
-    from it.
+    from it, or the folder with all of them, settings included.  It may be the work of
+    another tool; then only names and types are taken from it.
     """
     from ckptaudit.jobs.verify import verify as job
 

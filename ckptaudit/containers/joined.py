@@ -7,7 +7,8 @@ Never asks: what they are, or what is wanted of them.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers.container import Container, Kind, Storage
@@ -17,14 +18,38 @@ from ckptaudit.source import SplicedSource
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["joined", "key_in_joined"]
+__all__ = ["Joined", "joined"]
 
 
-def joined(parts: Sequence[Container]) -> Container:
-    """One container for the storages of all *parts*, which stay open as long as it is used.
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Several open files as one.
 
-    It holds what reading takes and nothing else: what is to be said of a part is said of it
-    alone.  A storage of part number n has the key that `key_in_joined` gives it.
+    Attributes:
+        parts: The files, in order.
+        starts: Where each begins, in bytes.
+        container: All of them: what reading takes and nothing else, for what is to be said of
+            a part is said of it alone.
+    """
+
+    parts: tuple[Container, ...]
+    starts: tuple[int, ...]
+    container: Container
+
+    def storage(self, number: int, storage: Storage) -> Storage:
+        """What *storage* of part number *number* is among those of all parts."""
+        is_inflated = storage.record in self.parts[number].inflated
+        return replace(
+            storage,
+            key=_key(number, storage.key),
+            record=_key(number, storage.record),
+            # In the bytes of a compressed record nothing moves.
+            offset=storage.offset + (0 if is_inflated else self.starts[number]),
+        )
+
+
+def joined(parts: Sequence[Container]) -> Joined:
+    """All *parts* as one; they stay open as long as it is used.
 
     Raises:
         Unsupported: Their numbers are written in different byte orders.
@@ -37,38 +62,29 @@ def joined(parts: Sequence[Container]) -> Container:
                 f"{first.source.name} {first.byteorder}-endian; convert one of them by itself "
                 "first, and take the result for it"
             )
-    storages, records, inflated, base = {}, [], {}, 0
-    for number, part in enumerate(parts):
-        for record in part.records:
-            name = key_in_joined(number, record.name)
-            records.append(replace(record, name=name, offset=base + record.offset))
-        for name, source in part.inflated.items():
-            inflated[key_in_joined(number, name)] = source
-        for storage in part.storages.values():
-            moved = _moved(storage, number, 0 if storage.record in part.inflated else base)
-            storages[moved.key] = moved
-        base += part.source.size
+    starts = tuple(accumulate((part.source.size for part in parts), initial=0))[:-1]
+    records = tuple(
+        replace(record, name=_key(number, record.name), offset=start + record.offset)
+        for number, (part, start) in enumerate(zip(parts, starts, strict=True))
+        for record in part.records
+    )
+    inflated = {
+        _key(number, name): source
+        for number, part in enumerate(parts)
+        for name, source in part.inflated.items()
+    }
     sources = ((part.source, 0, part.source.size) for part in parts)
-    return Container(
+    container = Container(
         source=SplicedSource(first.source.name, *sources),
         kind=Kind.FOLDER,
-        records=tuple(records),
+        records=records,
         traces=(),
-        storages=storages,
         byteorder=first.byteorder,
         inflated=inflated,
     )
+    return Joined(tuple(parts), starts, container)
 
 
-def key_in_joined(number: int, key: str) -> str:
+def _key(number: int, key: str) -> str:
     """What part number *number* calls *key*, of a storage or a record, among all of them."""
     return f"{number}/{key}"
-
-
-def _moved(storage: Storage, number: int, by: int) -> Storage:
-    return replace(
-        storage,
-        key=key_in_joined(number, storage.key),
-        record=key_in_joined(number, storage.record),
-        offset=storage.offset + by,
-    )

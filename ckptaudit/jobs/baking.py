@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers.joined import joined, key_in_joined
+from ckptaudit.containers.joined import Joined, joined
 from ckptaudit.errors import Unsupported
 from ckptaudit.jobs.basis import Basis, VaeBasis
 from ckptaudit.jobs.planning import Meaning
@@ -62,10 +62,10 @@ def with_vae(basis: Basis, other: Container, options: Options) -> Basis:
     lines = [_line(vae.mark + view.key, placement, options) for view, placement in placed]
     placements = tuple(placement for placement, _ in lines)
     room = makes_room(model, basis.meaning.placements, basis.meaning.components)
-    container = joined((basis.container, other))
+    both = joined((basis.container, other))
     return Basis(
-        container=container,
-        state_dict=_united(basis.state_dict, found, vae.mark, container),
+        container=both.container,
+        state_dict=_united(basis.state_dict, found, vae.mark, both),
         meaning=Meaning(
             model,
             (*basis.meaning.placements, *placements),
@@ -113,16 +113,17 @@ def _line(key: str, placement: Placement | None, options: Options) -> tuple[Plac
     return replace(placement, key=key, name=key), why if options.ema is Ema.KEEP else ""
 
 
-def _united(own: StateDict, other: StateDict, mark: str, container: Container) -> StateDict:
-    """Both state dicts as one, the keys of the second one behind *mark*, read from *container*."""
+def _united(own: StateDict, other: StateDict, mark: str, both: Joined) -> StateDict:
+    """Both state dicts as one, the keys of the second one behind *mark*, read from *both*."""
 
     def moved(view: TensorView, number: int) -> TensorView:
-        storage = container.storages[key_in_joined(number, view.storage.key)]
-        return replace(view, key=mark + view.key if number else view.key, storage=storage)
+        key = mark + view.key if number else view.key
+        return replace(view, key=key, storage=both.storage(number, view.storage))
 
+    views = (*(moved(view, 0) for view in own.views), *(moved(view, 1) for view in other.views))
     return StateDict(
-        views=(*(moved(view, 0) for view in own.views), *(moved(view, 1) for view in other.views)),
-        storages=container.storages,
+        views=views,
+        storages={view.storage.key: view.storage for view in views},
         path=own.path,
         leftovers=(
             *own.leftovers,

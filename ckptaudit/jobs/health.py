@@ -76,7 +76,10 @@ def health_of(state_dict: StateDict, meaning: Meaning, damage: Mapping[str, str]
 
 def _incomplete(part: ComponentCount, meaning: Meaning) -> Iterator[Finding]:
     name = part.component.value
-    if part.missing:
+    if part.is_absent:
+        what = f"the {name} is not there: none of its {counted(part.expected, 'tensor')}"
+        yield _finding("CKA304", what, part.missing[0])
+    elif part.missing:
         of = f"{len(part.missing)} of {counted(part.expected, 'tensor')} of the {name}"
         yield _finding("CKA304", f"{of} are missing: {_some(part.missing)}", part.missing[0])
     if part.misshapen:

@@ -101,7 +101,7 @@ def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
         state_dict = find_state_dict(container)
         meaning = meaning_of(state_dict)
         std = partial(std_of, container)
-        prediction, hints = prediction_of(meaning.detection, state_dict, std)
+        prediction, hints = prediction_of(meaning, state_dict, std)
         return Inspection(
             path=container.source.name,
             size=container.source.size,

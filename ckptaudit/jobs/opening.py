@@ -94,6 +94,7 @@ def opened(
     with_hash: bool,
     limits: Limits | None = None,
     takes_folders: bool = False,
+    with_all: bool = False,
 ) -> Iterator[Opened]:
     """Open *path* for one job and close it after; its hash, if wanted, begins at once.
 
@@ -102,11 +103,13 @@ def opened(
         with_hash: Whether its SHA-256 is wanted; of a folder that of its files laid end to end.
         limits: The most it may cost.
         takes_folders: Whether the job can do anything with a folder.
+        with_all: Whether what lies in a folder beside the weights is opened, too.
 
     Raises:
         CkptauditError: It cannot be read, or is no checkpoint.
     """
-    folder = _folder(path, limits) if takes_folders and os.path.isdir(path) else None  # noqa: PTH112 - a name that is too long is none
+    is_folder = takes_folders and os.path.isdir(path)  # noqa: PTH112 - a name that is too long is none
+    folder = _folder(path, limits, with_all=with_all) if is_folder else None
     source = FileSource(path) if folder is None else folder.source
     hashing = None
     try:
@@ -119,10 +122,10 @@ def opened(
         source.close()
 
 
-def _folder(path: str | PathLike[str], limits: Limits | None) -> Container:
+def _folder(path: str | PathLike[str], limits: Limits | None, *, with_all: bool) -> Container:
     from ckptaudit.containers.folder import open_folder  # noqa: PLC0415 - as hashing, below
 
-    return open_folder(path, limits)
+    return open_folder(path, limits, with_all=with_all)
 
 
 def _hashing(source: ByteSource) -> Hashing:
@@ -134,9 +137,11 @@ def _hashing(source: ByteSource) -> Hashing:
 
 def notes_on(container: Container) -> tuple[str, ...]:
     """What is worth telling about the file that speaks neither for nor against it."""
+    if container.kind is Kind.FOLDER:
+        return container.notes
     is_named = container.source.name.lower().endswith(".safetensors")
     if container.kind is Kind.SAFETENSORS and not is_named:
         return ("is a safetensors file under another name; it was read as what it is",)
-    if container.kind not in {Kind.SAFETENSORS, Kind.FOLDER} and is_named:
+    if container.kind is not Kind.SAFETENSORS and is_named:
         return (f"is named .safetensors but is a {container.kind.value} checkpoint",)
     return ()

@@ -9,25 +9,24 @@ Never asks: to be believed: from the converted file it takes which options were 
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ckptaudit.containers import Kind
 from ckptaudit.errors import Unsupported
-from ckptaudit.jobs.baking import with_vae
-from ckptaudit.jobs.basis import basis_of, from_where
+from ckptaudit.floats import TARGETS, decode
+from ckptaudit.jobs.basis import from_where
+from ckptaudit.jobs.given import Given
 from ckptaudit.jobs.opening import File, Opened, opened
-from ckptaudit.jobs.planning import planner
 from ckptaudit.jobs.receipt import receipt_in
-from ckptaudit.jobs.stream import JobId, Nowhere, Tally, digest_of, stream
+from ckptaudit.jobs.stream import JobId, Nowhere, Tally, stream
 from ckptaudit.layouts import Component
-from ckptaudit.plan import Dedupe, Ema, OnOverflow, Options, Output, Precision
-from ckptaudit.policy import Coverage, judge
-from ckptaudit.tensors import misfits
+from ckptaudit.plan import Dedupe, Ema, Layout, OnOverflow, Options, Output, Precision
 from ckptaudit.vm import escape
 from ckptaudit.wording import counted
 
@@ -40,12 +39,14 @@ if TYPE_CHECKING:
     from ckptaudit.containers import Container, StoredTensor
     from ckptaudit.dtypes import DType
     from ckptaudit.plan import Alias, ConversionPlan, Drop, OutputTensor, TensorJob
-__all__ = ["TensorProof", "Verification", "verify"]
+    from ckptaudit.policy import Coverage
 
-# What a float may have been cast to.
-_CASTS = ("float32", "float16", "bfloat16")
+__all__ = ["FOREIGN_FOLDER", "Place", "TensorProof", "Verification", "file_of", "prove", "verify"]
+
 # A file by another tool is held against every tensor of the source under its own name.
 _FOREIGN = Options(precision=Precision.KEEP, ema=Ema.KEEP, dedupe=Dedupe.NONE)
+# A folder by another tool is one for diffusers: nobody else agrees on names in folders.
+FOREIGN_FOLDER = replace(_FOREIGN, layout=Layout.DIFFUSERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class TensorProof:
         origin: Path of the file that *source* is a key of, if that is not the source.
         equal: Whether the converted file holds exactly what its source gives.
         problem: What is wrong, if it does not.
+        file: The file it is in, by its path in the folder; "" where there is one file only.
     """
 
     name: str
@@ -65,20 +67,22 @@ class TensorProof:
     origin: str | None
     equal: bool
     problem: str | None
+    file: str
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Whether a converted file is what its source gives.
+    """Whether a converted file, or a folder of such files, is what its source gives.
 
     Attributes:
         source: The checkpoint.
         vae_source: The file that its VAE was replaced from; None if it was not.
-        converted: The file made from them.
+        converted: What was made from them; of a folder the bytes of all *files*, and no hash.
+        files: The files that were compared, in a folder its settings too, by path.
         equal: Whether every tensor is proven and nothing else is wrong.
         coverage: Whether all of both was read; what was not cannot be in the converted file.
         options: How *converted* says it was made, which was followed; None if it does not say.
-        tensors: Each tensor that should be there, in the order of the data.
+        tensors: Each tensor that should be there, file by file, in the order of the data.
         aliases: Names stored under another, which is among *tensors*.
         dropped: Tensors of the source that were not to be written.
         problems: What is wrong apart from single tensors.
@@ -88,6 +92,7 @@ class Verification:
     source: File
     vae_source: File | None
     converted: File
+    files: tuple[File, ...]
     equal: bool
     coverage: Coverage
     options: Options | None
@@ -110,7 +115,8 @@ def verify(
 
     Args:
         source: The checkpoint, or the folder of a diffusers model.
-        converted: A safetensors file made from it; of several that were made, one.
+        converted: A safetensors file made from it, of several that were made one; or the folder
+            in which all of them are, with the settings that belong to them.
         replace_vae: The file whose VAE took the place of the checkpoint's.
         with_hash: Compute the SHA-256 of all of them.
         progress: Told bytes of weights done, and in all.
@@ -120,20 +126,57 @@ def verify(
     """
     with ExitStack() as stack:
         one = stack.enter_context(opened(source, with_hash=with_hash, takes_folders=True))
-        two = stack.enter_context(opened(converted, with_hash=with_hash))
         vae = None
         if replace_vae is not None:
             file = opened(replace_vae, with_hash=with_hash, takes_folders=True)
             vae = stack.enter_context(file)
-        return _Proof(one, two, vae).run(progress)
+        given = Given(one, vae)
+        if os.path.isdir(converted):  # noqa: PTH112 - a name that is too long is none
+            # It imports this module, and is for folders only.
+            from ckptaudit.jobs.folderproof import FolderProof  # noqa: PLC0415 - as said above
+
+            return FolderProof(given, Path(converted)).run(progress, with_hash=with_hash)
+        two = stack.enter_context(opened(converted, with_hash=with_hash))
+        return prove(two, given, progress)
+
+
+def prove(
+    converted: Opened,
+    given: Given,
+    progress: Callable[[int, int], None],
+    place: Place | None = None,
+) -> Verification:
+    """Hold one file against what its source gives.
+
+    Args:
+        converted: The file.
+        given: What its source gives.
+        progress: Told bytes of weights done, and in all.
+        place: Which of the files of a folder *converted* is, if it is one of those.
+    """
+    return _Proof(converted, given, place).run(progress)
+
+
+class Place(NamedTuple):
+    """Which of the files of a folder a converted file is.
+
+    Attributes:
+        file: What the plan calls it.
+        path: Its path in the folder.
+        options: How the folder was made; None if it does not say.
+    """
+
+    file: str
+    path: str
+    options: Options | None
 
 
 class _Proof:
-    """One comparison."""
+    """One comparison; of a file in a folder if it has a *place*."""
 
-    def __init__(self, source: Opened, converted: Opened, vae_source: Opened | None) -> None:
-        self.source = source
-        self.vae_source = vae_source
+    def __init__(self, converted: Opened, given: Given, place: Place | None = None) -> None:
+        self.given = given
+        self.place = place
         self.converted = converted
         self.file: Container = converted.container
         if self.file.kind is not Kind.SAFETENSORS:
@@ -145,6 +188,8 @@ class _Proof:
         self.tensor_problems: dict[JobId, str] = {}
         self.receipt = receipt_in(self.file.metadata)
         self.options = self.receipt.options if self.receipt is not None else None
+        if place is not None:
+            self.options = place.options
         self.outputs: Mapping[str, OutputTensor] = {}
         # By job, the type it is written in where a weight does not fit the one wanted.
         self.spared: Mapping[JobId, DType] = {}
@@ -154,14 +199,15 @@ class _Proof:
         if self.options is None:
             self.notes.append("was not written by ckptaudit; names and types are its own")
         self.check_vae_is_named()
-        self.basis = basis_of(source.container, self.options.family if self.options else "")
-        if vae_source is not None:
-            self.basis = with_vae(self.basis, vae_source.container, self.options or _FOREIGN)
+        # What another tool made a file with is not known: every name and type is looked at.
+        foreign = _FOREIGN if place is None else FOREIGN_FOLDER
+        self.asked_for = self.options or foreign
+        self.basis = given.basis(self.asked_for)
 
     def check_vae_is_named(self) -> None:
         """Refuse to compare with other weights than were written."""
         claimed = None if self.receipt is None else self.receipt.vae_sha256
-        if claimed is not None and self.vae_source is None:
+        if claimed is not None and self.given.vae is None:
             whose = f" of SHA-256 {escape(claimed)}" if claimed else ""
             raise Unsupported(
                 f"{self.file.source.name}: has the VAE of another file{whose}; name that file with "
@@ -180,30 +226,39 @@ class _Proof:
         self.compare([job for job in jobs if job is not None], progress)
         self.prove_unfit(pairs)
         self.check_names(plan)
-        source_digest, digest = self.source.finish(), self.converted.finish()
+        source_digest, digest = self.given.source.finish(), self.converted.finish()
         self.check_metadata(plan, source_digest)
         vae = None
-        if self.vae_source is not None:
-            vae = _file(self.vae_source.container, self.vae_source.finish())
+        if self.given.vae is not None:
+            vae = file_of(self.given.vae.container, self.given.vae.finish())
             self.check_vae_claim(vae.sha256)
         proofs = tuple(self.proof(job, stored) for job, stored in pairs)
+        converted = file_of(self.file, digest)
         return Verification(
-            source=_file(self.source.container, source_digest),
+            source=file_of(self.given.source.container, source_digest),
             vae_source=vae,
-            converted=_file(self.file, digest),
+            converted=converted,
+            files=(converted,),
             equal=not self.problems and all(proof.equal for proof in proofs),
-            coverage=self.coverage(),
+            coverage=self.given.coverage(),
             options=self.options,
             tensors=proofs,
             aliases=tuple(from_where(alias, self.basis) for alias in plan.aliases),
             dropped=tuple(from_where(drop, self.basis) for drop in plan.drops),
-            problems=tuple(self.problems),
+            problems=tuple(map(self.said_here, self.problems)),
             notes=tuple(self.notes),
         )
 
+    @property
+    def path(self) -> str:
+        return "" if self.place is None else self.place.path
+
+    def said_here(self, problem: str) -> str:
+        """*problem*, and of which of several files it is one."""
+        return f"{escape(self.path)}: {problem}" if self.path else problem
+
     def plan(self) -> ConversionPlan:
-        digests = partial(digest_of, self.basis.container)
-        plan_with = planner(self.basis, self.options or _FOREIGN, digests)
+        plan_with = self.given.planner(self.asked_for)
         plan = plan_with({})
         if self.options is not None:
             spared = plan_with({(job.file, job.name): "" for job in plan.jobs})
@@ -213,9 +268,11 @@ class _Proof:
     def part_of(self, plan: ConversionPlan) -> ConversionPlan:
         """What *plan* has for the converted file, which is one of several.
 
-        That is the file that most of its names and shapes are in: where another was meant, all
-        that is missing is said to be.
+        That is the file whose place it has, or else the one that most of its names and shapes
+        are in: where another was meant, all that is missing is said to be.
         """
+        if self.place is not None:
+            return _part(plan, self.place.file)
         held = {(key, tensor.shape) for key, tensor in self.file.tensors.items()}
 
         def agreement(output: Output) -> int:
@@ -228,12 +285,7 @@ class _Proof:
                 f"is proven as {own.file}, by itself; {counted(others, 'other file')} of the "
                 "conversion must be proven too"
             )
-        return replace(
-            plan,
-            outputs=(own,),
-            jobs=tuple(job for job in plan.jobs if job.file == own.file),
-            aliases=tuple(alias for alias in plan.aliases if alias.file == own.file),
-        )
+        return _part(plan, own.file)
 
     def is_owed(self, job: TensorJob) -> bool:
         """Whether the converted file must hold *job*; another tool may leave averages out."""
@@ -264,7 +316,7 @@ class _Proof:
     def may_be(self, dtype: DType, job: TensorJob) -> bool:
         if self.options is not None:
             return dtype in (job.target, self.spared.get(job.id))
-        is_cast = job.view.dtype.is_float and dtype.name in _CASTS
+        is_cast = job.view.dtype.is_float and dtype.name in TARGETS
         return is_cast or dtype in (job.target, job.view.dtype)
 
     def compare(self, jobs: list[TensorJob], progress: Callable[[int, int], None]) -> None:
@@ -295,32 +347,20 @@ class _Proof:
                     self.overflows(job, stats.overflowed)
         if infinite and self.options is None:
             self.notes.append(
-                f"{counted(infinite, 'weight')} became infinite, finite in the source"
+                f"{counted(infinite, 'weight')}, finite in the source, became infinite or NaN"
             )
 
     def overflows(self, job: TensorJob, count: int) -> None:
         """We never write an infinity that the source does not have; another tool may."""
         if self.options is not None:
+            what = "NaN" if job.target.name == "float8_e4m3fn" else "infinite"
             self.tensor_problems[job.id] = (
-                f"infinite where the source is finite: {count} of "
-                f"{counted(job.view.numel, 'weight')}"
+                f"{what} where the source is finite: {count} of {counted(job.view.numel, 'weight')}"
             )
 
     @property
     def cores_taken(self) -> int:
-        files = (self.source, self.converted, self.vae_source)
-        return sum(file.cores_taken for file in files if file is not None)
-
-    def coverage(self) -> Coverage:
-        """Whether all was read that the converted file may be made from."""
-        containers = [self.source.container]
-        if self.vae_source is not None:
-            containers.append(self.vae_source.container)
-        found = [judge(container, misfits).coverage for container in containers]
-        return Coverage(
-            complete=all(each.complete for each in found),
-            gaps=tuple(gap for each in found for gap in each.gaps),
-        )
+        return self.given.cores_taken + self.converted.cores_taken
 
     def home(self, job: TensorJob) -> int:
         """Where in the converted file what *job* writes begins, in bytes."""
@@ -397,7 +437,7 @@ class _Proof:
             problem = f"differs in {self.differing[job.id]} of {counted(job.view.numel, 'element')}"
         name = stored.key if stored is not None else job.name
         origin, source = self.basis.whence(job.source)
-        return TensorProof(name, source, origin, problem is None, problem)
+        return TensorProof(name, source, origin, problem is None, problem, self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,7 +470,18 @@ class _Comparison:
             self.differing[job] = self.differing.get(job, 0) + count
 
 
-def _file(container: Container, digest: str | None) -> File:
+def _part(plan: ConversionPlan, file: str) -> ConversionPlan:
+    """What *plan* has for one *file* of it."""
+    return replace(
+        plan,
+        outputs=tuple(output for output in plan.outputs if output.file == file),
+        jobs=tuple(job for job in plan.jobs if job.file == file),
+        aliases=tuple(alias for alias in plan.aliases if alias.file == file),
+    )
+
+
+def file_of(container: Container, digest: str | None) -> File:
+    """What an answer says of the file that *container* is."""
     return File(container.source.name, container.source.size, digest)
 
 
@@ -446,8 +497,5 @@ def _differing(one: bytes, other: bytes, job: TensorJob) -> int:
 
 
 def _is_nan(bits: NDArray[np.unsignedinteger], dtype: DType) -> NDArray[np.bool_]:
-    # A bfloat16 is the upper half of a float32.
-    is_half = dtype.name == "bfloat16"
-    floats = (bits.astype("<u4") << 16).view("<f4") if is_half else bits.view(dtype.numpy)
-    nan: NDArray[np.bool_] = np.isnan(floats)
+    nan: NDArray[np.bool_] = np.isnan(decode(bits.view(dtype.numpy), dtype, np.empty(bits.size)))
     return nan

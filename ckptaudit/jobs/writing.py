@@ -7,7 +7,6 @@ Never asks: whether it may be converted (`convert`), how the answer is shown.
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,26 +15,24 @@ from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from ckptaudit.errors import CastOverflow, Unsupported
+from ckptaudit.errors import CastOverflow
 from ckptaudit.jobs.account import Conversion, Source, TensorEntry, VaeSource
 from ckptaudit.jobs.baking import with_vae
 from ckptaudit.jobs.basis import basis_of, from_where
 from ckptaudit.jobs.hashing import hash_of
 from ckptaudit.jobs.opening import File, Judged, notes_on
-from ckptaudit.jobs.planning import planner, prediction_of
+from ckptaudit.jobs.planning import check_layout, planner, prediction_of, texts_of
 from ckptaudit.jobs.receipt import metadata_of
 from ckptaudit.jobs.small import std_of
 from ckptaudit.jobs.stream import digest_of, stream
 from ckptaudit.layouts import Component
 from ckptaudit.plan import (
-    Action,
     ConversionPlan,
     Ema,
     Layout,
     OnOverflow,
     Options,
     Output,
-    Precision,
     TensorJob,
 )
 from ckptaudit.policy import RULES, Finding
@@ -125,12 +122,12 @@ class _Run:
         self.progress = progress
         self.basis = basis_of(source.file.container, options.family)
         self.detection = self.basis.meaning.detection
-        self.check_family()
+        check_layout(self.detection, options, self.name)
         if vae_source is not None:
             self.basis = with_vae(self.basis, vae_source.file.container, options)
         container = self.basis.container
         self.prediction, self.hints = prediction_of(
-            self.detection, self.basis.state_dict, partial(std_of, container)
+            self.basis.meaning, self.basis.state_dict, partial(std_of, container)
         )
         self.plan_with = planner(self.basis, options, partial(digest_of, container))
         self.stats: dict[JobId, TensorStats] = {}
@@ -142,20 +139,6 @@ class _Run:
         self.in_vain = 0
         # One byte that lanes share: not 0 once the attempt under way has come to nothing.
         self.is_vain = mmap(-1, 1)
-
-    def check_family(self) -> None:
-        """Refuse what a family must be known for, where it is not."""
-        found, name = self.detection, self.name
-        if self.options.split and not found.has_inventory:
-            raise Unsupported(
-                f"{name}: is of family {found.family}, whose parts are not known, so it cannot be "
-                "split; --family names another"
-            )
-        if self.options.layout is Layout.DIFFUSERS and not found.has_diffusers_layout:
-            raise Unsupported(
-                f"{name}: is of family {found.family}, of which no diffusers folder is made; "
-                "--family names another"
-            )
 
     def check_places(self, sources: tuple[Path, ...]) -> None:
         """Refuse to write to any of *sources*, which may lie where a file of a folder goes.
@@ -246,14 +229,7 @@ class _Run:
 
     def texts(self, plan: ConversionPlan) -> dict[str, bytes]:
         """The JSON files of a folder, by path in it."""
-        if self.options.layout is not Layout.DIFFUSERS:
-            return {}
-        weights = [output.file for output in plan.outputs]
-        files = self.detection.folder_files(weights, self.prediction or "epsilon")
-        return {
-            file: json.dumps(settings, indent=2).encode() + b"\n"
-            for file, settings in files.items()
-        }
+        return texts_of(self.detection, self.prediction, plan, self.options)
 
     def starts(self, plan: ConversionPlan, *, with_hash: bool) -> dict[str, int]:
         """Where in each file its data begin, in bytes."""
@@ -475,8 +451,7 @@ class _Run:
             for job in plan.jobs
             if job.component is Component.VAE and job.target.name == "float32"
         ]
-        is_asked = options.vae is Action.AUTO and options.precision is Precision.FP16
-        if not (is_asked and self.detection.vae_overflows and spared):
+        if not (options.spares_fragile_vae and self.detection.vae_overflows and spared):
             return []
         why = "in fp16 this family's overflows while it runs, and images turn black"
         return [f"the VAE stays float32: {why}; --vae convert casts it"]
@@ -494,9 +469,9 @@ class _Run:
                 what = f"{weights} clamped to the range of {job.target.name}"
                 found.append(_finding("CKA301", what, name))
             if stats is not None and stats.nan + stats.inf:
-                what = (
-                    f"holds {stats.nan} NaN and {counted(stats.inf, 'infinite value')}, which stay"
-                )
+                what = f"holds {stats.nan} NaN and {counted(stats.inf, 'infinite value')}"
+                becomes_nan = stats.inf and job.target.name == "float8_e4m3fn"
+                what += "; in float8_e4m3fn all are NaN" if becomes_nan else ", which stay"
                 found.append(_finding("CKA302", what, name))
         return found
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.account import Conversion, VaeSource
     from ckptaudit.jobs.inspect import Inspection
     from ckptaudit.jobs.scan import ScanResult
-    from ckptaudit.jobs.verify import Verification
+    from ckptaudit.jobs.verify import TensorProof, Verification
     from ckptaudit.layouts import ComponentCount
     from ckptaudit.policy import Coverage, Finding, Permitted
 
@@ -101,18 +101,22 @@ def verification_text(result: Verification) -> str:
     proven = sum(proof.equal for proof in result.tensors)
     verdict = "proven" if result.equal else "NOT what its source gives"
     of = f"{proven} of {counted(len(result.tensors), 'tensor')}"
+    files = f" in {counted(len(result.files), 'file')}" if len(result.files) > 1 else ""
     vae = "" if result.vae_source is None else f" with the VAE of {result.vae_source.path}"
     return _lines(
         f"{printable(result.converted.path)}: {verdict}",
-        f"exactly what {printable(result.source.path)} gives{printable(vae)}: {of}",
+        f"exactly what {printable(result.source.path)} gives{printable(vae)}: {of}{files}",
         *_asked_for(result),
         *_notes(result.notes),
         *_not_read(result.coverage),
         *facts.first_of(result.problems),
-        *facts.first_of(
-            f"{escape(proof.name)}: {proof.problem}" for proof in result.tensors if not proof.equal
-        ),
+        *facts.first_of(map(_disproof, filter(lambda proof: not proof.equal, result.tensors))),
     )
+
+
+def _disproof(proof: TensorProof) -> str:
+    where = f"{escape(proof.file)}: " if proof.file else ""
+    return f"{where}{escape(proof.name)}: {proof.problem}"
 
 
 def _lines(first: str, *rest: str) -> str:
