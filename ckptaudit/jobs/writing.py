@@ -15,7 +15,7 @@ from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from ckptaudit.errors import CastOverflow
+from ckptaudit.errors import CastOverflow, Unsupported
 from ckptaudit.jobs.account import Conversion, Source, TensorEntry, VaeSource
 from ckptaudit.jobs.baking import with_vae
 from ckptaudit.jobs.basis import basis_of, from_where

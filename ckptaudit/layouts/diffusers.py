@@ -64,10 +64,8 @@ def absent_from_folder(family: Family, weights: Iterable[str]) -> tuple[Componen
     if family.pipeline is None:
         return ()
     there = set(weights)
-    # What schedules the noise has no weights there.
-    components = (part.component for part in family.parts)
-    named = (each for each in components if each is not Component.SCHEDULE)
-    return tuple(each for each in named if weights_file(family, each) not in there)
+    components = (part.component for part in family.models)
+    return tuple(each for each in components if weights_file(family, each) not in there)
 
 
 def folder_files(family: Family, weights: Iterable[str], prediction: str) -> dict[str, Settings]:
