@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ckptaudit.errors import CastOverflow, Unsupported
-from ckptaudit.jobs.account import Conversion, Source, TensorEntry, VaeSource
-from ckptaudit.jobs.baking import with_vae
+from ckptaudit.jobs.account import Conversion, Source, TensorEntry
+from ckptaudit.jobs.baking import account_of, notes_on_vae, with_vae
 from ckptaudit.jobs.basis import basis_of, from_where
 from ckptaudit.jobs.hashing import hash_of
 from ckptaudit.jobs.opening import File, Judged, notes_on
@@ -319,7 +319,7 @@ class _Run:
                 verdict=judgement.verdict,
                 coverage=judgement.coverage,
             ),
-            vae_source=self.told_of_vae(digests.vae),
+            vae_source=account_of(self.vae_source, self.basis.vae, digests.vae),
             written=written,
             family=self.detection.family,
             variant=self.detection.variant,
@@ -343,7 +343,7 @@ class _Run:
             permitted=judgement.permitted,
             notes=(
                 *notes_on(container),
-                *self.notes_on_vae_source(),
+                *notes_on_vae(self.vae_source, self.basis.vae),
                 *self.empty_notes(plan),
                 *self.ema_notes(plan),
                 *self.vae_notes(plan),
@@ -352,37 +352,6 @@ class _Run:
                 *self.dry_notes(written=written),
             ),
         )
-
-    def told_of_vae(self, digest: str | None) -> VaeSource | None:
-        vae = self.basis.vae
-        if self.vae_source is None or vae is None:
-            return None
-        container, judgement = self.vae_source.file.container, self.vae_source.judgement
-        return VaeSource(
-            path=container.source.name,
-            size=container.source.size,
-            sha256=digest,
-            container=container.kind,
-            state_dict=vae.state_dict,
-            verdict=judgement.verdict,
-            coverage=judgement.coverage,
-            family=vae.detection.family,
-            variant=vae.detection.variant,
-            evidence=vae.detection.evidence,
-            leftovers=vae.leftovers,
-            findings=judgement.findings,
-            permitted=judgement.permitted,
-        )
-
-    def notes_on_vae_source(self) -> list[str]:
-        vae = self.basis.vae
-        if self.vae_source is None or vae is None:
-            return []
-        told = notes_on(self.vae_source.file.container)
-        return [
-            *(f"the file that the VAE is from {note}" for note in told),
-            *([f"the VAE {vae.doubt}"] if vae.doubt else []),
-        ]
 
     def entry(self, job: TensorJob) -> TensorEntry:
         origin, source = self.basis.whence(job.source)
