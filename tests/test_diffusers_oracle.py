@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from narrow import checkpoint, read
 from oracle import torch
 from safetensors.torch import load_file
 
-from ckptaudit import Layout, Options, Precision, convert, scan, verify
+from ckptaudit import Action, Layout, Options, Precision, convert, scan, verify
 
 # Both take more room than all else that tests need; `scripts/test` brings them in its last step.
 diffusers: Any = pytest.importorskip("diffusers", reason="diffusers is not installed: no oracle")
@@ -135,6 +136,27 @@ def test_a_folder_that_diffusers_pickled_goes_back_to_the_same_file(
     assert same(load_file(tmp_path / "c.safetensors"), load_file(tmp_path / "b.safetensors"))
     assert verify(tmp_path / "out", tmp_path / "c.safetensors").equal
     assert scan(tmp_path / "out").verdict.value == "clean"
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+@pytest.mark.parametrize("thin_family", ["sd1", "sdxl"], indirect=True)
+def test_a_folder_without_a_part_opens_with_that_of_another(
+    thin_family: Family, tmp_path: Path, part: str
+) -> None:
+    checkpoint(thin_family, tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "whole", KEEP)
+    without = replace(KEEP, unet=Action.DROP) if part == "unet" else replace(KEEP, vae=Action.DROP)
+    convert(tmp_path / "a.ckpt", tmp_path / "out", without)
+    kind = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}[part]
+    index = json.loads((tmp_path / "out/model_index.json").read_text())
+    brought = {name: None for name, of in index.items() if "CLIPTokenizer" in str(of)}
+
+    with pytest.raises(ValueError, match=part):
+        diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", **brought)
+    brought[part] = kind.from_pretrained(tmp_path / "whole", subfolder=part)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", **brought)
+
+    assert same(getattr(pipeline, part).state_dict(), read(tmp_path / "whole", part))
 
 
 def same(one: Tensors, other: Tensors) -> bool:

@@ -16,9 +16,9 @@ from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from ckptaudit.errors import CastOverflow
-from ckptaudit.jobs.account import Conversion, Source, TensorEntry, VaeSource
-from ckptaudit.jobs.baking import with_vae
+from ckptaudit.errors import CastOverflow, Unsupported
+from ckptaudit.jobs.account import Conversion, Source, TensorEntry
+from ckptaudit.jobs.baking import account_of, notes_on_vae, with_vae
 from ckptaudit.jobs.basis import basis_of, from_where
 from ckptaudit.jobs.choosing import choose
 from ckptaudit.jobs.folderfiles import own_files
@@ -152,9 +152,18 @@ class _Run:
         self.is_vain = mmap(-1, 1)
 
     def check_places(self, sources: tuple[Path, ...]) -> None:
-        """Refuse to write to any of *sources*, which may lie where a file of a folder goes."""
-        if self.options.makes_folder and self.target.exists():
-            plan = self.plan_with({})
+        """Refuse to write to any of *sources*, which may lie where a file of a folder goes.
+
+        Nor is a folder written that nothing would be in.
+        """
+        if not self.options.makes_folder:
+            return
+        plan = self.plan_with({})
+        if not plan.outputs:
+            raise Unsupported(
+                f"{self.name}: no tensor of it is left for a folder; leave less of it out"
+            )
+        if self.target.exists():
             files = [output.file for output in plan.outputs]
             places = {*map(self.within, files), *self.texts(plan)}
             own = own_files(self.target, self.target.name)
@@ -349,7 +358,7 @@ class _Run:
                 verdict=judgement.verdict,
                 coverage=judgement.coverage,
             ),
-            vae_source=self.told_of_vae(digests.vae),
+            vae_source=account_of(self.vae_source, self.basis.vae, digests.vae),
             written=written,
             family=self.detection.family,
             variant=self.detection.variant,
@@ -373,47 +382,17 @@ class _Run:
             permitted=judgement.permitted,
             notes=(
                 *notes_on(container),
-                *self.notes_on_vae_source(),
-                *self.empty_notes(),
+                *notes_on_vae(self.vae_source, self.basis.vae),
+                *self.empty_notes(plan),
                 *self.ema_notes(plan),
                 *self.vae_notes(plan),
                 *self.type_notes(),
+                *self.folder_notes(plan),
                 *self.guesses(),
                 *self.stale_notes(written=written),
                 *self.dry_notes(written=written),
             ),
         )
-
-    def told_of_vae(self, digest: str | None) -> VaeSource | None:
-        vae = self.basis.vae
-        if self.vae_source is None or vae is None:
-            return None
-        container, judgement = self.vae_source.file.container, self.vae_source.judgement
-        return VaeSource(
-            path=container.source.name,
-            size=container.source.size,
-            sha256=digest,
-            container=container.kind,
-            state_dict=vae.state_dict,
-            verdict=judgement.verdict,
-            coverage=judgement.coverage,
-            family=vae.detection.family,
-            variant=vae.detection.variant,
-            evidence=vae.detection.evidence,
-            leftovers=vae.leftovers,
-            findings=judgement.findings,
-            permitted=judgement.permitted,
-        )
-
-    def notes_on_vae_source(self) -> list[str]:
-        vae = self.basis.vae
-        if self.vae_source is None or vae is None:
-            return []
-        told = notes_on(self.vae_source.file.container)
-        return [
-            *(f"the file that the VAE is from {note}" for note in told),
-            *([f"the VAE {vae.doubt}"] if vae.doubt else []),
-        ]
 
     def entry(self, job: TensorJob) -> TensorEntry:
         origin, source = self.basis.whence(job.source)
@@ -437,9 +416,21 @@ class _Run:
         choice = self.chosen.get((job.file, job.name))
         return choice if choice is not None and choice.dtype is job.target else None
 
-    def empty_notes(self) -> list[str]:
-        """Say so where there was nothing to convert."""
-        return [] if self.basis.state_dict.views else ["holds no tensors that can be converted"]
+    def empty_notes(self, plan: ConversionPlan) -> list[str]:
+        """Say so where there was nothing to convert, or nothing is left of it."""
+        if not self.basis.state_dict.views:
+            return ["holds no tensors that can be converted"]
+        return [] if plan.jobs else ["every tensor is left out: there is none in the output"]
+
+    def folder_notes(self, plan: ConversionPlan) -> list[str]:
+        """Say what a folder lacks without which it does not open."""
+        if self.options.layout is not Layout.DIFFUSERS:
+            return []
+        absent = self.detection.absent_from_folder(output.file for output in plan.outputs)
+        return [
+            f"the folder has no {each.value}: give from_pretrained one, {each.value}=..., or None"
+            for each in absent
+        ]
 
     def guesses(self) -> tuple[str, ...]:
         """Say what is a guess and stands in a folder's settings as if it were known."""

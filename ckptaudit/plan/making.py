@@ -236,6 +236,8 @@ def _bar(view: TensorView, placement: Placement, part: Component, options: Optio
         return "safetensors reserves this name for its metadata"
     if _action(part, options) is Action.DROP:
         return f"component {part.value} is dropped on request"
+    if placement.component is Component.SCHEDULE and options.unet is Action.DROP:
+        return "schedules the unet, which is dropped on request"
     return None
 
 
