@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.containers.joined import Joined, joined
 from ckptaudit.errors import Unsupported
+from ckptaudit.jobs.account import VaeSource
 from ckptaudit.jobs.basis import Basis, VaeBasis
+from ckptaudit.jobs.opening import notes_on
 from ckptaudit.jobs.planning import Meaning
 from ckptaudit.layouts import Component, Donor, Placement, Spec, has_vae, makes_room
 from ckptaudit.plan import Ema
@@ -27,11 +29,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ckptaudit.containers import Container
+    from ckptaudit.jobs.opening import Judged
     from ckptaudit.layouts import ComponentCount
     from ckptaudit.plan import Options
     from ckptaudit.tensors import TensorView
 
-__all__ = ["with_vae"]
+__all__ = ["account_of", "notes_on_vae", "with_vae"]
 
 
 def with_vae(basis: Basis, other: Container, options: Options) -> Basis:
@@ -76,6 +79,36 @@ def with_vae(basis: Basis, other: Container, options: Options) -> Basis:
         | {placement.key: bar for placement, bar in lines if bar},
         vae=vae,
     )
+
+
+def account_of(source: Judged | None, vae: VaeBasis | None, sha256: str | None) -> VaeSource | None:
+    """What an account says of the file that a VAE is from; None where there is none."""
+    if source is None or vae is None:
+        return None
+    container, judgement = source.file.container, source.judgement
+    return VaeSource(
+        path=container.source.name,
+        size=container.source.size,
+        sha256=sha256,
+        container=container.kind,
+        state_dict=vae.state_dict,
+        verdict=judgement.verdict,
+        coverage=judgement.coverage,
+        family=vae.detection.family,
+        variant=vae.detection.variant,
+        evidence=vae.detection.evidence,
+        leftovers=vae.leftovers,
+        findings=judgement.findings,
+        permitted=judgement.permitted,
+    )
+
+
+def notes_on_vae(source: Judged | None, vae: VaeBasis | None) -> tuple[str, ...]:
+    """What is worth telling besides about the file that a VAE is from, if there is one."""
+    if source is None or vae is None:
+        return ()
+    told = (f"of the file of the VAE: {note}" for note in notes_on(source.file.container))
+    return (*told, *([f"the VAE {vae.doubt}"] if vae.doubt else []))
 
 
 def _check_fit(basis: Basis, other: Container, donor: Donor, options: Options) -> None:

@@ -19,10 +19,11 @@ from ckptaudit.policy import Coverage, judge
 from ckptaudit.tensors import misfits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from ckptaudit.jobs.basis import Basis
     from ckptaudit.jobs.opening import Opened
+    from ckptaudit.jobs.planning import Planner
     from ckptaudit.plan import ConversionPlan, Options
     from ckptaudit.tensors import TensorView
 
@@ -71,9 +72,7 @@ class Given:
             self._bases[options] = basis
         return self._bases[options]
 
-    def planner(
-        self, options: Options
-    ) -> Callable[[Mapping[tuple[str, str], str]], ConversionPlan]:
+    def planner(self, options: Options) -> Planner:
         """What makes plans under *options*; see `planning.planner`.
 
         Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ckptaudit.errors import Unsupported
 from ckptaudit.layouts import (
@@ -28,10 +28,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ckptaudit.jobs.basis import Basis
-    from ckptaudit.plan import ConversionPlan, Options
+    from ckptaudit.plan import Choice, ConversionPlan, Options
     from ckptaudit.tensors import StateDict, TensorView
 
-__all__ = ["Meaning", "check_layout", "meaning_of", "planner", "prediction_of", "texts_of"]
+__all__ = [
+    "Meaning",
+    "Planner",
+    "check_layout",
+    "meaning_of",
+    "planner",
+    "prediction_of",
+    "texts_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,17 @@ class Meaning:
     detection: Detection
     placements: tuple[Placement, ...]
     components: tuple[ComponentCount, ...]
+
+
+class Planner(Protocol):
+    """Makes the plan, told what only the weights tell."""
+
+    def __call__(
+        self,
+        unfit: Mapping[tuple[str, str], str],
+        chosen: Mapping[tuple[str, str], Choice] | None = None,
+    ) -> ConversionPlan:
+        """See `make_plan` for both."""
 
 
 def meaning_of(state_dict: StateDict, family: str = "") -> Meaning:
@@ -128,10 +147,8 @@ def prediction_of(
     return prediction, (f"{prediction} is a guess: {measured} ({hint.says})",)
 
 
-def planner(
-    basis: Basis, options: Options, digest_of: Callable[[TensorView], bytes]
-) -> Callable[[Mapping[tuple[str, str], str]], ConversionPlan]:
-    """Everything `make_plan` wants but the tensors that do not fit, which it is given last.
+def planner(basis: Basis, options: Options, digest_of: Callable[[TensorView], bytes]) -> Planner:
+    """Everything `make_plan` wants but what only the weights tell, which it is given last.
 
     Args:
         basis: The tensors, and what they are.
@@ -144,13 +161,17 @@ def planner(
     views = {view.key: view for group in groups for view in group}
     digests = {key: digest_of(view) for key, view in views.items()}
 
-    def plan(unfit: Mapping[tuple[str, str], str]) -> ConversionPlan:
+    def plan(
+        unfit: Mapping[tuple[str, str], str],
+        chosen: Mapping[tuple[str, str], Choice] | None = None,
+    ) -> ConversionPlan:
         return make_plan(
             state_dict,
             meaning.detection,
             meaning.placements,
             options,
             unfit=unfit,
+            chosen=chosen,
             digests=digests,
             damage=basis.damage,
             barred=barred,

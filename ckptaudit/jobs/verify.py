@@ -21,8 +21,9 @@ from ckptaudit.containers import Kind
 from ckptaudit.errors import Unsupported
 from ckptaudit.floats import TARGETS, decode
 from ckptaudit.jobs.basis import from_where
+from ckptaudit.jobs.choosing import choose
 from ckptaudit.jobs.given import Given
-from ckptaudit.jobs.opening import File, Opened, opened
+from ckptaudit.jobs.opening import File, Folders, Opened, opened
 from ckptaudit.jobs.receipt import receipt_in
 from ckptaudit.jobs.stream import JobId, Nowhere, Tally, stream
 from ckptaudit.layouts import Component
@@ -125,10 +126,10 @@ def verify(
         CkptauditError: There is no answer: one of the files cannot be read.
     """
     with ExitStack() as stack:
-        one = stack.enter_context(opened(source, with_hash=with_hash, takes_folders=True))
+        one = stack.enter_context(opened(source, with_hash=with_hash, folders=Folders.MODEL))
         vae = None
         if replace_vae is not None:
-            file = opened(replace_vae, with_hash=with_hash, takes_folders=True)
+            file = opened(replace_vae, with_hash=with_hash, folders=Folders.MODEL)
             vae = stack.enter_context(file)
         given = Given(one, vae)
         if os.path.isdir(converted):  # noqa: PTH112 - a name that is too long is none
@@ -193,6 +194,8 @@ class _Proof:
         self.outputs: Mapping[str, OutputTensor] = {}
         # By job, the type it is written in where a weight does not fit the one wanted.
         self.spared: Mapping[JobId, DType] = {}
+        # Bytes of weights that were read to choose types.
+        self.measured = 0
         # How many elements differ.
         self.differing: dict[JobId, int] = {}
         self.notes: list[str] = []
@@ -215,7 +218,7 @@ class _Proof:
             )
 
     def run(self, progress: Callable[[int, int], None]) -> Verification:
-        plan = self.part_of(self.plan())
+        plan = self.part_of(self.plan(progress))
         self.outputs = {tensor.name: tensor for output in plan.outputs for tensor in output.tensors}
         pairs = [
             (job, stored)
@@ -257,35 +260,50 @@ class _Proof:
         """*problem*, and of which of several files it is one."""
         return f"{escape(self.path)}: {problem}" if self.path else problem
 
-    def plan(self) -> ConversionPlan:
+    def plan(self, progress: Callable[[int, int], None]) -> ConversionPlan:
+        """What was to be written; where types were left to the weights, by them."""
         plan_with = self.given.planner(self.asked_for)
         plan = plan_with({})
+        if self.asked_for.precision is Precision.AUTO:
+            own = _part(plan, self.own_file(plan))
+            total = sum(job.view.nbytes for job in own.jobs)
+
+            def advance(done: int, in_all: int) -> None:
+                self.measured = done
+                progress(done, in_all + total)
+
+            chosen = choose(self.basis.container, own, beside=self.cores_taken, progress=advance)
+            plan = plan_with({}, chosen)
         if self.options is not None:
             spared = plan_with({(job.file, job.name): "" for job in plan.jobs})
             self.spared = {job.id: job.target for job in spared.jobs}
         return plan
 
     def part_of(self, plan: ConversionPlan) -> ConversionPlan:
-        """What *plan* has for the converted file, which is one of several.
+        """What *plan* has for the converted file, which is one of several."""
+        own = self.own_file(plan)
+        others = len(plan.outputs) - 1
+        if others > 0 and self.place is None:
+            self.notes.append(
+                f"is proven as {own}, by itself; {counted(others, 'other file')} of the "
+                "conversion must be proven too"
+            )
+        return _part(plan, own)
 
-        That is the file whose place it has, or else the one that most of its names and shapes
+    def own_file(self, plan: ConversionPlan) -> str:
+        """Which of the files of *plan* the converted file is.
+
+        That is the one whose place it has, or else the one that most of its names and shapes
         are in: where another was meant, all that is missing is said to be.
         """
         if self.place is not None:
-            return _part(plan, self.place.file)
+            return self.place.file
         held = {(key, tensor.shape) for key, tensor in self.file.tensors.items()}
 
         def agreement(output: Output) -> int:
             return sum((tensor.name, tensor.shape) in held for tensor in output.tensors)
 
-        own = max(plan.outputs, key=agreement, default=Output("", (), 0))
-        others = len(plan.outputs) - 1
-        if others > 0:
-            self.notes.append(
-                f"is proven as {own.file}, by itself; {counted(others, 'other file')} of the "
-                "conversion must be proven too"
-            )
-        return _part(plan, own.file)
+        return max(plan.outputs, key=agreement, default=Output("", (), 0)).file
 
     def is_owed(self, job: TensorJob) -> bool:
         """Whether the converted file must hold *job*; another tool may leave averages out."""
@@ -326,7 +344,7 @@ class _Proof:
         def advance(nbytes: int) -> None:
             nonlocal done
             done += nbytes
-            progress(done, total)
+            progress(self.measured + done, self.measured + total)
 
         homes = {job.id: self.home(job) for job in jobs}
         sink = _Comparison(self.file, homes, self.differing)

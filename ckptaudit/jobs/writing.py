@@ -7,6 +7,7 @@ Never asks: whether it may be converted (`convert`), how the answer is shown.
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,10 +16,12 @@ from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from ckptaudit.errors import CastOverflow
-from ckptaudit.jobs.account import Conversion, Source, TensorEntry, VaeSource
-from ckptaudit.jobs.baking import with_vae
+from ckptaudit.errors import CastOverflow, Unsupported
+from ckptaudit.jobs.account import Conversion, Source, TensorEntry
+from ckptaudit.jobs.baking import account_of, notes_on_vae, with_vae
 from ckptaudit.jobs.basis import basis_of, from_where
+from ckptaudit.jobs.choosing import choose
+from ckptaudit.jobs.folderfiles import own_files
 from ckptaudit.jobs.hashing import hash_of
 from ckptaudit.jobs.opening import File, Judged, notes_on
 from ckptaudit.jobs.planning import check_layout, planner, prediction_of, texts_of
@@ -27,12 +30,16 @@ from ckptaudit.jobs.small import std_of
 from ckptaudit.jobs.stream import digest_of, stream
 from ckptaudit.layouts import Component
 from ckptaudit.plan import (
+    CANDIDATES,
+    FALLBACK,
+    Choice,
     ConversionPlan,
     Ema,
     Layout,
     OnOverflow,
     Options,
     Output,
+    Precision,
     TensorJob,
 )
 from ckptaudit.policy import RULES, Finding
@@ -131,24 +138,55 @@ class _Run:
         )
         self.plan_with = planner(self.basis, options, partial(digest_of, container))
         self.stats: dict[JobId, TensorStats] = {}
-        # By file and name of the output, why a tensor is not cast.
+        # By file and name of the output, the type that its weights ask for.
+        self.chosen: dict[tuple[str, str], Choice] = {}
+        # The same, why a tensor is not cast.
         self.unfit: dict[tuple[str, str], str] = {}
         # The same by the jobs that told so: of a tensor of several parts, maybe one.
         self.misfits: dict[JobId, str] = {}
-        # Bytes of weights that attempts which came to nothing have gone through.
+        # Files of an earlier conversion that go, where its folder is overwritten.
+        self.stale: tuple[str, ...] = ()
+        # Bytes of weights that were read to choose types, or in attempts that came to nothing.
         self.in_vain = 0
         # One byte that lanes share: not 0 once the attempt under way has come to nothing.
         self.is_vain = mmap(-1, 1)
 
     def check_places(self, sources: tuple[Path, ...]) -> None:
-        """Refuse to write to any of *sources*, which may lie where a file of a folder goes."""
-        if self.options.makes_folder and self.target.exists():
-            plan = self.plan_with({})
-            for file in (*(output.file for output in plan.outputs), *self.texts(plan)):
-                check_spares(self.target / self.within(file), sources)
+        """Refuse to write to any of *sources*, which may lie where a file of a folder goes.
+
+        Nor is a folder written that nothing would be in.
+        """
+        if not self.options.makes_folder:
+            return
+        plan = self.plan_with({})
+        if not plan.outputs:
+            raise Unsupported(
+                f"{self.name}: no tensor of it is left for a folder; leave less of it out"
+            )
+        if self.target.exists():
+            files = [output.file for output in plan.outputs]
+            places = {*map(self.within, files), *self.texts(plan)}
+            own = own_files(self.target, self.target.name)
+            self.stale = tuple(sorted(own - places))
+            for file in sorted(places | own):
+                check_spares(self.target / file, sources)
+
+    def choose(self) -> None:
+        """Read the weights to choose their types, where that is left to them."""
+        if self.options.precision is not Precision.AUTO:
+            return
+        plan = self.plan_with({})
+        total = sum(job.view.nbytes for job in plan.jobs)
+
+        def advance(done: int, in_all: int) -> None:
+            self.in_vain = done
+            self.progress(done, in_all + total)
+
+        self.chosen = choose(self.basis.container, plan, beside=self.cores_taken, progress=advance)
 
     def dry(self, *, with_hash: bool) -> Conversion:
-        plan = self.plan_with({})
+        self.choose()
+        plan = self.plan_with({}, self.chosen)
         starts = self.starts(plan, with_hash=with_hash)
         digests = self.finish()
         weights = [
@@ -161,18 +199,28 @@ class _Run:
         return self.result(plan, (*weights, *texts), digests, written=False)
 
     def write(self, *, with_hash: bool, overwrite: bool) -> Conversion:
+        self.choose()
         outputs = None
         while outputs is None:
             # Which tensors stay as they are decides where every other one lies; they are
             # known after one attempt, which then writes nothing.
-            plan = self.plan_with(self.unfit)
+            plan = self.plan_with(self.unfit, self.chosen)
             outputs = self.attempt(plan, with_hash=with_hash, overwrite=overwrite)
-        return self.result(plan, outputs, self.finish(), written=True)
+        # That nothing had changed was seen before the output appeared.  A source that lies in a
+        # folder that was replaced is linked into the new one, which changes its ctime.
+        return self.result(plan, outputs, self.digests(), written=True)
 
     def finish(self) -> _Digests:
         """Wait for the hashes of both files, which must not have changed."""
-        vae = None if self.vae_source is None else self.vae_source.file.finish()
-        return _Digests(self.source.file.finish(), vae)
+        for judged in (self.source, self.vae_source):
+            if judged is not None:
+                judged.file.finish()
+        return self.digests()
+
+    def digests(self) -> _Digests:
+        """Wait for the hashes of both files."""
+        vae = None if self.vae_source is None else self.vae_source.file.digest()
+        return _Digests(self.source.file.digest(), vae)
 
     def attempt(
         self, plan: ConversionPlan, *, with_hash: bool, overwrite: bool
@@ -189,7 +237,7 @@ class _Run:
         with ExitStack() as stack:
             folder = None
             if self.options.makes_folder:
-                folder = _begun(DraftFolder(self.target), stack)
+                folder = _begun(DraftFolder(self.target, own_files), stack)
             drafts = {}
             for output in plan.outputs:
                 file = self.within(output.file)
@@ -310,7 +358,7 @@ class _Run:
                 verdict=judgement.verdict,
                 coverage=judgement.coverage,
             ),
-            vae_source=self.told_of_vae(digests.vae),
+            vae_source=account_of(self.vae_source, self.basis.vae, digests.vae),
             written=written,
             family=self.detection.family,
             variant=self.detection.variant,
@@ -334,45 +382,17 @@ class _Run:
             permitted=judgement.permitted,
             notes=(
                 *notes_on(container),
-                *self.notes_on_vae_source(),
-                *self.empty_notes(),
+                *notes_on_vae(self.vae_source, self.basis.vae),
+                *self.empty_notes(plan),
                 *self.ema_notes(plan),
                 *self.vae_notes(plan),
+                *self.type_notes(),
+                *self.folder_notes(plan),
                 *self.guesses(),
+                *self.stale_notes(written=written),
                 *self.dry_notes(written=written),
             ),
         )
-
-    def told_of_vae(self, digest: str | None) -> VaeSource | None:
-        vae = self.basis.vae
-        if self.vae_source is None or vae is None:
-            return None
-        container, judgement = self.vae_source.file.container, self.vae_source.judgement
-        return VaeSource(
-            path=container.source.name,
-            size=container.source.size,
-            sha256=digest,
-            container=container.kind,
-            state_dict=vae.state_dict,
-            verdict=judgement.verdict,
-            coverage=judgement.coverage,
-            family=vae.detection.family,
-            variant=vae.detection.variant,
-            evidence=vae.detection.evidence,
-            leftovers=vae.leftovers,
-            findings=judgement.findings,
-            permitted=judgement.permitted,
-        )
-
-    def notes_on_vae_source(self) -> list[str]:
-        vae = self.basis.vae
-        if self.vae_source is None or vae is None:
-            return []
-        told = notes_on(self.vae_source.file.container)
-        return [
-            *(f"the file that the VAE is from {note}" for note in told),
-            *([f"the VAE {vae.doubt}"] if vae.doubt else []),
-        ]
 
     def entry(self, job: TensorJob) -> TensorEntry:
         origin, source = self.basis.whence(job.source)
@@ -388,11 +408,29 @@ class _Run:
             dtype=job.target.name,
             shape=job.view.shape,
             stats=self.stats.get(job.id),
+            why=choice.why if (choice := self.choice(job)) is not None else None,
         )
 
-    def empty_notes(self) -> list[str]:
-        """Say so where there was nothing to convert."""
-        return [] if self.basis.state_dict.views else ["holds no tensors that can be converted"]
+    def choice(self, job: TensorJob) -> Choice | None:
+        """The type that the weights asked for, if *job* got it."""
+        choice = self.chosen.get((job.file, job.name))
+        return choice if choice is not None and choice.dtype is job.target else None
+
+    def empty_notes(self, plan: ConversionPlan) -> list[str]:
+        """Say so where there was nothing to convert, or nothing is left of it."""
+        if not self.basis.state_dict.views:
+            return ["holds no tensors that can be converted"]
+        return [] if plan.jobs else ["every tensor is left out: there is none in the output"]
+
+    def folder_notes(self, plan: ConversionPlan) -> list[str]:
+        """Say what a folder lacks without which it does not open."""
+        if self.options.layout is not Layout.DIFFUSERS:
+            return []
+        absent = self.detection.absent_from_folder(output.file for output in plan.outputs)
+        return [
+            f"the folder has no {each.value}: give from_pretrained one, {each.value}=..., or None"
+            for each in absent
+        ]
 
     def guesses(self) -> tuple[str, ...]:
         """Say what is a guess and stands in a folder's settings as if it were known."""
@@ -401,11 +439,26 @@ class _Run:
         guess = self.detection.guess
         return (*self.hints, guess) if guess else self.hints
 
+    def stale_notes(self, *, written: bool) -> list[str]:
+        """Say which files of an earlier conversion have no successor."""
+        if not self.stale:
+            return []
+        verb = "were" if written else "would be"
+        more = f" and {counted(len(self.stale) - 1, 'other')}" if len(self.stale) > 1 else ""
+        which = f"{escape(path_text(self.stale[0]))}{more}"
+        return [f"files of an earlier conversion {verb} removed: {which}"]
+
     def dry_notes(self, *, written: bool) -> list[str]:
         """Say what a dry run cannot know."""
         if written:
             return []
-        notes = ["no weight was read: a tensor that does not fit its new type would stay as it is"]
+        if self.options.precision is Precision.AUTO:
+            notes = [
+                "weights were read to choose types; what float32 cannot hold would stay as it is"
+            ]
+        else:
+            unread = "a tensor that does not fit its new type would stay as it is"
+            notes = [f"no weight was read: {unread}"]
         if self.target.exists():
             notes.append("the output exists: it is written only where it may be overwritten")
         return notes
@@ -433,6 +486,15 @@ class _Run:
             return []
         why = "in fp16 this family's overflows while it runs, and images turn black"
         return [f"the VAE stays float32: {why}; --vae convert casts it"]
+
+    def type_notes(self) -> list[str]:
+        """Say how many tensors got another type than the first, where it was left to them."""
+        if self.options.precision is not Precision.AUTO:
+            return []
+        chosen = Counter(choice.dtype.name for choice in self.chosen.values())
+        kinds = [f"{chosen[dtype.name]} {dtype.name}" for dtype in (*CANDIDATES, FALLBACK)]
+        tensors = counted(len(self.chosen), "tensor")
+        return [f"--precision auto, of {tensors} that would be cast: {', '.join(kinds)}"]
 
     def numeric_findings(self, plan: ConversionPlan) -> list[Finding]:
         found = []

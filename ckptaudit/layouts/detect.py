@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptaudit.layouts.adapters import recognise
-from ckptaudit.layouts.diffusers import folder_files, weights_file
+from ckptaudit.layouts.diffusers import absent_from_folder, folder_files, weights_file
 from ckptaudit.layouts.families import FAMILIES
 from ckptaudit.layouts.family import Component
 from ckptaudit.layouts.folder import FolderMatch, may_be_of
@@ -101,6 +101,10 @@ class Detection:
     def weights_file(self, component: Component) -> str:
         """Where in the folder that diffusers opens the weights of *component* lie."""
         return weights_file(FAMILIES[self.family], component)
+
+    def absent_from_folder(self, weights: Iterable[str]) -> tuple[Component, ...]:
+        """What that folder lacks if these are the files of its weights; see `diffusers`."""
+        return absent_from_folder(FAMILIES[self.family], weights)
 
     def folder_files(self, weights: Iterable[str], prediction: str) -> dict[str, Settings]:
         """What stands beside the files of *weights* in that folder; see `diffusers`."""

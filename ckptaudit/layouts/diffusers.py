@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.layouts.family import Family, Part, Pipeline, Scheduler
 
-__all__ = ["Settings", "folder_files", "weights_file"]
+__all__ = ["Settings", "absent_from_folder", "folder_files", "weights_file"]
 
 Settings: TypeAlias = "dict[str, object]"
 
@@ -63,6 +63,15 @@ def weights_file(family: Family, component: Component) -> str:
     return f"{family.home(component)}{name}.safetensors"
 
 
+def absent_from_folder(family: Family, weights: Iterable[str]) -> tuple[Component, ...]:
+    """Components of *family*'s pipeline that are in none of the files *weights*."""
+    if family.pipeline is None:
+        return ()
+    there = set(weights)
+    components = (part.component for part in family.models)
+    return tuple(each for each in components if weights_file(family, each) not in there)
+
+
 def folder_files(family: Family, weights: Iterable[str], prediction: str) -> dict[str, Settings]:
     """The JSON files that stand beside the weights, by path in the folder.
 
@@ -85,6 +94,9 @@ def folder_files(family: Family, weights: Iterable[str], prediction: str) -> dic
     for further in pipeline.further:
         files[f"{further.name}/{_SCHEDULER}"] = _further(further)
     files["model_index.json"] = _index(pipeline, written)
+    # As diffusers says of a component that a pipeline was saved without.
+    for absent in absent_from_folder(family, there):
+        files["model_index.json"][pipeline.folder(absent)] = [None, None]
     return files
 
 

@@ -80,7 +80,7 @@ class Donor:
             detection = detect(within)
             if has_vae(detection):
                 found = cls._taken_for(detection, within)
-                there = {keys[p.key]: p for p in found.placements}
+                there = {keys[p.key]: replace(p, key=keys[p.key]) for p in found.placements}
                 strays = {key: Placement(key, Component.OTHER, key) for key in tensors}
                 return replace(found, placements=tuple((strays | there).values()))
         return whole

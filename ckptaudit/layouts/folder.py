@@ -194,3 +194,5 @@ def _spellings(key: str) -> Iterator[str]:
     home, slash, name = key.rpartition("/")
     if home.startswith("text_encoder") or not slash:
         yield f"{home}{slash}text_model.{name}"
+    elif home == "image_encoder":
+        yield f"{home}{slash}vision_model.{name}"

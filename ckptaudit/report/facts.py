@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HOW_TO_PERMIT",
+    "choices",
     "drops",
     "first_of",
     "known",
@@ -189,6 +190,17 @@ def losses(tensors: Iterable[TensorEntry]) -> list[str]:
     worst = max((stats.max_abs_error or 0.0 for stats in known), default=0.0)
     shown = ", ".join(f"{count} {what}" for what, count in totals.items())
     return [f"{counted(numel, 'value')} as written: {shown}; largest error {worst:.3g}"]
+
+
+def choices(tensors: Iterable[TensorEntry]) -> list[str]:
+    """Which tensors have another type than ``--precision auto`` prefers, and why."""
+    return first_of(
+        dict.fromkeys(
+            f"{escape(tensor.name)} is {tensor.dtype}: {tensor.why}"
+            for tensor in tensors
+            if tensor.why is not None
+        )
+    )
 
 
 def leftovers(held: Iterable[Leftover]) -> list[str]:

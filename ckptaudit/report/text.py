@@ -88,6 +88,7 @@ def conversion_text(result: Conversion) -> str:
         *_notes(result.notes),
         *_components(result.components),
         *facts.losses(result.tensors),
+        *facts.choices(result.tensors),
         *facts.stored_once(result),
         *facts.drops(result.dropped),
         *_findings(result.findings),
