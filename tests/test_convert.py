@@ -441,7 +441,7 @@ def test_a_header_that_no_library_opens_is_refused_by_a_dry_run_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The library takes 100 MB of names; here it is 200 bytes, so that the test is a small one."""
-    monkeypatch.setattr("ckptaudit.writer._MOST_HEADER", 200)
+    monkeypatch.setattr("ckptaudit.writer.file._MOST_HEADER", 200)
     source = save(tmp_path / "model.pt", {f"layer.{at}.weight": torch.ones(1) for at in range(9)})
 
     for dry_run in (True, False):

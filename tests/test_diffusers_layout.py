@@ -397,7 +397,7 @@ def test_a_file_of_no_such_family_is_refused_and_leaves_nothing(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("thin_family", ["vae"], indirect=True)
-def test_a_folder_that_exists_is_replaced_file_by_file_and_only_on_request(
+def test_a_folder_that_exists_is_replaced_on_request_only_and_what_is_the_users_stays(
     thin_family: Family, tmp_path: Path
 ) -> None:
     checkpoint(thin_family, tmp_path / "a.ckpt")

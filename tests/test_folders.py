@@ -222,6 +222,59 @@ def test_no_file_is_written_out_of_the_folder(
     assert names_in(tmp_path) == {"outside", "out"}
 
 
+def test_of_an_earlier_conversion_nothing_stays_and_of_others_everything(
+    folder: Path, thin_family: Family
+) -> None:
+    """Stale weights beside new ones are a mixture, which a loader takes for one model."""
+    parent = folder.parent
+    source = parent / "a.ckpt"
+    (folder / "vae").mkdir()
+    for file in ("config.json", WEIGHTS):
+        shutil.copy(folder / file, folder / "vae" / file)
+    shutil.copy(folder / WEIGHTS, folder / "mine.safetensors")
+    # Parts of another split model, and of one of this folder's name.
+    assert audit("convert", source, "--split", "-o", parent / "q").status == 0
+    for name in ("q.vae.safetensors", "p.unet.safetensors"):
+        shutil.copy(parent / "q/q.vae.safetensors", folder / name)
+    # By another tool, and converted by itself.
+    save_file(load_file(folder / WEIGHTS), folder / "model.safetensors")
+    assert audit("convert", source, "-o", folder / "p.whole.safetensors").status == 0
+    del thin_family
+
+    done = audit("convert", source, "--split", "-o", folder, "--if-exists=overwrite", "-f", "json")
+
+    assert done.status == 0, done
+    assert names_in(folder) == {
+        *("p.vae.safetensors", "p.whole.safetensors", "p.whole.report.json"),
+        *("q.vae.safetensors", "mine.safetensors", "model.safetensors"),
+    }
+    (note,) = [note for note in done.files[0]["notes"] if "earlier conversion" in note]
+    assert note == "files of an earlier conversion were removed: config.json and 4 others"
+    assert names_in(parent) == {"a.ckpt", "p", "p.report.json", "q", "q.report.json"}
+
+
+def test_a_dry_run_says_what_would_be_removed_and_removes_nothing(folder: Path) -> None:
+    before = names_in(folder)
+
+    done = audit("convert", folder.parent / "a.ckpt", "--split", "-o", folder, "--dry-run")
+
+    assert done.status == 0
+    assert "would be removed: config.json and 1 other" in done.out
+    assert names_in(folder) == before
+
+
+def test_a_source_in_the_folder_that_is_overwritten_is_kept_or_refused(folder: Path) -> None:
+    (folder.parent / "a.ckpt").rename(folder / "a.ckpt")
+    arguments = ("--split", "-o", folder, "--if-exists=overwrite")
+
+    refused = audit("convert", folder / WEIGHTS, *arguments)
+    assert_one_clear_line(refused, "the source itself")
+    assert (folder / WEIGHTS).exists()
+
+    assert audit("convert", folder / "a.ckpt", *arguments).status == 0
+    assert names_in(folder) == {"a.ckpt", "p.vae.safetensors"}
+
+
 def as_it_is(path: Path) -> None:
     del path
 

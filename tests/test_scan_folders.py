@@ -100,13 +100,24 @@ def becomes_archive(path: Path) -> None:
     path.write_bytes(b"Rar!\x1a\x07\x01\x00" + bytes(40))
 
 
+def becomes_noise(path: Path) -> None:
+    path.with_name("tf_model.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(40))
+
+
 def becomes_half(path: Path) -> None:
     path.write_bytes(HARMFUL[: len(HARMFUL) // 2])
 
 
 @pytest.mark.parametrize(
     "happens",
-    [os.mkfifo, becomes_link_to_nowhere, becomes_program, becomes_archive, becomes_half],
+    [
+        os.mkfifo,
+        becomes_link_to_nowhere,
+        becomes_program,
+        becomes_archive,
+        becomes_half,
+        becomes_noise,
+    ],
 )
 @pytest.mark.parametrize("file", ["unet/thing.bin", "thing"], ids=["weights", "something"])
 def test_what_cannot_be_looked_at_is_a_gap_and_the_folder_not_clean(
@@ -132,6 +143,32 @@ def test_a_damaged_part_hides_no_other(folder: Path) -> None:
     gaps = done.files[0]["coverage"]["gaps"]
     assert "unet/diffusion_pytorch_model.safetensors" in {gap["record"] for gap in gaps}
     assert audit("convert", folder, "-o", folder.parent / "b.safetensors").status == 2
+
+
+@pytest.mark.parametrize("file", ["unet/diffusion_pytorch_model.safetensors", "model_index.json"])
+def test_what_is_missing_or_cannot_be_read_hides_no_other(folder: Path, file: str) -> None:
+    (folder / file).unlink()
+    (folder / file).symlink_to("nowhere")
+    (folder / "vae/diffusion_pytorch_model.bin").write_bytes(HARMFUL)
+    assert audit("scan", folder).status == 1
+    (folder / file).unlink()
+    if file != "model_index.json":
+        done = audit("scan", folder, "-f", "json")
+        assert done.status == 1
+        (gap,) = [gap for gap in done.files[0]["coverage"]["gaps"] if not gap["record"]]
+        assert "has no weights of the unet" in gap["reason"]
+
+    (folder / "vae/diffusion_pytorch_model.bin").write_bytes(torch_zip(BENIGN, STORED))
+
+    assert audit("scan", folder).status == (0 if file == "model_index.json" else 2)
+
+
+def test_of_a_folder_of_no_weights_what_else_is_there_is_judged(folder: Path) -> None:
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    (folder / "vae/diffusion_pytorch_model.bin").unlink()
+    (folder / "old.ckpt").write_bytes(HARMFUL)
+
+    assert audit("scan", folder).status == 1
 
 
 def test_a_folder_in_a_part_is_not_looked_into_and_that_is_said(folder: Path) -> None:

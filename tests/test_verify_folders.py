@@ -163,6 +163,7 @@ def test_of_a_split_model_a_part_too_many_is_told_and_a_stranger_noted(source: P
     out = source.with_name("out")
     convert(source, out, Options(split=True))
     shutil.copy(out / "out.vae.safetensors", out / "other.safetensors")
+    convert(source, out / "alone.safetensors")
     done = verify(source, out, with_hash=False)
     assert done.equal, problems(done)
 

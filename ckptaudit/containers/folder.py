@@ -11,6 +11,7 @@ the whole, are counted in.
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,11 +25,15 @@ from ckptaudit.vm import escape
 from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from ckptaudit.containers.inside import Inside
+    from ckptaudit.containers.weightfiles import WeightFiles
+    from ckptaudit.errors import CkptauditError
     from ckptaudit.source import ByteSource
     from ckptaudit.vm import Limits
 
-__all__ = ["open_folder"]
+__all__ = ["open_all_of_folder", "open_folder"]
 
 # diffusers runs one that a pipeline names, if it is told that it may.
 _PROGRAM = ".py"
@@ -46,17 +51,8 @@ class _Folder(SplicedSource):
             source.close()
 
 
-def open_folder(
-    path: str | os.PathLike[str], limits: Limits | None = None, *, with_all: bool = False
-) -> Container:
+def open_folder(path: str | os.PathLike[str], limits: Limits | None = None) -> Container:
     """Open the model in the folder *path*; who gets it closes it.
-
-    Args:
-        path: The folder.
-        limits: The most that all of it may cost.
-        with_all: Look at what lies beside the weights as well, and go on where a file cannot
-            be opened, which is a gap: for whoever asks whether the folder can be trusted, and
-            not for the model.  A loader may prefer what is not read here.
 
     Raises:
         SourceUnreadable: A file cannot be read, or weights are missing.
@@ -65,101 +61,162 @@ def open_folder(
     """
     folder = Path(path)
     name = path_text(os.fspath(path))
+    files = _files_of(folder, name)
+    if files.missing:
+        raise SourceUnreadable(f"{name}: {files.missing[0]}")
+    with _open_sources() as sources:
+        sources.extend(FileSource(folder / file) for file in files.chosen)
+        inside = opener_of(sum(source.size for source in sources), limits)
+        parts: list[Nested] = []
+        base = 0
+        for file, source in zip(files.chosen, sources, strict=True):
+            parts.append(Nested(path_text(file), base, open_one_of(source, inside)))
+            base += source.size
+        notes = []
+        if files.unread:
+            notes.append(f"more weights lie there and were not read: {_some(files.unread)}")
+        return _joined(_Folder(name, sources), tuple(parts), notes)
+
+
+def open_all_of_folder(path: str | os.PathLike[str], limits: Limits | None = None) -> Container:
+    """Open every file in the folder *path* and in the folders in it; who gets it closes it.
+
+    That is for whoever asks whether the folder can be trusted: a loader may prefer what is not
+    read for the model.  What cannot be opened, or is missing, is a gap.
+
+    Raises:
+        SourceUnreadable: It is no folder of a model, or cannot be read.
+    """
+    folder = Path(path)
+    name = path_text(os.fspath(path))
+    files = _files_of(folder, name)
+    every = (*files.chosen, *files.unread, *files.others)
+    with _open_sources() as sources:
+        inside = opener_of(sum(_size_of(folder / file) for file in every), limits)
+        looking = _Looking(folder, inside, sources)
+        for file in files.chosen:
+            looking.open_part(file)
+        for file in files.unread:
+            looking.look_at(file, is_weights=True)
+        for file in files.others:
+            looking.look_at(file)
+        notes = []
+        if looking.others:
+            notes.append(f"of no format that is read: {_some(looking.others)}")
+        if files.folders:
+            notes.append(f"not looked into: {_some(files.folders)}")
+        return replace(
+            _joined(_Folder(name, sources), tuple(looking.parts), notes),
+            nested=(*looking.parts, *looking.nested),
+            gaps=(*looking.gaps, *(Gap(what, "", None) for what in files.missing)),
+        )
+
+
+def _files_of(folder: Path, name: str) -> WeightFiles:
     try:
-        files = weight_files(folder)
+        return weight_files(folder)
     except OSError as err:
         raise unreadable(name, err) from err
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        # Whoever opens it says what is wrong.
+        return 0
+
+
+@contextmanager
+def _open_sources() -> Iterator[list[FileSource]]:
+    """A list of sources that are closed if the block ends with an error."""
     sources: list[FileSource] = []
     try:
-        sources += (FileSource(folder / file) for file in files.chosen)
-        inside = opener_of(sum(source.size for source in sources), limits)
-        gaps: list[Gap] | None = [] if with_all else None
-        parts = _opened(files.chosen, sources, inside, gaps)
-        if gaps is None:
-            return _joined(_Folder(name, sources), parts, _on_the_unread(files.unread))
-        beside = _Beside(folder, inside, sources)
-        for file in (*files.unread, *files.others):
-            beside.look_at(file)
-        whole = _joined(_Folder(name, sources), parts, beside.notes(files.folders))
-        nested = (*parts, *beside.nested)
-        return replace(whole, nested=nested, gaps=(*gaps, *beside.gaps))
+        yield sources
     except BaseException:
         for source in sources:
             source.close()
         raise
 
 
-def _opened(
-    files: tuple[str, ...], sources: list[FileSource], inside: Inside, gaps: list[Gap] | None
-) -> tuple[Nested, ...]:
-    """Open each of *files*; one that cannot be opened joins *gaps*, if they are wanted."""
-    parts = []
-    base = 0
-    for file, source in zip(files, sources, strict=True):
-        name = path_text(file)
-        try:
-            parts.append(Nested(name, base, open_one_of(source, inside)))
-        except (MalformedInput, Unsupported) as err:
-            if gaps is None:
-                raise
-            gaps.append(Gap(str(err.args[0]).removeprefix(f"{source.name}: "), name, base))
-        base += source.size
-    return tuple(parts)
-
-
-class _Beside:
-    """What lies in a folder beside the weights that are read.
+class _Looking:
+    """All that lies in a folder, looked at file by file.
 
     Args:
         folder: The folder.
         inside: Opens what is a file that is read.
-        sources: The files that are open; those that are looked at and are something join them.
+        sources: The files that are open; those that are something, or should be, join them.
+
+    Attributes:
+        parts: The files of the model that could be opened.
+        nested: Other files that are read.
+        gaps: What could not be opened.
+        others: What is in no format that is read, nor called as if it were.
     """
 
     def __init__(self, folder: Path, inside: Inside, sources: list[FileSource]) -> None:
+        self.parts: list[Nested] = []
         self.nested: list[Nested] = []
         self.gaps: list[Gap] = []
+        self.others: list[str] = []
         self._folder = folder
         self._inside = inside
         self._sources = sources
-        # What is in no format that is read.
-        self._others: list[str] = []
 
-    def look_at(self, file: str) -> None:
-        """Open *file* if it is one that is read, whatever it is called."""
+    def open_part(self, file: str) -> None:
+        """Open *file*, which is one of the model's."""
+        name = path_text(file)
+        offset = sum(each.size for each in self._sources)
+        if (source := self._source_of(file)) is None:
+            return
+        try:
+            self.parts.append(Nested(name, offset, open_one_of(source, self._inside)))
+        except (MalformedInput, Unsupported) as err:
+            self.gaps.append(Gap(_reason(err, source.name), name, offset))
+
+    def look_at(self, file: str, *, is_weights: bool = False) -> None:
+        """Open *file* if it is one that is read, whatever it is called.
+
+        Args:
+            file: Its path in the folder.
+            is_weights: Whether it must be one: some loader has its own name for weights.
+        """
         name = path_text(file)
         if name.endswith(_PROGRAM):
             self.gaps.append(Gap("is a program, which is not looked at", name, None))
             return
-        try:
-            source = FileSource(self._folder / file)
-        except SourceUnreadable as err:
-            reason = str(err.args[0]).removeprefix(f"{path_text(self._folder / file)}: ")
-            self.gaps.append(Gap(reason, name, None))
-            return
         offset = sum(each.size for each in self._sources)
-        self._sources.append(source)
+        if (source := self._source_of(file)) is None:
+            return
         found = self._inside.look(source, 0, source.size, name, offset) if source.size else None
         if isinstance(found, Nested):
             self.nested.append(found)
         elif found is not None:
             self.gaps.append(found)
+        elif is_weights and source.size:
+            self.gaps.append(Gap("is in no format that is read", name, offset))
         else:
             self._sources.remove(source)
             source.close()
-            self._others.append(name)
+            self.others.append(name)
 
-    def notes(self, folders: tuple[str, ...]) -> tuple[str, ...]:
-        """Say what nothing can be said of."""
-        told = []
-        if self._others:
-            told.append(f"of no format that is read: {_some(self._others)}")
-        if folders:
-            told.append(f"not looked into: {_some(list(map(path_text, folders)))}")
-        return tuple(told)
+    def _source_of(self, file: str) -> FileSource | None:
+        """Open *file* for reading; None, and a gap, if that cannot be."""
+        path = self._folder / file
+        try:
+            source = FileSource(path)
+        except SourceUnreadable as err:
+            self.gaps.append(Gap(_reason(err, path_text(path)), path_text(file), None))
+            return None
+        self._sources.append(source)
+        return source
 
 
-def _joined(source: _Folder, parts: tuple[Nested, ...], notes: tuple[str, ...]) -> Container:
+def _reason(err: CkptauditError, name: str) -> str:
+    return str(err.args[0]).removeprefix(f"{name}: ")
+
+
+def _joined(source: _Folder, parts: tuple[Nested, ...], notes: list[str]) -> Container:
     """One container of all *parts*; what there is to say of each is said of a file inside it.
 
     Records are those that are compressed: of the others every byte lies in *source*.
@@ -184,18 +241,11 @@ def _joined(source: _Folder, parts: tuple[Nested, ...], notes: tuple[str, ...]) 
         nested=parts,
         parts=parts,
         inflated=inflated,
-        notes=notes,
+        notes=tuple(notes),
     )
 
 
-def _on_the_unread(files: tuple[str, ...]) -> tuple[str, ...]:
-    """Say which files of weights lie there and were not read."""
-    if not files:
-        return ()
-    return (f"more weights lie there and were not read: {_some(list(map(path_text, files)))}",)
-
-
-def _some(names: list[str]) -> str:
-    """The first of *names*, and how many more there are."""
-    more = f" and {counted(len(names) - 1, 'other')}" if len(names) > 1 else ""
-    return f"{escape(names[0])}{more}"
+def _some(files: Sequence[str]) -> str:
+    """The first of *files*, and how many more there are."""
+    more = f" and {counted(len(files) - 1, 'other')}" if len(files) > 1 else ""
+    return f"{escape(path_text(files[0]))}{more}"

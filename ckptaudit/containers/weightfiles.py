@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptaudit.errors import SourceUnreadable, Unsupported
+from ckptaudit.errors import CkptauditError, SourceUnreadable, Unsupported
 from ckptaudit.source import FileSource
 from ckptaudit.vm import escape
 from ckptaudit.wording import counted
@@ -61,12 +61,14 @@ class WeightFiles:
         unread: Others that hold weights, in another format or precision, or of another model.
         others: The rest of what lies in the folder and in the folders in it.
         folders: Folders in those, in which nobody looks for a part of a pipeline.
+        missing: What should be there and is not, a sentence for each.
     """
 
     chosen: tuple[str, ...]
     unread: tuple[str, ...]
     others: tuple[str, ...]
     folders: tuple[str, ...]
+    missing: tuple[str, ...]
 
 
 def weight_files(folder: Path) -> WeightFiles:
@@ -76,19 +78,20 @@ def weight_files(folder: Path) -> WeightFiles:
     variant before any other, and safetensors before pickles.
 
     Raises:
-        SourceUnreadable: None holds weights, or those of a part, or a piece of them, are
-            missing; or the folder cannot be read.
-        Unsupported: What says which parts there are is no such list.
+        SourceUnreadable: It is no folder of a model, or cannot be read.
     """
     chosen: list[str] = []
     unread: list[str] = []
     others: list[str] = []
     folders: list[str] = []
+    missing: list[str] = []
     configured = set()
     for home in (folder, *_folders(folder)):
         names = _names_in(home)
-        own = _chosen(names, home)
         place = "" if home == folder else f"{home.name}/"
+        matches = _chosen(names)
+        own = [match.group() for match in matches]
+        missing += _missing_pieces(matches, place)
         chosen += (place + name for name in own)
         inner = {name for name in names if name not in own and (home / name).is_dir()}
         folders += (place + name for name in sorted(inner) if place)
@@ -97,8 +100,15 @@ def weight_files(folder: Path) -> WeightFiles:
         others += (place + name for name in rest if not name.lower().endswith(_LIKE_WEIGHTS))
         if _CONFIG in names:
             configured.add(home.name if place else "")
-    _check_whole(folder, configured, chosen)
-    return WeightFiles(tuple(chosen), tuple(unread), tuple(others), tuple(folders))
+    if not chosen and not configured and _INDEX not in others:
+        name = path_text(folder)
+        raise SourceUnreadable(
+            f"{name}: is a directory, and not of a diffusers model; name the files in it, such as "
+            f"{name.rstrip('/')}/*.ckpt"
+        )
+    missing += _missing_parts(folder, configured, {path.rpartition("/")[0] for path in chosen})
+    kinds = (chosen, unread, others, folders, missing)
+    return WeightFiles(*map(tuple, kinds))
 
 
 def path_text(path: Path | str) -> str:
@@ -118,14 +128,12 @@ def _names_in(home: Path) -> list[str]:
         return sorted(child.name for child in home.iterdir())
 
 
-def _chosen(names: list[str], home: Path) -> list[str]:
-    """Those of *names*, all that lie in *home*, that are the weights of one part."""
+def _chosen(names: list[str]) -> list[re.Match[str]]:
+    """Those of *names*, all that lie in one folder, that are the weights of one part."""
     matches = [match for name in names if (match := _WEIGHTS.fullmatch(name))]
     found = [each for each in matches if (each["stem"], each["ending"]) not in _NO_SUCH_NAMES]
     wanted = min(map(_kind, found), default=None)
-    own = [match for match in found if _kind(match) == wanted]
-    _check_pieces(own, home)
-    return [match.group() for match in own]
+    return [match for match in found if _kind(match) == wanted]
 
 
 def _kind(match: re.Match[str]) -> tuple[str, bool]:
@@ -133,42 +141,35 @@ def _kind(match: re.Match[str]) -> tuple[str, bool]:
     return match["variant"] or match["behind"] or "", match["ending"] == ".bin"
 
 
-def _check_pieces(matches: list[re.Match[str]], home: Path) -> None:
-    """Refuse a model of which a piece is missing: what it holds would be lost in silence."""
+def _missing_pieces(matches: list[re.Match[str]], place: str) -> Iterator[str]:
+    """Say so where a piece of weights is missing: what it holds would be lost in silence."""
     pieces = [match for match in matches if match["count"]]
     there = {(int(match["number"]), int(match["count"])) for match in pieces}
     counts = {count for _, count in there}
     # Counted and not listed: a name may speak of any number of pieces.
     are_pieces = all(1 <= number <= count for number, count in there)
     if not are_pieces or len(there) < sum(counts):
-        raise SourceUnreadable(
-            f"{path_text(home)}: holds {len(there)} of the {max(counts)} pieces of its weights; "
-            "fetch the others"
-        )
+        where = f"{path_text(place)}: " if place else ""
+        held = f"{len(there)} of the {max(counts)} pieces of its weights"
+        yield f"{where}holds {held}; fetch the others"
 
 
-def _check_whole(folder: Path, configured: set[str], chosen: list[str]) -> None:
-    """Refuse a folder without weights, and one in which a part has none."""
-    name = path_text(folder)
-    there = {path.rpartition("/")[0] for path in chosen}
-    settings = {home: f"{home}/{_CONFIG} is there" for home in configured if _must_have(home)}
-    named = dict.fromkeys(_named_in(folder), f"{_INDEX} names it")
-    for home, why in sorted((named | settings).items()):
+def _missing_parts(folder: Path, configured: set[str], there: set[str]) -> Iterator[str]:
+    """Say of which parts that must have weights there are none."""
+    must: dict[str, str] = {}
+    try:
+        must = dict.fromkeys(_named_in(folder), f"{_INDEX} names it")
+    except CkptauditError as err:
+        yield str(err).removeprefix(f"{path_text(folder)}/")
+    must |= {home: f"{home}/{_CONFIG} is there" for home in configured if _must_have(home)}
+    for home, why in sorted(must.items()):
         if home not in there:
-            raise SourceUnreadable(
-                f"{name}: has no weights of the {escape(home)} that are read, "
-                f".safetensors or .bin ({why}); fetch them"
+            yield (
+                f"has no weights of the {escape(home)} that are read, .safetensors or .bin "
+                f"({why}); fetch them"
             )
-    if not chosen and "" in configured:
-        raise SourceUnreadable(
-            f"{name}: has no weights that are read, .safetensors or .bin ({_CONFIG} is there); "
-            "fetch them"
-        )
-    if not chosen:
-        raise SourceUnreadable(
-            f"{name}: is a directory, and not of a diffusers model; name the files in it, such as "
-            f"{name.rstrip('/')}/*.ckpt"
-        )
+    if not there and not must:
+        yield "has no weights that are read, .safetensors or .bin; fetch them"
 
 
 def _must_have(home: str) -> bool:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptaudit.errors import Incomplete, OutputFailed, Refused
-from ckptaudit.jobs.opening import Judged, opened
+from ckptaudit.jobs.folderfiles import own_files
+from ckptaudit.jobs.opening import Folders, Judged, opened
 from ckptaudit.plan import Options
 from ckptaudit.policy import Severity, judge
 from ckptaudit.tensors import misfits
-from ckptaudit.writer import check_destination, check_folder, check_spares, path_text
+from ckptaudit.writer import check_destination, check_folder, check_spares, path_text, settle_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,12 +82,14 @@ def convert(
     with ExitStack() as stack:
         # All are being hashed while the first is looked at.
         files = [
-            stack.enter_context(opened(each, with_hash=with_digest, takes_folders=True))
+            stack.enter_context(opened(each, with_hash=with_digest, folders=Folders.MODEL))
             for each in paths
         ]
         # A dry run, too, is refused what the conversion would be.
         sources = tuple(each for one in paths for each in _files_of(Path(one)))
         if options.makes_folder:
+            if not dry_run:
+                settle_folder(target, own_files)
             check_folder(target, overwrite=overwrite or dry_run)
         else:
             _check_target(target, sources, overwrite=overwrite or dry_run)

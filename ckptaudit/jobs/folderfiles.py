@@ -15,8 +15,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptaudit.errors import SourceUnreadable
-from ckptaudit.jobs.opening import File
+from ckptaudit.containers import Kind
+from ckptaudit.errors import CkptauditError, SourceUnreadable, Unsupported
+from ckptaudit.jobs.opening import File, opened
+from ckptaudit.jobs.receipt import receipt_in
+from ckptaudit.layouts import Component
+from ckptaudit.plan import Layout
 from ckptaudit.source import FileSource
 from ckptaudit.vm import escape
 from ckptaudit.wording import counted
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.plan import ConversionPlan, Options
 
-__all__ = ["FolderFiles", "files_against", "files_in"]
+__all__ = ["FolderFiles", "claim_at", "files_against", "files_in", "own_files"]
 
 _SUFFIX = ".safetensors"
 # What loaders take for weights, or run.
@@ -35,6 +39,10 @@ _TAKEN_FOR_WEIGHTS = (
     *(_SUFFIX, ".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5", ".onnx", ".py"),
     ".index.json",
 )
+# What a conversion to the diffusers layout calls its files (layouts/diffusers.py).
+_HOMES = {"", *(component.value for component in Component)}
+_WEIGHTS = {"diffusion_pytorch_model.safetensors", "model.safetensors"}
+_OF_PIPELINES = ("model_index.json", "scheduler/scheduler_config.json")
 # Settings take a few kilobytes.
 _MOST_SETTINGS_BYTES = 1_000_000
 
@@ -111,6 +119,55 @@ def files_against(
         tuple(wrong),
         tuple(notes),
     )
+
+
+def claim_at(path: Path) -> Options | None:
+    """How the file at *path* says that it was made; None if it does not say, or is none of ours.
+
+    Raises:
+        Unsupported: It names options that are not known here.
+    """
+    try:
+        with opened(path, with_hash=False) as file:
+            container = file.container
+    except CkptauditError:
+        # Whether anything is wrong with that is seen when the file is one that is expected.
+        return None
+    receipt = receipt_in(container.metadata) if container.kind is Kind.SAFETENSORS else None
+    return None if receipt is None else receipt.options
+
+
+def own_files(folder: Path, name: str) -> frozenset[str]:
+    """The files of a conversion into *folder*, by their paths in it: what another may replace.
+
+    Weights say themselves that we wrote them, and with which options; a name has to be one that
+    they would have been given.  Settings are known by the weights that they belong to.
+
+    Args:
+        folder: The folder.
+        name: What it is called, which the parts of a split model have in front of their names.
+    """
+    found = set()
+    for file in files_in(folder):
+        home, _, own = file.rpartition("/")
+        if not file.endswith(_SUFFIX) or home not in _HOMES:
+            continue
+        options = _known_claim(folder / file)
+        if options is None:
+            continue
+        if options.split and not home and own.startswith(f"{name}."):
+            found.add(file)
+        elif options.layout is Layout.DIFFUSERS and own in _WEIGHTS:
+            found |= {file, f"{home}/config.json" if home else "config.json", *_OF_PIPELINES}
+    return frozenset(file for file in found if os.path.lexists(folder / file))
+
+
+def _known_claim(path: Path) -> Options | None:
+    try:
+        return claim_at(path)
+    except Unsupported:
+        # Another version's, with options of its own, which nobody here may take for ours.
+        return None
 
 
 def _places(

@@ -8,14 +8,13 @@ Never asks: how one file is proven (`verify`), or what a conversion calls its fi
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers import Kind
-from ckptaudit.errors import CkptauditError, Unsupported
+from ckptaudit.errors import Unsupported
 from ckptaudit.jobs.basis import from_where
-from ckptaudit.jobs.folderfiles import FolderFiles, files_against, files_in
+from ckptaudit.jobs.folderfiles import FolderFiles, claim_at, files_against, files_in
 from ckptaudit.jobs.opening import File, opened
-from ckptaudit.jobs.receipt import receipt_in
 from ckptaudit.jobs.verify import FOREIGN_FOLDER, Place, Verification, file_of, prove
 from ckptaudit.vm import escape
 from ckptaudit.writer import path_text
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ckptaudit.jobs.given import Given
-    from ckptaudit.plan import ConversionPlan, Options
+    from ckptaudit.plan import ConversionPlan
 
 __all__ = ["FolderProof"]
 
@@ -44,10 +43,15 @@ class FolderProof:
         self.folder = folder
         # Of each file of weights, how it says that it was made; None if it does not say.
         self.claims = {
-            file: _claim_at(folder / file) for file in files_in(folder) if file.endswith(_SUFFIX)
+            file: claim_at(folder / file)
+            for file in files_in(folder)
+            if file.endswith(_SUFFIX) and file.count("/") <= 1
         }
-        self.options = next((each for each in self.claims.values() if each is not None), None)
-        if self.options is not None and not self.options.makes_folder:
+        told = Counter(each for each in self.claims.values() if each is not None)
+        together = Counter({each: times for each, times in told.items() if each.makes_folder})
+        # Of strangers among them there may be some, too: most decide.
+        self.options = together.most_common(1)[0][0] if together else None
+        if told and not together:
             raise Unsupported(
                 f"{path_text(folder)}: holds files each of which was made by itself; name one of "
                 "them"
@@ -125,19 +129,3 @@ class _Advance:
     def next_file(self) -> None:
         self._before += self._now
         self._now = 0
-
-
-def _claim_at(path: Path) -> Options | None:
-    """How the file at *path* says that it was made; None if it does not say, or is none of ours.
-
-    Raises:
-        Unsupported: It names options that are not known here.
-    """
-    try:
-        with opened(path, with_hash=False) as file:
-            container = file.container
-    except CkptauditError:
-        # Whether anything is wrong with that is seen when the file is one that is expected.
-        return None
-    receipt = receipt_in(container.metadata) if container.kind is Kind.SAFETENSORS else None
-    return None if receipt is None else receipt.options

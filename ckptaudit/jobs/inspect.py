@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ckptaudit.jobs.health import damaged_ids, health_of
-from ckptaudit.jobs.opening import File, notes_on, opened
+from ckptaudit.jobs.opening import File, Folders, notes_on, opened
 from ckptaudit.jobs.planning import meaning_of, prediction_of
 from ckptaudit.jobs.small import std_of
 from ckptaudit.policy import judge
@@ -95,7 +95,7 @@ def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
     Raises:
         CkptauditError: There is no answer.
     """
-    with opened(path, with_hash=with_hash, takes_folders=True) as file:
+    with opened(path, with_hash=with_hash, folders=Folders.MODEL) as file:
         container = file.container
         judgement = judge(container, misfits)
         state_dict = find_state_dict(container)

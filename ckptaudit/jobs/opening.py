@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers import Container, Kind, open_container
@@ -24,7 +25,17 @@ if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
     from ckptaudit.vm import Limits
 
-__all__ = ["File", "Judged", "Opened", "notes_on", "opened"]
+__all__ = ["File", "Folders", "Judged", "Opened", "notes_on", "opened"]
+
+
+class Folders(Enum):
+    """What a job does with the folder of a diffusers model."""
+
+    REFUSED = "refused"
+    # Files that hold the weights of the model are read as one.
+    MODEL = "model"
+    # So is everything that lies beside them.
+    WHOLE = "whole"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,23 +104,21 @@ def opened(
     *,
     with_hash: bool,
     limits: Limits | None = None,
-    takes_folders: bool = False,
-    with_all: bool = False,
+    folders: Folders = Folders.REFUSED,
 ) -> Iterator[Opened]:
     """Open *path* for one job and close it after; its hash, if wanted, begins at once.
 
     Args:
-        path: A file, or, for a job that *takes_folders*, the folder of a diffusers model.
+        path: A file, or the folder of a diffusers model.
         with_hash: Whether its SHA-256 is wanted; of a folder that of its files laid end to end.
         limits: The most it may cost.
-        takes_folders: Whether the job can do anything with a folder.
-        with_all: Whether what lies in a folder beside the weights is opened, too.
+        folders: What the job does with a folder.
 
     Raises:
         CkptauditError: It cannot be read, or is no checkpoint.
     """
-    is_folder = takes_folders and os.path.isdir(path)  # noqa: PTH112 - a name that is too long is none
-    folder = _folder(path, limits, with_all=with_all) if is_folder else None
+    is_folder = folders is not Folders.REFUSED and os.path.isdir(path)  # noqa: PTH112 - a name that is too long is none
+    folder = _folder(path, limits, folders) if is_folder else None
     source = FileSource(path) if folder is None else folder.source
     hashing = None
     try:
@@ -122,10 +131,14 @@ def opened(
         source.close()
 
 
-def _folder(path: str | PathLike[str], limits: Limits | None, *, with_all: bool) -> Container:
-    from ckptaudit.containers.folder import open_folder  # noqa: PLC0415 - as hashing, below
+def _folder(path: str | PathLike[str], limits: Limits | None, folders: Folders) -> Container:
+    from ckptaudit.containers import folder  # noqa: PLC0415 - as hashing, below
 
-    return open_folder(path, limits, with_all=with_all)
+    match folders:
+        case Folders.WHOLE:
+            return folder.open_all_of_folder(path, limits)
+        case _:
+            return folder.open_folder(path, limits)
 
 
 def _hashing(source: ByteSource) -> Hashing:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptaudit.jobs.opening import File, notes_on, opened
+from ckptaudit.jobs.opening import File, Folders, notes_on, opened
 from ckptaudit.jobs.parts import Part, parts_of
 from ckptaudit.policy import Coverage, Finding, GlobalUse, Severity, judge
 from ckptaudit.tensors import misfits
@@ -77,7 +77,7 @@ def scan(
         CkptauditError: There is no answer: the file cannot be read, is no checkpoint, or
             changed meanwhile.
     """
-    with opened(path, with_hash=with_hash, takes_folders=True, with_all=True) as file:
+    with opened(path, with_hash=with_hash, folders=Folders.WHOLE) as file:
         container = file.container
         judgement = judge(container, misfits, policy)
         look(container)

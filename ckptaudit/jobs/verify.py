@@ -23,7 +23,7 @@ from ckptaudit.floats import TARGETS, decode
 from ckptaudit.jobs.basis import from_where
 from ckptaudit.jobs.choosing import choose
 from ckptaudit.jobs.given import Given
-from ckptaudit.jobs.opening import File, Opened, opened
+from ckptaudit.jobs.opening import File, Folders, Opened, opened
 from ckptaudit.jobs.receipt import receipt_in
 from ckptaudit.jobs.stream import JobId, Nowhere, Tally, stream
 from ckptaudit.layouts import Component
@@ -126,10 +126,10 @@ def verify(
         CkptauditError: There is no answer: one of the files cannot be read.
     """
     with ExitStack() as stack:
-        one = stack.enter_context(opened(source, with_hash=with_hash, takes_folders=True))
+        one = stack.enter_context(opened(source, with_hash=with_hash, folders=Folders.MODEL))
         vae = None
         if replace_vae is not None:
-            file = opened(replace_vae, with_hash=with_hash, takes_folders=True)
+            file = opened(replace_vae, with_hash=with_hash, folders=Folders.MODEL)
             vae = stack.enter_context(file)
         given = Given(one, vae)
         if os.path.isdir(converted):  # noqa: PTH112 - a name that is too long is none

@@ -21,6 +21,7 @@ from ckptaudit.jobs.account import Conversion, Source, TensorEntry, VaeSource
 from ckptaudit.jobs.baking import with_vae
 from ckptaudit.jobs.basis import basis_of, from_where
 from ckptaudit.jobs.choosing import choose
+from ckptaudit.jobs.folderfiles import own_files
 from ckptaudit.jobs.hashing import hash_of
 from ckptaudit.jobs.opening import File, Judged, notes_on
 from ckptaudit.jobs.planning import check_layout, planner, prediction_of, texts_of
@@ -143,6 +144,8 @@ class _Run:
         self.unfit: dict[tuple[str, str], str] = {}
         # The same by the jobs that told so: of a tensor of several parts, maybe one.
         self.misfits: dict[JobId, str] = {}
+        # Files of an earlier conversion that go, where its folder is overwritten.
+        self.stale: tuple[str, ...] = ()
         # Bytes of weights that were read to choose types, or in attempts that came to nothing.
         self.in_vain = 0
         # One byte that lanes share: not 0 once the attempt under way has come to nothing.
@@ -152,8 +155,12 @@ class _Run:
         """Refuse to write to any of *sources*, which may lie where a file of a folder goes."""
         if self.options.makes_folder and self.target.exists():
             plan = self.plan_with({})
-            for file in (*(output.file for output in plan.outputs), *self.texts(plan)):
-                check_spares(self.target / self.within(file), sources)
+            files = [output.file for output in plan.outputs]
+            places = {*map(self.within, files), *self.texts(plan)}
+            own = own_files(self.target, self.target.name)
+            self.stale = tuple(sorted(own - places))
+            for file in sorted(places | own):
+                check_spares(self.target / file, sources)
 
     def choose(self) -> None:
         """Read the weights to choose their types, where that is left to them."""
@@ -190,12 +197,21 @@ class _Run:
             # known after one attempt, which then writes nothing.
             plan = self.plan_with(self.unfit, self.chosen)
             outputs = self.attempt(plan, with_hash=with_hash, overwrite=overwrite)
-        return self.result(plan, outputs, self.finish(), written=True)
+        # That nothing had changed was seen before the output appeared.  A source that lies in a
+        # folder that was replaced is linked into the new one, which changes its ctime.
+        return self.result(plan, outputs, self.digests(), written=True)
 
     def finish(self) -> _Digests:
         """Wait for the hashes of both files, which must not have changed."""
-        vae = None if self.vae_source is None else self.vae_source.file.finish()
-        return _Digests(self.source.file.finish(), vae)
+        for judged in (self.source, self.vae_source):
+            if judged is not None:
+                judged.file.finish()
+        return self.digests()
+
+    def digests(self) -> _Digests:
+        """Wait for the hashes of both files."""
+        vae = None if self.vae_source is None else self.vae_source.file.digest()
+        return _Digests(self.source.file.digest(), vae)
 
     def attempt(
         self, plan: ConversionPlan, *, with_hash: bool, overwrite: bool
@@ -212,7 +228,7 @@ class _Run:
         with ExitStack() as stack:
             folder = None
             if self.options.makes_folder:
-                folder = _begun(DraftFolder(self.target), stack)
+                folder = _begun(DraftFolder(self.target, own_files), stack)
             drafts = {}
             for output in plan.outputs:
                 file = self.within(output.file)
@@ -363,6 +379,7 @@ class _Run:
                 *self.vae_notes(plan),
                 *self.type_notes(),
                 *self.guesses(),
+                *self.stale_notes(written=written),
                 *self.dry_notes(written=written),
             ),
         )
@@ -430,6 +447,15 @@ class _Run:
             return ()
         guess = self.detection.guess
         return (*self.hints, guess) if guess else self.hints
+
+    def stale_notes(self, *, written: bool) -> list[str]:
+        """Say which files of an earlier conversion have no successor."""
+        if not self.stale:
+            return []
+        verb = "were" if written else "would be"
+        more = f" and {counted(len(self.stale) - 1, 'other')}" if len(self.stale) > 1 else ""
+        which = f"{escape(path_text(self.stale[0]))}{more}"
+        return [f"files of an earlier conversion {verb} removed: {which}"]
 
     def dry_notes(self, *, written: bool) -> list[str]:
         """Say what a dry run cannot know."""
