@@ -22,13 +22,13 @@ from samples import HOSTILE
 
 from ckptaudit import (
     Action,
-    CkptauditError,
     Dedupe,
     Ema,
     Incomplete,
     Layout,
     OnOverflow,
     Options,
+    OutputFailed,
     Precision,
     Refused,
     SourceChanged,
@@ -234,6 +234,7 @@ MANY = [
     Options(),
     KEEP,
     Options(precision=Precision.BF16, dedupe=Dedupe.ALL),
+    Options(precision=Precision.AUTO),
     Options(vae=Action.COPY, dedupe=Dedupe.NONE),
     Options(layout=Layout.DIFFUSERS),
     Options(split=True, vae=Action.CONVERT),
@@ -726,9 +727,13 @@ def test_the_other_file_is_never_overwritten(
     Path("linked").symlink_to("p")
     Path("out/vae").mkdir(parents=True)
     as_safetensors(Path("out/vae", WEIGHTS), other)
+    convert(model, "parts", Options(split=True))
     before = contents(tmp_path)
 
     for output, donor in (
+        ("parts --split", "parts/parts.vae.safetensors"),
+        # It would not be written over, but removed as what an earlier conversion left there.
+        ("parts --split --vae=drop", "parts/parts.vae.safetensors"),
         ("vae.safetensors", "vae.safetensors"),
         (f"linked/{WEIGHTS}", "p"),
         (f"linked/{WEIGHTS}", f"p/{WEIGHTS}"),
@@ -737,15 +742,20 @@ def test_the_other_file_is_never_overwritten(
     ):
         arguments = ("-o", *output.split(), "--replace-vae", donor, "--if-exists", "overwrite")
         assert_one_clear_line(audit("convert", model, *arguments), "is the source itself")
-        with pytest.raises(CkptauditError, match="is the source itself"):
-            convert(
-                model,
-                output.split()[0],
-                Options(layout=Layout.DIFFUSERS if " " in output else Layout.ORIGINAL),
-                replace_vae=donor,
-                overwrite=True,
-            )
         assert contents(tmp_path) == before
+
+
+def test_a_caller_of_the_library_overwrites_it_no_more_than_the_command_line(
+    model: Path, other: Tensors, tmp_path: Path
+) -> None:
+    donor = tmp_path / "vae.safetensors"
+    as_safetensors(donor, other)
+    before = donor.read_bytes()
+
+    with pytest.raises(OutputFailed, match="is the source itself"):
+        convert(model, donor, replace_vae=donor, overwrite=True)
+
+    assert donor.read_bytes() == before
 
 
 def test_the_receipt_names_the_other_file_and_a_proof_asks_for_it(
