@@ -307,6 +307,22 @@ def test_a_model_without_a_vae_gets_one(
     assert contents(tmp_path / "0") == contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
+def test_what_stands_where_the_vae_belongs_makes_room_whatever_it_is(
+    own: Tensors, vae: Path, other: Tensors, tmp_path: Path
+) -> None:
+    """A model with a strange one is of no family by itself; the user names it."""
+    strange = {HOME + FIRST: torch.zeros(3), f"{HOME}strange.weight": torch.ones(3)}
+    torch.save(rest_of(own) | strange, tmp_path / "a.ckpt")
+    options = replace(KEEP, family="sd1")
+
+    done = convert(tmp_path / "a.ckpt", tmp_path / "out.safetensors", options, replace_vae=vae)
+
+    wanted = rest_of(own) | prefixed(other)
+    assert written(tmp_path / "out.safetensors") == {k: bits(t) for k, t in wanted.items()}
+    assert {drop.source for drop in done.dropped} == set(strange)
+    assert not {finding.rule for finding in done.findings} & {"CKA304", "CKA305"}
+
+
 def test_a_folder_as_source_gets_it_too(
     model: Path, vae: Path, own: Tensors, other: Tensors, tmp_path: Path
 ) -> None:
