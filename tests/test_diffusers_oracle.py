@@ -6,14 +6,17 @@ Nothing here is asked of the network: every setting comes from the folder that w
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from narrow import checkpoint, read
 from oracle import torch
+from safetensors.torch import load_file
 
-from ckptaudit import Layout, Options, Precision, convert
+from ckptaudit import Action, Layout, Options, Precision, convert, scan, verify
 
 # Both take more room than all else that tests need; `scripts/test` brings them in its last step.
 diffusers: Any = pytest.importorskip("diffusers", reason="diffusers is not installed: no oracle")
@@ -99,6 +102,61 @@ def test_diffusers_opens_our_folder_with_every_weight_in_its_place(
         loaded = getattr(pipeline, component).state_dict()
         ours = read(tmp_path / "out", component)
         assert same(loaded, ours)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"max_shard_size": "300KB"}, {"variant": "fp16"}],
+    ids=["whole", "in-pieces", "a-variant"],
+)
+@pytest.mark.parametrize("thin_family", ["sd1", "sd2"], indirect=True)
+def test_a_folder_that_diffusers_pickled_goes_back_to_the_same_file(
+    thin_family: Family, tmp_path: Path, how: dict[str, str]
+) -> None:
+    """Legacy folders are `.bin` throughout; transformers writes none any more."""
+    checkpoint(thin_family, tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "out", KEEP)
+    convert(tmp_path / "out", tmp_path / "b.safetensors", ORIGINAL)
+    for component, kind in (
+        ("unet", diffusers.UNet2DConditionModel),
+        ("vae", diffusers.AutoencoderKL),
+    ):
+        model = kind.from_pretrained(tmp_path / "out" / component)
+        shutil.rmtree(tmp_path / "out" / component)
+        model.save_pretrained(tmp_path / "out" / component, safe_serialization=False, **how)
+    encoder = tmp_path / "out/text_encoder/model.safetensors"
+    torch.save(load_file(encoder), encoder.with_name("pytorch_model.bin"))
+    encoder.unlink()
+    assert len(list((tmp_path / "out").rglob("*.bin"))) > 2 + ("max_shard_size" in how)
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+    back = convert(tmp_path / "out", tmp_path / "c.safetensors", ORIGINAL)
+
+    assert not back.dropped
+    assert same(load_file(tmp_path / "c.safetensors"), load_file(tmp_path / "b.safetensors"))
+    assert verify(tmp_path / "out", tmp_path / "c.safetensors").equal
+    assert scan(tmp_path / "out").verdict.value == "clean"
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+@pytest.mark.parametrize("thin_family", ["sd1", "sdxl"], indirect=True)
+def test_a_folder_without_a_part_opens_with_that_of_another(
+    thin_family: Family, tmp_path: Path, part: str
+) -> None:
+    checkpoint(thin_family, tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "whole", KEEP)
+    without = replace(KEEP, unet=Action.DROP) if part == "unet" else replace(KEEP, vae=Action.DROP)
+    convert(tmp_path / "a.ckpt", tmp_path / "out", without)
+    kind = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}[part]
+    index = json.loads((tmp_path / "out/model_index.json").read_text())
+    brought = {name: None for name, of in index.items() if "CLIPTokenizer" in str(of)}
+
+    with pytest.raises(ValueError, match=part):
+        diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", **brought)
+    brought[part] = kind.from_pretrained(tmp_path / "whole", subfolder=part)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", **brought)
+
+    assert same(getattr(pipeline, part).state_dict(), read(tmp_path / "whole", part))
 
 
 def same(one: Tensors, other: Tensors) -> bool:

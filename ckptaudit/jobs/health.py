@@ -18,7 +18,7 @@ from ckptaudit.vm import escape
 from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from ckptaudit.containers import Container
     from ckptaudit.jobs.planning import Meaning
@@ -56,7 +56,7 @@ def _wrong_with(container: Container, view: TensorView) -> str:
     return ""
 
 
-def health_of(state_dict: StateDict, meaning: Meaning, damage: dict[str, str]) -> list[Finding]:
+def health_of(state_dict: StateDict, meaning: Meaning, damage: Mapping[str, str]) -> list[Finding]:
     """Every ailment that shows, for people who have to decide whether to use a model.
 
     Args:
@@ -76,7 +76,10 @@ def health_of(state_dict: StateDict, meaning: Meaning, damage: dict[str, str]) -
 
 def _incomplete(part: ComponentCount, meaning: Meaning) -> Iterator[Finding]:
     name = part.component.value
-    if part.missing:
+    if part.is_absent:
+        what = f"the {name} is not there: none of its {counted(part.expected, 'tensor')}"
+        yield _finding("CKA304", what, part.missing[0])
+    elif part.missing:
         of = f"{len(part.missing)} of {counted(part.expected, 'tensor')} of the {name}"
         yield _finding("CKA304", f"{of} are missing: {_some(part.missing)}", part.missing[0])
     if part.misshapen:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ckptaudit.jobs.health import damaged_ids, health_of
-from ckptaudit.jobs.opening import File, notes_on, opened
+from ckptaudit.jobs.opening import File, Folders, notes_on, opened
 from ckptaudit.jobs.planning import meaning_of, prediction_of
 from ckptaudit.jobs.small import std_of
 from ckptaudit.policy import judge
@@ -95,13 +95,13 @@ def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
     Raises:
         CkptauditError: There is no answer.
     """
-    with opened(path, with_hash=with_hash, takes_folders=True) as file:
+    with opened(path, with_hash=with_hash, folders=Folders.MODEL) as file:
         container = file.container
         judgement = judge(container, misfits)
         state_dict = find_state_dict(container)
         meaning = meaning_of(state_dict)
         std = partial(std_of, container)
-        prediction, hints = prediction_of(meaning.detection, state_dict, std)
+        prediction, hints = prediction_of(meaning, state_dict, std)
         return Inspection(
             path=container.source.name,
             size=container.source.size,

@@ -32,6 +32,7 @@ _FORMAT = "format"
 _VERSION = f"{METADATA_PREFIX}version"
 _OPTIONS = f"{METADATA_PREFIX}options"
 _SOURCE_SHA256 = f"{METADATA_PREFIX}source_sha256"
+_VAE_SHA256 = f"{METADATA_PREFIX}vae_source_sha256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +42,24 @@ class Receipt:
     Attributes:
         options: How it was made.
         source_sha256: Hash of the file it was made from, or None if nobody wanted that.
+        vae_sha256: Hash of the file that its VAE is from, "" if nobody wanted that; None if the
+            VAE was not replaced.
         aliases: By name left out, the name that has its bytes.
     """
 
     options: Options
     source_sha256: str | None
+    vae_sha256: str | None
     aliases: Mapping[str, str]
 
 
 def metadata_of(
-    options: Options, aliases: Iterable[Alias], source_sha256: str | None
+    options: Options,
+    aliases: Iterable[Alias],
+    source_sha256: str | None,
+    vae_sha256: str | None = None,
 ) -> dict[str, str]:
-    """The metadata that `receipt_in` reads."""
+    """The metadata that `receipt_in` reads; see `Receipt`."""
     metadata = {alias.name: alias.of for alias in aliases}
     metadata |= {
         _FORMAT: "pt",
@@ -61,6 +68,8 @@ def metadata_of(
     }
     if source_sha256 is not None:
         metadata[_SOURCE_SHA256] = source_sha256
+    if vae_sha256 is not None:
+        metadata[_VAE_SHA256] = vae_sha256
     return metadata
 
 
@@ -74,7 +83,9 @@ def receipt_in(metadata: Mapping[str, str]) -> Receipt | None:
     if text is None:
         return None
     aliases = {name: kept for name, kept in metadata.items() if names_an_alias(name)}
-    return Receipt(_options_in(text), metadata.get(_SOURCE_SHA256), aliases)
+    return Receipt(
+        _options_in(text), metadata.get(_SOURCE_SHA256), metadata.get(_VAE_SHA256), aliases
+    )
 
 
 def _options_in(text: str) -> Options:

@@ -7,27 +7,32 @@ Never asks: whether it may be converted (`convert`), how the answer is shown.
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from mmap import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ckptaudit.errors import CastOverflow, Unsupported
 from ckptaudit.jobs.account import Conversion, Source, TensorEntry
+from ckptaudit.jobs.baking import account_of, notes_on_vae, with_vae
+from ckptaudit.jobs.basis import basis_of, from_where
+from ckptaudit.jobs.choosing import choose
+from ckptaudit.jobs.folderfiles import own_files
 from ckptaudit.jobs.hashing import hash_of
-from ckptaudit.jobs.health import damaged_ids, health_of
-from ckptaudit.jobs.opening import File, Opened, notes_on
-from ckptaudit.jobs.planning import meaning_of, planner, prediction_of
+from ckptaudit.jobs.opening import File, Judged, notes_on
+from ckptaudit.jobs.planning import check_layout, planner, prediction_of, texts_of
 from ckptaudit.jobs.receipt import metadata_of
 from ckptaudit.jobs.small import std_of
 from ckptaudit.jobs.stream import digest_of, stream
 from ckptaudit.layouts import Component
 from ckptaudit.plan import (
-    Action,
+    CANDIDATES,
+    FALLBACK,
+    Choice,
     ConversionPlan,
     Ema,
     Layout,
@@ -37,8 +42,7 @@ from ckptaudit.plan import (
     Precision,
     TensorJob,
 )
-from ckptaudit.policy import RULES, Finding, Judgement
-from ckptaudit.tensors import find_state_dict
+from ckptaudit.policy import RULES, Finding
 from ckptaudit.vm import escape
 from ckptaudit.wording import counted
 from ckptaudit.writer import (
@@ -65,26 +69,26 @@ _NO_HASH = "0" * 64
 
 
 def write(
-    file: Opened,
+    source: Judged,
     target: Path,
     options: Options,
-    judgement: Judgement,
     *,
+    vae_source: Judged | None,
     sources: Iterable[Path],
     with_hash: bool,
     overwrite: bool,
     dry_run: bool,
     progress: Callable[[int, int], None],
 ) -> Conversion:
-    """Write what *options* make of *file* to *target*, or say what would be written.
+    """Write what *options* make of *source* to *target*, or say what would be written.
 
     Args:
-        file: The checkpoint, open; it may be converted.
+        source: The checkpoint, open; it may be converted.
         target: Where the output appears when it is whole.
         options: What to do with weights, copies and names.
-        judgement: What the scan thinks of *file*, for the account.
-        sources: What *file* may consist of, none of which is ever written.
-        with_hash: Hash the output and put the source's hash into it.
+        vae_source: The file whose VAE takes the place of the checkpoint's, open likewise.
+        sources: What both may consist of, none of which is ever written.
+        with_hash: Hash the output and put the hashes of its sources into it.
         overwrite: Replace *target* if it is there.
         dry_run: Write nothing.
         progress: Told bytes of weights done, and in all.
@@ -92,11 +96,18 @@ def write(
     Raises:
         CkptauditError: See `convert`.
     """
-    run = _Run(file, target, options, judgement, progress)
+    run = _Run(source, vae_source, target, options, progress)
     run.check_places(tuple(sources))
     if dry_run:
         return run.dry(with_hash=with_hash)
     return run.write(with_hash=with_hash, overwrite=overwrite)
+
+
+class _Digests(NamedTuple):
+    """SHA-256 of the source and of the file its VAE is from, where wanted."""
+
+    source: str | None
+    vae: str | None
 
 
 class _Run:
@@ -104,61 +115,80 @@ class _Run:
 
     def __init__(
         self,
-        file: Opened,
+        source: Judged,
+        vae_source: Judged | None,
         target: Path,
         options: Options,
-        judgement: Judgement,
         progress: Callable[[int, int], None],
     ) -> None:
-        self.file = file
+        self.source = source
+        self.vae_source = vae_source
+        self.name = source.file.container.source.name
         self.target = target
         self.options = options
-        self.judgement = judgement
         self.progress = progress
-        self.state_dict = find_state_dict(file.container)
-        self.meaning = meaning_of(self.state_dict, options.family)
-        self.check_family()
+        self.basis = basis_of(source.file.container, options.family)
+        self.detection = self.basis.meaning.detection
+        check_layout(self.detection, options, self.name)
+        if vae_source is not None:
+            self.basis = with_vae(self.basis, vae_source.file.container, options)
+        container = self.basis.container
         self.prediction, self.hints = prediction_of(
-            self.meaning.detection, self.state_dict, partial(std_of, file.container)
+            self.basis.meaning, self.basis.state_dict, partial(std_of, container)
         )
-        self.damage = damaged_ids(file.container, self.state_dict)
-        digests = partial(digest_of, file.container)
-        self.plan_with = planner(self.state_dict, self.meaning, options, digests, self.damage)
+        self.plan_with = planner(self.basis, options, partial(digest_of, container))
         self.stats: dict[JobId, TensorStats] = {}
-        # By file and name of the output, why a tensor is not cast.
+        # By file and name of the output, the type that its weights ask for.
+        self.chosen: dict[tuple[str, str], Choice] = {}
+        # The same, why a tensor is not cast.
         self.unfit: dict[tuple[str, str], str] = {}
         # The same by the jobs that told so: of a tensor of several parts, maybe one.
         self.misfits: dict[JobId, str] = {}
-        # Bytes of weights that attempts which came to nothing have gone through.
+        # Files of an earlier conversion that go, where its folder is overwritten.
+        self.stale: tuple[str, ...] = ()
+        # Bytes of weights that were read to choose types, or in attempts that came to nothing.
         self.in_vain = 0
         # One byte that lanes share: not 0 once the attempt under way has come to nothing.
         self.is_vain = mmap(-1, 1)
 
-    def check_family(self) -> None:
-        """Refuse what a family must be known for, where it is not."""
-        found, name = self.meaning.detection, self.file.container.source.name
-        if self.options.split and not found.has_inventory:
-            raise Unsupported(
-                f"{name}: is of family {found.family}, whose parts are not known, so it cannot be "
-                "split; --family names another"
-            )
-        if self.options.layout is Layout.DIFFUSERS and not found.has_diffusers_layout:
-            raise Unsupported(
-                f"{name}: is of family {found.family}, of which no diffusers folder is made; "
-                "--family names another"
-            )
-
     def check_places(self, sources: tuple[Path, ...]) -> None:
-        """Refuse to write to any of *sources*, which may lie where a file of a folder goes."""
-        if self.options.makes_folder and self.target.exists():
-            plan = self.plan_with({})
-            for file in (*(output.file for output in plan.outputs), *self.texts(plan)):
-                check_spares(self.target / self.within(file), sources)
+        """Refuse to write to any of *sources*, which may lie where a file of a folder goes.
+
+        Nor is a folder written that nothing would be in.
+        """
+        if not self.options.makes_folder:
+            return
+        plan = self.plan_with({})
+        if not plan.outputs:
+            raise Unsupported(
+                f"{self.name}: no tensor of it is left for a folder; leave less of it out"
+            )
+        if self.target.exists():
+            files = [output.file for output in plan.outputs]
+            places = {*map(self.within, files), *self.texts(plan)}
+            own = own_files(self.target, self.target.name)
+            self.stale = tuple(sorted(own - places))
+            for file in sorted(places | own):
+                check_spares(self.target / file, sources)
+
+    def choose(self) -> None:
+        """Read the weights to choose their types, where that is left to them."""
+        if self.options.precision is not Precision.AUTO:
+            return
+        plan = self.plan_with({})
+        total = sum(job.view.nbytes for job in plan.jobs)
+
+        def advance(done: int, in_all: int) -> None:
+            self.in_vain = done
+            self.progress(done, in_all + total)
+
+        self.chosen = choose(self.basis.container, plan, beside=self.cores_taken, progress=advance)
 
     def dry(self, *, with_hash: bool) -> Conversion:
-        plan = self.plan_with({})
+        self.choose()
+        plan = self.plan_with({}, self.chosen)
         starts = self.starts(plan, with_hash=with_hash)
-        self.file.finish()
+        digests = self.finish()
         weights = [
             File(self.path_of(output.file), starts[output.file] + output.nbytes, None)
             for output in plan.outputs
@@ -166,16 +196,31 @@ class _Run:
         texts = [
             File(self.path_of(file), len(text), None) for file, text in self.texts(plan).items()
         ]
-        return self.result(plan, (*weights, *texts), None, written=False)
+        return self.result(plan, (*weights, *texts), digests, written=False)
 
     def write(self, *, with_hash: bool, overwrite: bool) -> Conversion:
+        self.choose()
         outputs = None
         while outputs is None:
             # Which tensors stay as they are decides where every other one lies; they are
             # known after one attempt, which then writes nothing.
-            plan = self.plan_with(self.unfit)
+            plan = self.plan_with(self.unfit, self.chosen)
             outputs = self.attempt(plan, with_hash=with_hash, overwrite=overwrite)
-        return self.result(plan, outputs, self.file.digest(), written=True)
+        # That nothing had changed was seen before the output appeared.  A source that lies in a
+        # folder that was replaced is linked into the new one, which changes its ctime.
+        return self.result(plan, outputs, self.digests(), written=True)
+
+    def finish(self) -> _Digests:
+        """Wait for the hashes of both files, which must not have changed."""
+        for judged in (self.source, self.vae_source):
+            if judged is not None:
+                judged.file.finish()
+        return self.digests()
+
+    def digests(self) -> _Digests:
+        """Wait for the hashes of both files."""
+        vae = None if self.vae_source is None else self.vae_source.file.digest()
+        return _Digests(self.source.file.digest(), vae)
 
     def attempt(
         self, plan: ConversionPlan, *, with_hash: bool, overwrite: bool
@@ -192,7 +237,7 @@ class _Run:
         with ExitStack() as stack:
             folder = None
             if self.options.makes_folder:
-                folder = _begun(DraftFolder(self.target), stack)
+                folder = _begun(DraftFolder(self.target, own_files), stack)
             drafts = {}
             for output in plan.outputs:
                 file = self.within(output.file)
@@ -204,11 +249,11 @@ class _Run:
             if len(self.unfit) > known:
                 self.in_vain += sum(job.view.nbytes for job in plan.jobs)
                 return None
-            source_digest = self.file.finish()
+            digests = self.finish()
             written = []
             for output in plan.outputs:
                 draft = drafts[output.file]
-                draft.write_at(0, self.header(plan, output, source_digest))
+                draft.write_at(0, self.header(plan, output, digests))
                 draft.check_opens()
                 digest = hash_of(draft.read_into, draft.size) if with_hash else None
                 draft.publish(overwrite=overwrite)
@@ -223,19 +268,12 @@ class _Run:
 
     def texts(self, plan: ConversionPlan) -> dict[str, bytes]:
         """The JSON files of a folder, by path in it."""
-        if self.options.layout is not Layout.DIFFUSERS:
-            return {}
-        weights = [output.file for output in plan.outputs]
-        files = self.meaning.detection.folder_files(weights, self.prediction or "epsilon")
-        return {
-            file: json.dumps(settings, indent=2).encode() + b"\n"
-            for file, settings in files.items()
-        }
+        return texts_of(self.detection, self.prediction, plan, self.options)
 
     def starts(self, plan: ConversionPlan, *, with_hash: bool) -> dict[str, int]:
         """Where in each file its data begin, in bytes."""
-        digest = _NO_HASH if with_hash else None
-        return {output.file: len(self.header(plan, output, digest)) for output in plan.outputs}
+        digests = _Digests(_NO_HASH, _NO_HASH) if with_hash else _Digests(None, None)
+        return {output.file: len(self.header(plan, output, digests)) for output in plan.outputs}
 
     def within(self, file: str) -> str:
         """What *file* of the plan is called in the folder that is written; "" without one.
@@ -264,11 +302,11 @@ class _Run:
 
         clamp = self.options.on_overflow is OnOverflow.CLAMP
         done_jobs = stream(
-            self.file.container,
+            self.basis.container,
             plan.jobs,
             sink,
             clamp=clamp,
-            beside=self.file.cores_taken,
+            beside=self.cores_taken,
             progress=advance,
         )
         # Closed, so that no thread writes any more when the draft is discarded.
@@ -284,62 +322,85 @@ class _Run:
             f"(from {stats.min:g} to {stats.max:g})"
         )
         if self.options.on_overflow is OnOverflow.ERROR:
-            raise CastOverflow(f"{self.file.container.source.name}: {escape(job.source)}: {what}")
+            raise CastOverflow(f"{self.name}: {escape(job.source)}: {what}")
         self.unfit[job.file, job.name] = what
         self.misfits[job.id] = what
         self.is_vain[0] = 1
 
-    def header(self, plan: ConversionPlan, output: Output, digest: str | None) -> bytes:
+    @property
+    def cores_taken(self) -> int:
+        beside = self.vae_source.file.cores_taken if self.vae_source is not None else 0
+        return self.source.file.cores_taken + beside
+
+    def header(self, plan: ConversionPlan, output: Output, digests: _Digests) -> bytes:
         aliases = [alias for alias in plan.aliases if alias.file == output.file]
-        return header_of(output.tensors, metadata_of(self.options, aliases, digest))
+        vae = None if self.vae_source is None else digests.vae or ""
+        return header_of(output.tensors, metadata_of(self.options, aliases, digests.source, vae))
 
     def result(
-        self, plan: ConversionPlan, outputs: tuple[File, ...], digest: str | None, *, written: bool
+        self,
+        plan: ConversionPlan,
+        outputs: tuple[File, ...],
+        digests: _Digests,
+        *,
+        written: bool,
     ) -> Conversion:
-        container = self.file.container
+        container, judgement = self.source.file.container, self.source.judgement
+        # A dry run may know a hash that a policy asked for, but promises none.
+        digests = digests if written else _Digests(None, None)
         return Conversion(
             source=Source(
                 path=container.source.name,
                 size=container.source.size,
-                sha256=digest,
+                sha256=digests.source,
                 container=container.kind,
-                state_dict=self.state_dict.path,
-                verdict=self.judgement.verdict,
-                coverage=self.judgement.coverage,
+                state_dict=self.basis.state_dict.path,
+                verdict=judgement.verdict,
+                coverage=judgement.coverage,
             ),
+            vae_source=account_of(self.vae_source, self.basis.vae, digests.vae),
             written=written,
-            family=self.meaning.detection.family,
-            variant=self.meaning.detection.variant,
-            evidence=(*self.meaning.detection.evidence, *self.hints),
+            family=self.detection.family,
+            variant=self.detection.variant,
+            evidence=(*self.detection.evidence, *self.hints),
             prediction=self.prediction,
             options=self.options,
-            components=self.meaning.components,
+            components=self.basis.meaning.components,
             outputs=outputs,
             tensors=tuple(self.entry(job) for job in plan.jobs),
-            aliases=tuple(replace(alias, file=self.shown(alias.file)) for alias in plan.aliases),
-            dropped=plan.drops,
+            aliases=tuple(
+                replace(from_where(alias, self.basis), file=self.shown(alias.file))
+                for alias in plan.aliases
+            ),
+            dropped=tuple(from_where(drop, self.basis) for drop in plan.drops),
             leftovers=plan.leftovers,
             findings=(
-                *self.judgement.findings,
-                *health_of(self.state_dict, self.meaning, self.damage),
+                *judgement.findings,
+                *self.basis.health(),
                 *self.numeric_findings(plan),
             ),
-            permitted=self.judgement.permitted,
+            permitted=judgement.permitted,
             notes=(
                 *notes_on(container),
-                *self.empty_notes(),
+                *notes_on_vae(self.vae_source, self.basis.vae),
+                *self.empty_notes(plan),
                 *self.ema_notes(plan),
                 *self.vae_notes(plan),
+                *self.type_notes(),
+                *self.folder_notes(plan),
                 *self.guesses(),
+                *self.stale_notes(written=written),
                 *self.dry_notes(written=written),
             ),
         )
 
     def entry(self, job: TensorJob) -> TensorEntry:
+        origin, source = self.basis.whence(job.source)
         return TensorEntry(
             name=job.name,
             file=self.shown(job.file),
-            source=job.source,
+            source=source,
+            origin=origin,
             component=job.component,
             op=job.op,
             rows=job.rows,
@@ -347,24 +408,57 @@ class _Run:
             dtype=job.target.name,
             shape=job.view.shape,
             stats=self.stats.get(job.id),
+            why=choice.why if (choice := self.choice(job)) is not None else None,
         )
 
-    def empty_notes(self) -> list[str]:
-        """Say so where there was nothing to convert."""
-        return [] if self.state_dict.views else ["holds no tensors that can be converted"]
+    def choice(self, job: TensorJob) -> Choice | None:
+        """The type that the weights asked for, if *job* got it."""
+        choice = self.chosen.get((job.file, job.name))
+        return choice if choice is not None and choice.dtype is job.target else None
+
+    def empty_notes(self, plan: ConversionPlan) -> list[str]:
+        """Say so where there was nothing to convert, or nothing is left of it."""
+        if not self.basis.state_dict.views:
+            return ["holds no tensors that can be converted"]
+        return [] if plan.jobs else ["every tensor is left out: there is none in the output"]
+
+    def folder_notes(self, plan: ConversionPlan) -> list[str]:
+        """Say what a folder lacks without which it does not open."""
+        if self.options.layout is not Layout.DIFFUSERS:
+            return []
+        absent = self.detection.absent_from_folder(output.file for output in plan.outputs)
+        return [
+            f"the folder has no {each.value}: give from_pretrained one, {each.value}=..., or None"
+            for each in absent
+        ]
 
     def guesses(self) -> tuple[str, ...]:
         """Say what is a guess and stands in a folder's settings as if it were known."""
         if self.options.layout is not Layout.DIFFUSERS:
             return ()
-        guess = self.meaning.detection.guess
+        guess = self.detection.guess
         return (*self.hints, guess) if guess else self.hints
+
+    def stale_notes(self, *, written: bool) -> list[str]:
+        """Say which files of an earlier conversion have no successor."""
+        if not self.stale:
+            return []
+        verb = "were" if written else "would be"
+        more = f" and {counted(len(self.stale) - 1, 'other')}" if len(self.stale) > 1 else ""
+        which = f"{escape(path_text(self.stale[0]))}{more}"
+        return [f"files of an earlier conversion {verb} removed: {which}"]
 
     def dry_notes(self, *, written: bool) -> list[str]:
         """Say what a dry run cannot know."""
         if written:
             return []
-        notes = ["no weight was read: a tensor that does not fit its new type would stay as it is"]
+        if self.options.precision is Precision.AUTO:
+            notes = [
+                "weights were read to choose types; what float32 cannot hold would stay as it is"
+            ]
+        else:
+            unread = "a tensor that does not fit its new type would stay as it is"
+            notes = [f"no weight was read: {unread}"]
         if self.target.exists():
             notes.append("the output exists: it is written only where it may be overwritten")
         return notes
@@ -388,11 +482,19 @@ class _Run:
             for job in plan.jobs
             if job.component is Component.VAE and job.target.name == "float32"
         ]
-        is_asked = options.vae is Action.AUTO and options.precision is Precision.FP16
-        if not (is_asked and self.meaning.detection.vae_overflows and spared):
+        if not (options.spares_fragile_vae and self.detection.vae_overflows and spared):
             return []
         why = "in fp16 this family's overflows while it runs, and images turn black"
         return [f"the VAE stays float32: {why}; --vae convert casts it"]
+
+    def type_notes(self) -> list[str]:
+        """Say how many tensors got another type than the first, where it was left to them."""
+        if self.options.precision is not Precision.AUTO:
+            return []
+        chosen = Counter(choice.dtype.name for choice in self.chosen.values())
+        kinds = [f"{chosen[dtype.name]} {dtype.name}" for dtype in (*CANDIDATES, FALLBACK)]
+        tensors = counted(len(self.chosen), "tensor")
+        return [f"--precision auto, of {tensors} that would be cast: {', '.join(kinds)}"]
 
     def numeric_findings(self, plan: ConversionPlan) -> list[Finding]:
         found = []
@@ -407,9 +509,9 @@ class _Run:
                 what = f"{weights} clamped to the range of {job.target.name}"
                 found.append(_finding("CKA301", what, name))
             if stats is not None and stats.nan + stats.inf:
-                what = (
-                    f"holds {stats.nan} NaN and {counted(stats.inf, 'infinite value')}, which stay"
-                )
+                what = f"holds {stats.nan} NaN and {counted(stats.inf, 'infinite value')}"
+                becomes_nan = stats.inf and job.target.name == "float8_e4m3fn"
+                what += "; in float8_e4m3fn all are NaN" if becomes_nan else ", which stay"
                 found.append(_finding("CKA302", what, name))
         return found
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.layouts.family import Family, Part, Pipeline
 
-__all__ = ["Settings", "folder_files", "weights_file"]
+__all__ = ["Settings", "absent_from_folder", "folder_files", "weights_file"]
 
 Settings: TypeAlias = "dict[str, object]"
 
@@ -59,6 +59,15 @@ def weights_file(family: Family, component: Component) -> str:
     return f"{home}{name}.safetensors"
 
 
+def absent_from_folder(family: Family, weights: Iterable[str]) -> tuple[Component, ...]:
+    """Components of *family*'s pipeline that are in none of the files *weights*."""
+    if family.pipeline is None:
+        return ()
+    there = set(weights)
+    components = (part.component for part in family.models)
+    return tuple(each for each in components if weights_file(family, each) not in there)
+
+
 def folder_files(family: Family, weights: Iterable[str], prediction: str) -> dict[str, Settings]:
     """The JSON files that stand beside the weights, by path in the folder.
 
@@ -68,7 +77,7 @@ def folder_files(family: Family, weights: Iterable[str], prediction: str) -> dic
         prediction: ``epsilon`` or ``v_prediction``.
     """
     there = set(weights)
-    written = [part for part in family.parts if weights_file(family, part.component) in there]
+    written = [part for part in family.models if weights_file(family, part.component) in there]
     if family.pipeline is None:
         return {"config.json": _config(written[0], family, prediction)} if written else {}
     files: dict[str, Settings] = {
@@ -76,6 +85,9 @@ def folder_files(family: Family, weights: Iterable[str], prediction: str) -> dic
     }
     files["scheduler/scheduler_config.json"] = _scheduler(family.pipeline, prediction)
     files["model_index.json"] = _index(family.pipeline, written)
+    # As diffusers says of a component that a pipeline was saved without.
+    for absent in absent_from_folder(family, there):
+        files["model_index.json"][absent.value] = [None, None]
     return files
 
 
