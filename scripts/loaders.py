@@ -35,9 +35,7 @@ from typing import TYPE_CHECKING, Any
 from ckptaudit.layouts import FAMILIES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ckptaudit.layouts import Component
+    from collections.abc import Collection, Iterable, Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 _LIMIT = 300  # seconds for one loader and one file
@@ -54,6 +52,7 @@ class Loader:
         carrier: What package has its code.
         families: What it is given; None is every family.
         parts: Whether it can be given the files of ``--split``.
+        refuses: The files that it is known not to open; docs/loaders.md says why.
         installs: What pip is told, one run after the other.
         python: What makes the venv.
     """
@@ -63,6 +62,7 @@ class Loader:
     installs: tuple[str, ...]
     families: frozenset[str] | None = None
     parts: bool = False
+    refuses: frozenset[str] = frozenset()
     python: str = "python3.11"
 
 
@@ -84,6 +84,7 @@ LOADERS = (
             "aiohttp scipy",
         ),
         parts=True,
+        refuses=frozenset({"sd1 --split"}),
     ),
     Loader(
         "sd-scripts",
@@ -100,7 +101,7 @@ LOADERS = (
         "stable-diffusion.cpp",
         "stable-diffusion.cpp master-898, in cyllama 0.7.0",
         ("--no-deps cyllama==0.7.0", "numpy safetensors"),
-        parts=True,
+        families=frozenset({"sd1", "sd1-inpainting", "sd2", "sdxl", "sdxl-refiner"}),
         python="python3.12",
     ),
     Loader(
@@ -241,7 +242,7 @@ def judged(
                     print(
                         json.dumps({"file": file.name, "loader": loader.name, **answer}), file=out
                     )
-            yield clean(answer) is not file.spoilt
+            yield clean(answer) is not (file.spoilt or file.name in loader.refuses)
 
 
 def suits(loader: Loader, file: File) -> bool:
@@ -293,7 +294,7 @@ def prepared(file: File, folder: Path) -> Path:
         "family": file.family,
         "files": {role: str(path) for role, path in files.items()},
         "prefixes": {part.component.value: part.prefix for part in FAMILIES[file.family].parts},
-        "places": places(file),
+        "places": places(file, names_in(files.values())),
         "config": str(config),
     }), encoding="utf-8")  # fmt: skip
     return request
@@ -310,20 +311,30 @@ def run(*words: str | Path) -> None:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}: {done.stderr}")
 
 
-def places(file: File) -> dict[str, dict[str, tuple[str, str, tuple[int, int] | None]]]:
-    """By component and name in the diffusers layout, where in the file a tensor comes from."""
+def places(
+    file: File, names: Collection[str]
+) -> dict[str, dict[str, tuple[str, str, tuple[int, int] | None]]]:
+    """By component and name in the diffusers layout, which of *names* a tensor comes from."""
     found: dict[str, dict[str, tuple[str, str, tuple[int, int] | None]]] = {}
-    prefixes: dict[Component, str] = {
-        part.component: part.prefix for part in FAMILIES[file.family].parts
-    }
+    prefixes = {part.component: part.prefix for part in FAMILIES[file.family].parts}
     for entry in FAMILIES[file.family].inventory():
-        # In a file of its own a part has bare names.
-        alone = entry.component.value == "vae" and file.split
-        key = entry.key.removeprefix(prefixes[entry.component]) if alone else entry.key
+        # In a file of its own a part may have bare names.
+        bare = entry.key.removeprefix(prefixes[entry.component])
+        key = entry.key if entry.key in names else bare
         for there in entry.diffusers:
             component = found.setdefault(there.component.value, {})
             component[there.key] = (key, there.op, there.rows)
     return found
+
+
+def names_in(paths: Iterable[Path]) -> set[str]:
+    """The names of the tensors in the safetensors files *paths*."""
+    names: set[str] = set()
+    for path in paths:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            names |= json.loads(file.read(length)).keys() - {"__metadata__"}
+    return names
 
 
 def spoil(path: Path) -> None:
