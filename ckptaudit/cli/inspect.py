@@ -10,6 +10,7 @@ import click
 from ckptaudit.cli.answers import GOOD, NONE, Answers, paths_argument
 from ckptaudit.cli.formats import inspection_as
 from ckptaudit.cli.outputs import report_options
+from ckptaudit.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from ckptaudit.cli.outputs import Outputs
@@ -30,6 +31,7 @@ def inspect(
 
     A path is a checkpoint, or the folder of a diffusers model.
     """
+    from ckptaudit.jobs.identity import Known
     from ckptaudit.jobs.inspect import inspect as job
 
     def status(result: Inspection) -> int:
@@ -37,6 +39,12 @@ def inspect(
 
     answers = Answers(status, inspection_as)
     outputs.check()
+    known = Known()
+
+    def ask(path: str) -> Inspection:
+        with progress_bar(path) as progress:
+            return job(path, with_hash=not no_hash, known=known, progress=progress)
+
     for path in paths:
-        answers.ask(path, partial(job, path, with_hash=not no_hash))
+        answers.ask(path, partial(ask, path))
     ctx.exit(answers.deliver(outputs))

@@ -31,6 +31,7 @@ from ckptaudit.containers.persistent import (
     storage_type,
 )
 from ckptaudit.containers.places import Place
+from ckptaudit.containers.safetensors import data_start
 
 __all__ = [
     "MOST_DIMENSIONS",
@@ -50,6 +51,7 @@ __all__ = [
     "StoredTensor",
     "Use",
     "check_rank",
+    "data_start",
     "key_of",
     "module_of",
     "open_container",

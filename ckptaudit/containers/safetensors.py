@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
     from ckptaudit.vm import Budget
 
-__all__ = ["looks_like_safetensors", "open_safetensors", "read_header"]
+__all__ = ["data_start", "looks_like_safetensors", "open_safetensors", "read_header"]
 
 # safetensors/src/tensor.rs, MAX_HEADER_SIZE.
 _MOST_HEADER_BYTES = 100_000_000
@@ -54,6 +54,13 @@ def looks_like_safetensors(source: ByteSource) -> bool:
     head = source.read_at(0, _PREFIX + 1)
     length = int.from_bytes(head[:_PREFIX], "little")
     return head[_PREFIX:] == b"{" and 1 < length <= min(_MOST_HEADER_BYTES, source.size - _PREFIX)
+
+
+def data_start(source: ByteSource) -> int | None:
+    """Where the data begin, in bytes, if *source* begins as a safetensors file does; else None."""
+    if not looks_like_safetensors(source):
+        return None
+    return _PREFIX + int.from_bytes(source.read_at(0, _PREFIX), "little")
 
 
 def read_header(

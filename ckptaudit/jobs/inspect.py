@@ -2,8 +2,7 @@
 
 Knows:      how state dict, layouts and policy meet.
 Is told:    a path.
-Never asks: for weights, but for the one vector of Stable Diffusion 2 that hints at what the
-            model predicts.
+Never asks: how weights are hashed and measured (`measuring`, which is loaded when they are).
 """
 
 from __future__ import annotations
@@ -12,7 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ckptaudit.jobs.contents import contents_of, units_of
 from ckptaudit.jobs.health import damaged_ids, health_of
+from ckptaudit.jobs.identity import Known, identity_of
 from ckptaudit.jobs.opening import File, notes_on, opened
 from ckptaudit.jobs.planning import meaning_of, prediction_of
 from ckptaudit.jobs.small import std_of
@@ -20,9 +21,11 @@ from ckptaudit.policy import judge
 from ckptaudit.tensors import find_state_dict, misfits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from os import PathLike
 
     from ckptaudit.containers import Kind
+    from ckptaudit.jobs.identity import Identity, Twin
     from ckptaudit.layouts import Component, ComponentCount
     from ckptaudit.policy import Coverage, Finding, Severity
     from ckptaudit.tensors import Leftover
@@ -66,6 +69,8 @@ class Inspection(File):
         components: What is there, missing and unexpected, component by component.
         tensors: In the file's order.
         leftovers: What else the file holds.
+        identity: The hashes by which it and its parts are known; None if they were not wanted.
+        twins: Components that an earlier file of the run has as well.
         findings: What ails the model, as far as keys, shapes and types show.
         notes: What is worth knowing besides.
     """
@@ -81,31 +86,62 @@ class Inspection(File):
     components: tuple[ComponentCount, ...]
     tensors: tuple[InspectedTensor, ...]
     leftovers: tuple[Leftover, ...]
+    identity: Identity | None
+    twins: tuple[Twin, ...]
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
 
 
-def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
-    """Say what is in the file; weights are read for its hash, and one vector of them for SD 2.
+def inspect(
+    path: str | PathLike[str],
+    *,
+    with_hash: bool = True,
+    known: Known | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Inspection:
+    """Say what is in the file; without a hash next to no weight is read for it.
+
+    That is one vector of Stable Diffusion 2, which hints at what the model predicts, and what
+    text encoders number their tokens by.
 
     Args:
         path: The file, or the folder of a diffusers model.
-        with_hash: Read the whole file once for its SHA-256.
+        with_hash: Read all of it, once, for its SHA-256 and for hashes of its components.
+        known: What earlier files were found to hold, to tell which components are the same.
+        progress: Told bytes of weights done, and in all.
 
     Raises:
         CkptauditError: There is no answer.
     """
-    with opened(path, with_hash=with_hash, takes_folders=True) as file:
+    with opened(path, with_hash=with_hash, takes_folders=True, with_data_hash=True) as file:
         container = file.container
         judgement = judge(container, misfits)
         state_dict = find_state_dict(container)
         meaning = meaning_of(state_dict)
         std = partial(std_of, container)
         prediction, hints = prediction_of(meaning.detection, state_dict, std)
+        identity = None
+        if with_hash:
+            # Only now, when the hash has begun: to load numpy takes a tenth of a second.
+            from ckptaudit.jobs.measuring import measure  # noqa: PLC0415
+
+            units = units_of(state_dict, meaning)
+            measured = measure(
+                container,
+                units,
+                with_hash=True,
+                with_casts=False,
+                beside=file.cores_taken,
+                progress=progress,
+            )
+            contents = contents_of(units, measured.digests or ())
+            identity = identity_of(container, file.digest(), file.data_digest(), contents)
+        digest = file.finish()
+        name = container.source.name
         return Inspection(
-            path=container.source.name,
+            path=name,
             size=container.source.size,
-            sha256=file.finish(),
+            sha256=digest,
             container=container.kind,
             verdict=judgement.verdict,
             coverage=judgement.coverage,
@@ -122,6 +158,8 @@ def inspect(path: str | PathLike[str], *, with_hash: bool = True) -> Inspection:
                 for view, placement in zip(state_dict.views, meaning.placements, strict=True)
             ),
             leftovers=state_dict.leftovers,
+            identity=identity,
+            twins=() if known is None or identity is None else known.twins(name, identity.contents),
             findings=tuple(health_of(state_dict, meaning, damaged_ids(container, state_dict))),
             notes=notes_on(container),
         )

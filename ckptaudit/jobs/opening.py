@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers import Container, Kind, open_container
+from ckptaudit.containers import Container, Kind, data_start, open_container
 from ckptaudit.source import FileSource
 
 if TYPE_CHECKING:
@@ -62,6 +62,10 @@ class Opened:
         """Wait for the hash; None if it is not wanted."""
         return self.hashing.result() if self.hashing is not None else None
 
+    def data_digest(self) -> str | None:
+        """Wait for the hash of a safetensors file's data; None if it is not wanted, or is none."""
+        return self.hashing.tail_result() if self.hashing is not None else None
+
     def finish(self) -> str | None:
         """Wait for the hash and make sure that the file is still the one that was opened.
 
@@ -80,6 +84,7 @@ def opened(
     with_hash: bool,
     limits: Limits | None = None,
     takes_folders: bool = False,
+    with_data_hash: bool = False,
 ) -> Iterator[Opened]:
     """Open *path* for one job and close it after; its hash, if wanted, begins at once.
 
@@ -88,6 +93,7 @@ def opened(
         with_hash: Whether its SHA-256 is wanted; of a folder that of its files laid end to end.
         limits: The most it may cost.
         takes_folders: Whether the job can do anything with a folder.
+        with_data_hash: Whether, if it is a safetensors file, the hash of its data is wanted too.
 
     Raises:
         CkptauditError: It cannot be read, or is no checkpoint.
@@ -96,7 +102,8 @@ def opened(
     source = FileSource(path) if folder is None else folder.source
     hashing = None
     try:
-        hashing = _hashing(source) if with_hash else None
+        tail_start = data_start(source) if with_data_hash and folder is None else None
+        hashing = _hashing(source, tail_start) if with_hash else None
         container = open_container(source, limits) if folder is None else folder
         yield Opened(container, hashing)
     finally:
@@ -111,11 +118,11 @@ def _folder(path: str | PathLike[str], limits: Limits | None) -> Container:
     return open_folder(path, limits)
 
 
-def _hashing(source: ByteSource) -> Hashing:
+def _hashing(source: ByteSource, tail_start: int | None) -> Hashing:
     # Threads, processes and hashlib take a tenth of a scan to load, and a scan may want no hash.
     from ckptaudit.jobs.hashing import Hashing  # noqa: PLC0415
 
-    return Hashing(source)
+    return Hashing(source, tail_start)
 
 
 def notes_on(container: Container) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datetime import date
 
     from ckptaudit.jobs.account import Conversion, TensorEntry
+    from ckptaudit.jobs.identity import Identity, Twin
     from ckptaudit.jobs.inspect import InspectedTensor
     from ckptaudit.jobs.opening import File
     from ckptaudit.layouts import ComponentCount
@@ -33,6 +34,7 @@ __all__ = [
     "HOW_TO_PERMIT",
     "drops",
     "first_of",
+    "hashes",
     "known",
     "leftovers",
     "losses",
@@ -45,6 +47,7 @@ __all__ = [
     "stored_once",
     "tensors_in",
     "to_permit",
+    "twins",
     "worst_first",
     "wrong_with",
 ]
@@ -141,6 +144,35 @@ def wrong_with(part: ComponentCount) -> list[str]:
         f"{len(names)} {what}: {escape(names[0])}{', ...' if len(names) > 1 else ''}"
         for what, names in lists.items()
         if names
+    ]
+
+
+def hashes(identity: Identity) -> list[str]:
+    """The hashes of a file and of its parts, a sentence for each kind."""
+    of_file = {
+        "AutoV2": identity.autov2,
+        "the WebUI's old hash": identity.legacy,
+        "sha256 of its data (sshs_model_hash)": identity.data_sha256,
+    }
+    said = [f"{name} {digest}" for name, digest in of_file.items() if digest is not None]
+    return [
+        *([", ".join(said)] if said else []),
+        *(
+            f"content of the {content.component.value}"
+            f"{f' of the {content.of.value}' if content.of else ''}: {content.sha256} "
+            f"({counted(content.tensors, 'tensor')})"
+            for content in identity.contents
+        ),
+    ]
+
+
+def twins(found: Iterable[Twin]) -> list[str]:
+    """Which components an earlier file has, a sentence for each."""
+    return [
+        f"{twin.component.value} identical to "
+        f"{'that' if twin.component is twin.as_component else f'the {twin.as_component.value}'} "
+        f"of {printable(twin.path)}"
+        for twin in found
     ]
 
 

@@ -135,6 +135,8 @@ def _inspected(result: Inspection) -> list[str]:
                 *result.notes,
                 *(f"because {code(evidence)}" for evidence in result.evidence),
                 *(f"{dtype}: {size}" for dtype, size in facts.sizes_by_dtype(result.tensors)),
+                *(facts.hashes(result.identity) if result.identity is not None else ()),
+                *map(code, facts.twins(result.twins)),
             ]
         ),
         *_components(result.components),

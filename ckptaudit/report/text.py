@@ -66,6 +66,8 @@ def inspection_text(result: Inspection) -> str:
         *_notes(result.notes),
         *(f"because {evidence}" for evidence in result.evidence),
         *_components(result.components),
+        *(facts.hashes(result.identity) if result.identity is not None else ()),
+        *facts.twins(result.twins),
         *(f"{dtype}: {size}" for dtype, size in facts.sizes_by_dtype(result.tensors)),
         *facts.leftovers(result.leftovers),
         *_findings(result.findings),
