@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ckptaudit.layouts import Placement
     from ckptaudit.tensors import StateDict, TensorView
 
-__all__ = ["Content", "Unit", "contents_of", "units_of"]
+__all__ = ["Content", "Unit", "averages_alike", "contents_of", "units_of"]
 
 # The first line of what is hashed, so that another way to do it gives another hash.
 _HEAD = b"ckptaudit content 1\n"
@@ -138,6 +138,27 @@ def contents_of(units: Sequence[Unit], digests: Sequence[bytes]) -> tuple[Conten
             key=lambda item: (order.index(item[0][0]), order.index(item[0][1] or item[0][0])),
         )
     )
+
+
+def averages_alike(units: Sequence[Unit], digests: Sequence[bytes]) -> tuple[list[str], int]:
+    """Which averaged copies are equal to their weights.
+
+    Returns:
+        Their keys, biases left out, and how many there are that have a weight.
+    """
+    weights = {
+        unit.canonical: (unit.views[0].dtype, unit.shape, digest)
+        for unit, digest in zip(units, digests, strict=True)
+        if unit.of is None
+    }
+    equal, compared = [], 0
+    for unit, digest in zip(units, digests, strict=True):
+        if unit.of is None or unit.of[1] not in weights or unit.of[1].endswith("bias"):
+            continue
+        compared += 1
+        if weights[unit.of[1]] == (unit.views[0].dtype, unit.shape, digest):
+            equal.append(unit.views[0].key)
+    return equal, compared
 
 
 def _hash(lines: Iterable[tuple[str, bytes]]) -> str:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ckptaudit.jobs.contents import contents_of, units_of
-from ckptaudit.jobs.health import damaged_ids, health_of
+from ckptaudit.jobs.contents import averages_alike, contents_of, units_of
+from ckptaudit.jobs.health import averaged_alike, counted_ailments, damaged_ids, health_of
 from ckptaudit.jobs.identity import Known, identity_of
 from ckptaudit.jobs.opening import File, notes_on, opened
 from ckptaudit.jobs.planning import meaning_of, prediction_of
@@ -71,7 +71,8 @@ class Inspection(File):
         leftovers: What else the file holds.
         identity: The hashes by which it and its parts are known; None if they were not wanted.
         twins: Components that an earlier file of the run has as well.
-        findings: What ails the model, as far as keys, shapes and types show.
+        findings: What ails the model, as far as keys, shapes and types show; with hashes, what
+            its weights show too.
         notes: What is worth knowing besides.
     """
 
@@ -120,6 +121,7 @@ def inspect(
         meaning = meaning_of(state_dict)
         std = partial(std_of, container)
         prediction, hints = prediction_of(meaning.detection, state_dict, std)
+        findings = health_of(state_dict, meaning, damaged_ids(container, state_dict))
         identity = None
         if with_hash:
             # Only now, when the hash has begun: to load numpy takes a tenth of a second.
@@ -134,7 +136,11 @@ def inspect(
                 beside=file.cores_taken,
                 progress=progress,
             )
-            contents = contents_of(units, measured.digests or ())
+            held = ((key, each.held) for key, each in measured.tensors.items())
+            findings += counted_ailments(meaning, held)
+            digests = measured.digests or ()
+            findings += averaged_alike(*averages_alike(units, digests))
+            contents = contents_of(units, digests)
             identity = identity_of(container, file.digest(), file.data_digest(), contents)
         digest = file.finish()
         name = container.source.name
@@ -160,6 +166,6 @@ def inspect(
             leftovers=state_dict.leftovers,
             identity=identity,
             twins=() if known is None or identity is None else known.twins(name, identity.contents),
-            findings=tuple(health_of(state_dict, meaning, damaged_ids(container, state_dict))),
+            findings=tuple(findings),
             notes=notes_on(container),
         )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ckptaudit.errors import CastOverflow, Unsupported
 from ckptaudit.jobs.account import Conversion, Source, TensorEntry
 from ckptaudit.jobs.hashing import hash_of
-from ckptaudit.jobs.health import damaged_ids, health_of
+from ckptaudit.jobs.health import averaged_alike, counted_ailments, damaged_ids, health_of
 from ckptaudit.jobs.opening import File, Opened, notes_on
 from ckptaudit.jobs.planning import meaning_of, planner, prediction_of
 from ckptaudit.jobs.receipt import metadata_of
@@ -406,12 +406,33 @@ class _Run:
                 weights = counted(stats.overflowed, "weight")
                 what = f"{weights} clamped to the range of {job.target.name}"
                 found.append(_finding("CKA301", what, name))
-            if stats is not None and stats.nan + stats.inf:
-                what = (
-                    f"holds {stats.nan} NaN and {counted(stats.inf, 'infinite value')}, which stay"
-                )
-                found.append(_finding("CKA302", what, name))
-        return found
+        held = ((job.source, self.stats[job.id]) for job in plan.jobs if job.id in self.stats)
+        return [
+            *found,
+            *counted_ailments(self.meaning, held),
+            *averaged_alike(*self.averages_alike(plan)),
+        ]
+
+    def averages_alike(self, plan: ConversionPlan) -> tuple[list[str], int]:
+        """Keys of averaged copies known to be their weights; how many there are, biases left out.
+
+        That is known where both are wanted and equal ones are stored once.
+        """
+        holders = {placement.name: placement.key for placement in self.meaning.placements}
+        weights = {
+            placement.key: placement.of
+            for placement in self.meaning.placements
+            if placement.component is Component.EMA and placement.of in holders
+            if not placement.of.endswith("bias")
+        }
+        stored_as = {alias.source: alias.of for alias in plan.aliases}
+        equal = [
+            key
+            for key, weight in weights.items()
+            if stored_as.get(key) in {weight, holders[weight]}
+        ]
+        left_out = {drop.source for drop in plan.drops}
+        return equal, len(weights.keys() - left_out)
 
 
 @dataclass(frozen=True, slots=True)
