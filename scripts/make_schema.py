@@ -20,7 +20,7 @@ import msgspec
 from derived import keep
 
 from ckptaudit import containers, layouts, numerics, plan, policy, tensors
-from ckptaudit.jobs import contents, identity, names, parts
+from ckptaudit.jobs import contents, identity, names, parts, sizes
 from ckptaudit.jobs.account import Conversion
 from ckptaudit.jobs.explain import Explanation
 from ckptaudit.jobs.inspect import Inspection
@@ -37,7 +37,8 @@ SCHEMA = Path(__file__).parents[1] / "docs" / "report.schema.json"
 _ANSWERS = (ScanResult, Explanation, Inspection, Conversion, Verification)
 # The rooms whose types stand in answers.
 _ROOMS = (
-    *(containers, contents, identity, layouts, names, numerics, parts, plan, policy, tensors),
+    *(containers, layouts, numerics, plan, policy, tensors),
+    *(contents, identity, names, parts, sizes),
 )
 
 

@@ -14,6 +14,7 @@ from ckptaudit.jobs.opening import File
 
 if TYPE_CHECKING:
     from ckptaudit.containers import Kind
+    from ckptaudit.jobs.sizes import Sizes
     from ckptaudit.layouts import Component, ComponentCount
     from ckptaudit.numerics import TensorStats
     from ckptaudit.plan import Alias, Drop, Options
@@ -86,6 +87,7 @@ class Conversion:
             is none.
         options: What was asked for.
         components: What is there, missing and unexpected, component by component.
+        sizes: What its parts take, before and after, and why that is less.
         outputs: The files written, their hashes read back after writing; a dry run has none.
         tensors: In the order of the data in the output.
         aliases: Names stored under another.
@@ -104,6 +106,7 @@ class Conversion:
     prediction: str | None
     options: Options
     components: tuple[ComponentCount, ...]
+    sizes: Sizes
     outputs: tuple[File, ...]
     tensors: tuple[TensorEntry, ...]
     aliases: tuple[Alias, ...]

@@ -16,6 +16,7 @@ from ckptaudit.jobs.health import averaged_alike, counted_ailments, damaged_ids,
 from ckptaudit.jobs.identity import Known, identity_of
 from ckptaudit.jobs.opening import File, notes_on, opened
 from ckptaudit.jobs.planning import meaning_of, prediction_of
+from ckptaudit.jobs.sizes import sizes_of
 from ckptaudit.jobs.small import std_of
 from ckptaudit.policy import judge
 from ckptaudit.tensors import find_state_dict, misfits
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.containers import Kind
     from ckptaudit.jobs.identity import Identity, Twin
+    from ckptaudit.jobs.sizes import Sizes
     from ckptaudit.layouts import Component, ComponentCount
     from ckptaudit.policy import Coverage, Finding, Severity
     from ckptaudit.tensors import Leftover
@@ -69,6 +71,7 @@ class Inspection(File):
         components: What is there, missing and unexpected, component by component.
         tensors: In the file's order.
         leftovers: What else the file holds.
+        sizes: What its parts take.
         identity: The hashes by which it and its parts are known; None if they were not wanted.
         twins: Components that an earlier file of the run has as well.
         findings: What ails the model, as far as keys, shapes and types show; with hashes, what
@@ -87,6 +90,7 @@ class Inspection(File):
     components: tuple[ComponentCount, ...]
     tensors: tuple[InspectedTensor, ...]
     leftovers: tuple[Leftover, ...]
+    sizes: Sizes
     identity: Identity | None
     twins: tuple[Twin, ...]
     findings: tuple[Finding, ...]
@@ -164,6 +168,7 @@ def inspect(
                 for view, placement in zip(state_dict.views, meaning.placements, strict=True)
             ),
             leftovers=state_dict.leftovers,
+            sizes=sizes_of(state_dict, meaning),
             identity=identity,
             twins=() if known is None or identity is None else known.twins(name, identity.contents),
             findings=tuple(findings),

@@ -23,6 +23,7 @@ from ckptaudit.jobs.health import averaged_alike, counted_ailments, damaged_ids,
 from ckptaudit.jobs.opening import File, Opened, notes_on
 from ckptaudit.jobs.planning import meaning_of, planner, prediction_of
 from ckptaudit.jobs.receipt import metadata_of
+from ckptaudit.jobs.sizes import sizes_of
 from ckptaudit.jobs.small import std_of
 from ckptaudit.jobs.stream import digest_of, stream
 from ckptaudit.layouts import Component
@@ -314,6 +315,7 @@ class _Run:
             prediction=self.prediction,
             options=self.options,
             components=self.meaning.components,
+            sizes=sizes_of(self.state_dict, self.meaning, plan),
             outputs=outputs,
             tensors=tuple(self.entry(job) for job in plan.jobs),
             aliases=tuple(replace(alias, file=self.shown(alias.file)) for alias in plan.aliases),

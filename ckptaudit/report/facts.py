@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.identity import Identity, Twin
     from ckptaudit.jobs.inspect import InspectedTensor
     from ckptaudit.jobs.opening import File
-    from ckptaudit.layouts import ComponentCount
+    from ckptaudit.jobs.sizes import Sizes, WeightMemory
+    from ckptaudit.layouts import Component, ComponentCount
     from ckptaudit.plan import Drop
     from ckptaudit.policy import Finding, Permitted
     from ckptaudit.tensors import Leftover
@@ -38,10 +39,13 @@ __all__ = [
     "known",
     "leftovers",
     "losses",
+    "memory",
     "permitted",
     "place_of",
     "root_of",
     "said_of",
+    "saved",
+    "size_of_part",
     "size_text",
     "sizes_by_dtype",
     "stored_once",
@@ -54,6 +58,12 @@ __all__ = [
 
 _MOST_SENTENCES = 20
 _MOST_LINES = 10
+_NOT_COUNTED = (
+    "not counted: activations, which grow with the image, the driver's context, and what else is "
+    "on the card"
+)
+# Of a card, below which nobody asks what is left of it.
+_LEAST_SHARE = 0.01
 HOW_TO_PERMIT = "to permit what you have looked at, say why in a line and put it into a --policy:"
 _FIRST_STEP = re.compile(r"\w+|\[(?:'(?:[^'\\]|\\.)*'|[^'\]]*)\]")
 
@@ -182,6 +192,61 @@ def sizes_by_dtype(tensors: Iterable[InspectedTensor]) -> list[tuple[str, str]]:
     for tensor in tensors:
         sizes[tensor.dtype] += tensor.nbytes
     return [(dtype, size_text(nbytes)) for dtype, nbytes in sorted(sizes.items())]
+
+
+def size_of_part(sizes: Sizes, component: Component) -> str:
+    """What a component takes, and what it becomes; "" where nothing of it is there."""
+    for part in sizes.parts:
+        if part.component is component:
+            before = size_text(part.nbytes)
+            after = None if part.written is None else size_text(part.written)
+            return before if after in {None, before} else f"{before} became {after}"
+    return ""
+
+
+def saved(sizes: Sizes) -> list[str]:
+    """Where the bytes of tensors went that are not written."""
+    if sizes.saved is None:
+        return []
+    reasons = {
+        "averaged copies left out": sizes.saved.ema,
+        "names stored under another": sizes.saved.dedupe,
+        "other tensors left out": sizes.saved.others,
+        "narrower types": sizes.saved.cast,
+    }
+    said = [f"{size_text(nbytes)} by {what}" for what, nbytes in reasons.items() if nbytes > 0]
+    if sizes.saved.cast < 0:
+        said.append(f"{size_text(-sizes.saved.cast)} more for wider types")
+    return [f"saved: {', '.join(said)}"] if said else []
+
+
+def memory(sizes: Sizes) -> list[str]:
+    """What the weights take where the model runs, and what that leaves out."""
+    precisions: dict[str, list[str]] = defaultdict(list)
+    for each in sizes.memory:
+        if each.nbytes:
+            precisions[_on_cards(each)].append(each.precision)
+    said = [f"weights in {' or '.join(those)}: {takes}" for takes, those in precisions.items()]
+    if not any(use.share >= _LEAST_SHARE for each in sizes.memory for use in each.cards):
+        return said
+    return [*said, _NOT_COUNTED]
+
+
+def _on_cards(taken: WeightMemory) -> str:
+    """The size of weights and the share of each card, where that is more than nothing."""
+    small = [f"{use.gigabytes}" for use in taken.cards if use.share > 1]
+    shares = [
+        f"{use.share:.0%} of {use.gigabytes} GB"
+        for use in taken.cards
+        if _LEAST_SHARE <= use.share <= 1
+    ]
+    return ", ".join(
+        [
+            size_text(taken.nbytes),
+            *([f"more than cards of {'/'.join(small)} GB have"] if small else []),
+            *([f"on a card {', '.join(shares)}"] if shares else []),
+        ]
+    )
 
 
 def tensors_in(result: Conversion, output: File) -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.inspect import Inspection
     from ckptaudit.jobs.opening import File
     from ckptaudit.jobs.scan import ScanResult
+    from ckptaudit.jobs.sizes import Sizes
     from ckptaudit.layouts import ComponentCount
     from ckptaudit.policy import Coverage, Finding, Permitted
     from ckptaudit.report.document import Run
@@ -135,11 +136,12 @@ def _inspected(result: Inspection) -> list[str]:
                 *result.notes,
                 *(f"because {code(evidence)}" for evidence in result.evidence),
                 *(f"{dtype}: {size}" for dtype, size in facts.sizes_by_dtype(result.tensors)),
+                *facts.memory(result.sizes),
                 *(facts.hashes(result.identity) if result.identity is not None else ()),
                 *map(code, facts.twins(result.twins)),
             ]
         ),
-        *_components(result.components),
+        *_components(result.components, result.sizes),
         *(["Beside the weights:", _list(map(code, held))] if held else []),
         *_findings(result.findings),
         *_not_read(result.coverage),
@@ -154,11 +156,13 @@ def _converted(result: Conversion) -> list[str]:
             [
                 *(_output(result, output) for output in result.outputs),
                 *result.notes,
+                *facts.saved(result.sizes),
+                *facts.memory(result.sizes),
                 *facts.losses(result.tensors),
                 *map(code, told),
             ]
         ),
-        *_components(result.components),
+        *_components(result.components, result.sizes),
         *_findings(result.findings),
         *_permitted(result.permitted),
         *_not_read(result.source.coverage),
@@ -198,16 +202,17 @@ def _not_read(coverage: Coverage) -> list[str]:
     return ["Not read:", _list(facts.first_of(code(str(gap)) for gap in coverage.gaps))]
 
 
-def _components(components: Iterable[ComponentCount]) -> list[str]:
+def _components(components: Iterable[ComponentCount], sizes: Sizes) -> list[str]:
     rows = [
         [
             part.component.value,
             f"{part.present}/{part.expected}" if part.expected else str(part.present),
+            facts.size_of_part(sizes, part.component),
             "; ".join(map(code, facts.wrong_with(part))),
         ]
         for part in components
     ]
-    return [_table(["part", "tensors", "wrong"], rows)] if rows else []
+    return [_table(["part", "tensors", "size", "wrong"], rows)] if rows else []
 
 
 def _failures(failures: Sequence[Failure]) -> list[str]:

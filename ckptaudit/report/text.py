@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.account import Conversion
     from ckptaudit.jobs.inspect import Inspection
     from ckptaudit.jobs.scan import ScanResult
+    from ckptaudit.jobs.sizes import Sizes
     from ckptaudit.jobs.verify import Verification
     from ckptaudit.layouts import ComponentCount
     from ckptaudit.policy import Coverage, Finding, Permitted
@@ -65,10 +66,11 @@ def inspection_text(result: Inspection) -> str:
         f"state dict: {escape(result.state_dict) or facts.root_of(result.container)}",
         *_notes(result.notes),
         *(f"because {evidence}" for evidence in result.evidence),
-        *_components(result.components),
+        *_components(result.components, result.sizes),
         *(facts.hashes(result.identity) if result.identity is not None else ()),
         *facts.twins(result.twins),
         *(f"{dtype}: {size}" for dtype, size in facts.sizes_by_dtype(result.tensors)),
+        *facts.memory(result.sizes),
         *facts.leftovers(result.leftovers),
         *_findings(result.findings),
         *_not_read(result.coverage),
@@ -87,7 +89,9 @@ def conversion_text(result: Conversion) -> str:
             for output in result.outputs
         ),
         *_notes(result.notes),
-        *_components(result.components),
+        *_components(result.components, result.sizes),
+        *facts.saved(result.sizes),
+        *facts.memory(result.sizes),
         *facts.losses(result.tensors),
         *facts.stored_once(result),
         *facts.drops(result.dropped),
@@ -148,11 +152,12 @@ def _to_permit(lines: Iterable[str], expires: date) -> list[str]:
     return [facts.HOW_TO_PERMIT, *(f"  {line}" for line in told)] if told else []
 
 
-def _components(components: Iterable[ComponentCount]) -> list[str]:
+def _components(components: Iterable[ComponentCount], sizes: Sizes) -> list[str]:
     lines = []
     for part in components:
         of = f"/{part.expected}" if part.expected else ""
-        count = f"{part.component.value}: {part.present}{of}"
+        size = facts.size_of_part(sizes, part.component)
+        count = f"{part.component.value}: {part.present}{of}{f', {size}' if size else ''}"
         lines.append("; ".join([count, *facts.wrong_with(part)]))
     return lines
 
