@@ -137,7 +137,10 @@ def test_only_weights_are_cast(precision: Precision) -> None:
         *MODEL,
         *(stranger(dtype.name, f"x{at}", dtype.name) for at, dtype in enumerate(DTYPES)),
     )
-    wanted = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}.get(precision.value)
+    eight = {"fp8_e4m3fn": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
+    wanted = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", **eight}.get(
+        precision.value
+    )
 
     made = targets(plan(tensors, precision=precision, ema=Ema.KEEP, other=Action.COPY)) | targets(
         plan(MODEL, precision=precision, ema=Ema.KEEP)
@@ -189,6 +192,8 @@ def test_a_vae_that_overflows_in_fp16_is_spared_it_unless_the_user_insists() -> 
     assert targets(plan(MODEL, detection=sdxl))[VAE] == "float32"
     assert targets(plan(MODEL, detection=sdxl))[UNET] == "float16"
     assert targets(plan(MODEL, detection=sdxl, precision=Precision.BF16))[VAE] == "bfloat16"
+    assert targets(plan(MODEL, detection=sdxl, precision=Precision.FP32))[VAE] == "float32"
+    assert targets(plan(MODEL, detection=sdxl, precision=Precision.FP8_E5M2))[VAE] == "float32"
     assert targets(plan(MODEL, detection=sdxl, vae=Action.CONVERT))[VAE] == "float16"
     assert targets(plan(MODEL))[VAE] == "float16"
 

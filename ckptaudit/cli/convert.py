@@ -55,10 +55,10 @@ _ADVICE: dict[type[CkptauditError], str] = {
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp16", "bf16", "fp32", "keep"]),
+    type=click.Choice(["fp16", "bf16", "fp32", "fp8_e4m3fn", "fp8_e5m2", "keep"]),
     default="fp16",
     show_default=True,
-    help="What floating-point weights become.",
+    help="What floating-point weights become; those of eight bits already stay as they are.",
 )
 @click.option(
     "--on-overflow",
@@ -113,7 +113,7 @@ _ADVICE: dict[type[CkptauditError], str] = {
     default="auto",
     show_default=True,
     help="The VAE; convert casts it, copy writes it as it is, drop leaves it out; auto converts, "
-    "but not SDXL's to fp16, in which it overflows while it runs.",
+    "but not SDXL's to fp16, in which it overflows while it runs, or to less.",
 )
 @click.option(
     "--text-encoder",

@@ -18,12 +18,12 @@ from ckptaudit.vm import escape
 from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from ckptaudit.containers import Container
     from ckptaudit.jobs.planning import Meaning
     from ckptaudit.layouts import ComponentCount, Placement
-    from ckptaudit.numerics import TensorStats
+    from ckptaudit.stats import TensorStats
     from ckptaudit.tensors import StateDict, TensorView
 
 __all__ = ["averaged_alike", "counted_ailments", "damaged_ids", "health_of"]
@@ -77,12 +77,17 @@ def health_of(state_dict: StateDict, meaning: Meaning, damage: dict[str, str]) -
     return found
 
 
-def counted_ailments(meaning: Meaning, stats: Iterable[tuple[str, TensorStats]]) -> list[Finding]:
+def counted_ailments(
+    meaning: Meaning,
+    stats: Iterable[tuple[str, TensorStats]],
+    without_infinity: Collection[str] = (),
+) -> list[Finding]:
     """What shows in numbers: weights that are none, and weights that are all zero.
 
     Args:
         meaning: What the keys mean.
         stats: What tensors hold, each with its key; of one that was read in parts, each part.
+        without_infinity: Keys of those that become float8_e4m3fn, which has none.
     """
     odd: dict[str, Counter[str]] = {}
     # By key, elements that are not zero, where there are elements.
@@ -92,10 +97,11 @@ def counted_ailments(meaning: Meaning, stats: Iterable[tuple[str, TensorStats]])
             others[key] += held.numel - held.zeros
         if held.nan + held.inf:
             odd.setdefault(key, Counter()).update(nan=held.nan, inf=held.inf)
-    found = [
-        _finding("CKA302", f"holds {of['nan']} NaN and {counted(of['inf'], 'infinite value')}", key)
-        for key, of in odd.items()
-    ]
+    found = []
+    for key, of in odd.items():
+        what = f"holds {of['nan']} NaN and {counted(of['inf'], 'infinite value')}"
+        becomes = "; in float8_e4m3fn all are NaN" if key in without_infinity and of["inf"] else ""
+        found.append(_finding("CKA302", f"{what}{becomes}", key))
     weights: dict[Component, list[str]] = {}
     for placement in meaning.placements:
         if placement.key in others and _lets_through(placement):
@@ -103,9 +109,11 @@ def counted_ailments(meaning: Meaning, stats: Iterable[tuple[str, TensorStats]])
     for component, keys in weights.items():
         zero = [key for key in keys if not others[key]]
         if zero:
-            of = f"{len(zero)} of {counted(len(keys), 'weight')} of the {component.value}"
+            some = f"{len(zero)} of {counted(len(keys), 'weight')} of the {component.value}"
             are = "is" if len(zero) == 1 else "are"
-            found.append(_finding("CKA310", f"{of} {are} zero throughout: {_some(zero)}", zero[0]))
+            found.append(
+                _finding("CKA310", f"{some} {are} zero throughout: {_some(zero)}", zero[0])
+            )
     return found
 
 

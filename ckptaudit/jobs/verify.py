@@ -18,6 +18,7 @@ import numpy as np
 
 from ckptaudit.containers import Kind
 from ckptaudit.errors import Unsupported
+from ckptaudit.floats import TARGETS, decode
 from ckptaudit.jobs.health import damaged_ids
 from ckptaudit.jobs.opening import File, Opened, opened
 from ckptaudit.jobs.planning import meaning_of, planner
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TensorProof", "Verification", "verify"]
 
-# What a float may have been cast to.
-_CASTS = ("float32", "float16", "bfloat16")
 # A file by another tool is held against every tensor of the source under its own name.
 _FOREIGN = Options(precision=Precision.KEEP, ema=Ema.KEEP, dedupe=Dedupe.NONE)
 
@@ -240,7 +239,7 @@ class _Proof:
     def may_be(self, dtype: DType, job: TensorJob) -> bool:
         if self.options is not None:
             return dtype in (job.target, self.spared.get(job.id))
-        is_cast = job.view.dtype.is_float and dtype.name in _CASTS
+        is_cast = job.view.dtype.is_float and dtype.name in TARGETS
         return is_cast or dtype in (job.target, job.view.dtype)
 
     def compare(self, jobs: list[TensorJob], progress: Callable[[int, int], None]) -> None:
@@ -271,15 +270,15 @@ class _Proof:
                     self.overflows(job, stats.overflowed)
         if infinite and self.options is None:
             self.notes.append(
-                f"{counted(infinite, 'weight')} became infinite, finite in the source"
+                f"{counted(infinite, 'weight')}, finite in the source, became infinite or NaN"
             )
 
     def overflows(self, job: TensorJob, count: int) -> None:
         """We never write an infinity that the source does not have; another tool may."""
         if self.options is not None:
+            what = "NaN" if job.target.name == "float8_e4m3fn" else "infinite"
             self.tensor_problems[job.id] = (
-                f"infinite where the source is finite: {count} of "
-                f"{counted(job.view.numel, 'weight')}"
+                f"{what} where the source is finite: {count} of {counted(job.view.numel, 'weight')}"
             )
 
     @property
@@ -398,8 +397,5 @@ def _differing(one: bytes, other: bytes, job: TensorJob) -> int:
 
 
 def _is_nan(bits: NDArray[np.unsignedinteger], dtype: DType) -> NDArray[np.bool_]:
-    # A bfloat16 is the upper half of a float32.
-    is_half = dtype.name == "bfloat16"
-    floats = (bits.astype("<u4") << 16).view("<f4") if is_half else bits.view(dtype.numpy)
-    nan: NDArray[np.bool_] = np.isnan(floats)
+    nan: NDArray[np.bool_] = np.isnan(decode(bits.view(dtype.numpy), dtype, np.empty(bits.size)))
     return nan

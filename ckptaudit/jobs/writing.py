@@ -28,14 +28,12 @@ from ckptaudit.jobs.small import std_of
 from ckptaudit.jobs.stream import digest_of, stream
 from ckptaudit.layouts import Component
 from ckptaudit.plan import (
-    Action,
     ConversionPlan,
     Ema,
     Layout,
     OnOverflow,
     Options,
     Output,
-    Precision,
     TensorJob,
 )
 from ckptaudit.policy import RULES, Finding, Judgement
@@ -390,8 +388,7 @@ class _Run:
             for job in plan.jobs
             if job.component is Component.VAE and job.target.name == "float32"
         ]
-        is_asked = options.vae is Action.AUTO and options.precision is Precision.FP16
-        if not (is_asked and self.meaning.detection.vae_overflows and spared):
+        if not (options.spares_fragile_vae and self.meaning.detection.vae_overflows and spared):
             return []
         why = "in fp16 this family's overflows while it runs, and images turn black"
         return [f"the VAE stays float32: {why}; --vae convert casts it"]
@@ -409,9 +406,10 @@ class _Run:
                 what = f"{weights} clamped to the range of {job.target.name}"
                 found.append(_finding("CKA301", what, name))
         held = ((job.source, self.stats[job.id]) for job in plan.jobs if job.id in self.stats)
+        without_infinity = {job.source for job in plan.jobs if job.target.name == "float8_e4m3fn"}
         return [
             *found,
-            *counted_ailments(self.meaning, held),
+            *counted_ailments(self.meaning, held, without_infinity),
             *averaged_alike(*self.averages_alike(plan)),
         ]
 

@@ -33,6 +33,8 @@ _TARGETS = {
     Precision.FP16: named("float16"),
     Precision.BF16: named("bfloat16"),
     Precision.FP32: named("float32"),
+    Precision.FP8_E4M3FN: named("float8_e4m3fn"),
+    Precision.FP8_E5M2: named("float8_e5m2"),
 }
 _RESERVED_NAME = "__metadata__"
 # Types we can cast from; float8 weights stay as they are.
@@ -304,8 +306,8 @@ def _target(
     """The type *view* is written in: only weights are cast, and only where asked."""
     action = _action(part, options)
     if action is Action.AUTO:
-        is_fragile = detection.vae_overflows and options.precision is Precision.FP16
-        action = Action.COPY if is_fragile else Action.CONVERT
+        is_spared = detection.vae_overflows and options.spares_fragile_vae
+        action = Action.COPY if is_spared else Action.CONVERT
     is_bookkeeping = placement.component is Component.EMA and placement.of is None
     is_weight = placement.component is not Component.SCHEDULE and not is_bookkeeping
     if (

@@ -19,6 +19,8 @@ class Precision(str, Enum):
     FP16 = "fp16"
     BF16 = "bf16"
     FP32 = "fp32"
+    FP8_E4M3FN = "fp8_e4m3fn"
+    FP8_E5M2 = "fp8_e5m2"
     KEEP = "keep"
 
 
@@ -114,6 +116,12 @@ class Options:
             raise ValueError("keep_names: the diffusers layout has names of its own")
         if self.split and self.layout is Layout.DIFFUSERS:
             raise ValueError("split: the diffusers layout has a folder for each component anyway")
+
+    @property
+    def spares_fragile_vae(self) -> bool:
+        """Whether a VAE that cannot run in fp16 keeps its type, where nothing is said of it."""
+        is_safe = self.precision in {Precision.BF16, Precision.FP32, Precision.KEEP}
+        return self.vae is Action.AUTO and not is_safe
 
     @property
     def makes_folder(self) -> bool:

@@ -472,10 +472,11 @@ _rule(
     Severity.REVIEW,
     "has weights that do not fit the type asked for",
     """
-    Numbers beyond 65504 have no value in fp16 and would become infinite. A tensor that holds one
-    stays in the type it has, or is clamped, or stops the conversion, as --on-overflow says; an
-    infinity is never written in silence. A single large weight among small ones is often damage, or
-    a scale kept among the weights. Compare the model's output before and after.
+    Numbers beyond 65504 have no value in fp16 and would become infinite; in float8_e4m3fn, whose
+    largest number is 448, they would become NaN. A tensor that holds one stays in the type it has,
+    or is clamped, or stops the conversion, as --on-overflow says; neither is written in silence. A
+    single large weight among small ones is often damage, or a scale kept among the weights. Compare
+    the model's output before and after.
     """,
     cwe="CWE-681",
     taught_by="IEEE 754-2019, 3.6 and 4.3.1: the largest finite binary16 is 65504",
@@ -487,8 +488,8 @@ _rule(
     """
     A NaN among the weights makes every result it touches a NaN: black images, or text that stops.
     Training that diverged leaves them, and so does an earlier conversion that overflowed. They are
-    kept as they are. Go back to a checkpoint without them, or find out which tensor it is and
-    whether anything uses it.
+    kept as they are; in float8_e4m3fn, which has no infinity, a NaN stands for one. Go back to a
+    checkpoint without them, or find out which tensor it is and whether anything uses it.
     """,
     cwe="CWE-754",
     taught_by="IEEE 754-2019, 6.2: an operation on a NaN gives a NaN",
