@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @paths_argument
+@click.option(
+    "--stats",
+    is_flag=True,
+    help="Measure all weights: what they are, and what fp16 and bf16 would make of them.",
+)
 @report_options("text", "json", "md", files=("json", "md"))
 @click.pass_context
 def inspect(
@@ -26,6 +31,7 @@ def inspect(
     paths: tuple[str, ...],
     outputs: Outputs,
     no_hash: bool,
+    stats: bool,
 ) -> None:
     """Say what is in PATHS: family, components, tensors, and what else.
 
@@ -43,7 +49,9 @@ def inspect(
 
     def ask(path: str) -> Inspection:
         with progress_bar(path) as progress:
-            return job(path, with_hash=not no_hash, known=known, progress=progress)
+            return job(
+                path, with_hash=not no_hash, with_stats=stats, known=known, progress=progress
+            )
 
     for path in paths:
         answers.ask(path, partial(ask, path))

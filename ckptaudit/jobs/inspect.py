@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ckptaudit.jobs.contents import averages_alike, contents_of, units_of
 from ckptaudit.jobs.health import averaged_alike, counted_ailments, damaged_ids, health_of
 from ckptaudit.jobs.identity import Known, identity_of
+from ckptaudit.jobs.measures import by_part
 from ckptaudit.jobs.opening import File, notes_on, opened
 from ckptaudit.jobs.planning import meaning_of, prediction_of
 from ckptaudit.jobs.sizes import sizes_of
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.containers import Kind
     from ckptaudit.jobs.identity import Identity, Twin
+    from ckptaudit.jobs.measures import Measured, PartMeasure
     from ckptaudit.jobs.sizes import Sizes
     from ckptaudit.layouts import Component, ComponentCount
     from ckptaudit.policy import Coverage, Finding, Severity
@@ -45,6 +47,7 @@ class InspectedTensor:
         dtype: torch's name of its element type.
         shape: Elements per dimension.
         nbytes: Bytes of its elements, each counted once per name.
+        stats: What it holds and what casts would make of it; None if that was not wanted.
     """
 
     key: str
@@ -52,6 +55,7 @@ class InspectedTensor:
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    stats: Measured | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ class Inspection(File):
         tensors: In the file's order.
         leftovers: What else the file holds.
         sizes: What its parts take.
+        stats: What its components hold, in the order of `Component`; empty if that was not wanted.
         identity: The hashes by which it and its parts are known; None if they were not wanted.
         twins: Components that an earlier file of the run has as well.
         findings: What ails the model, as far as keys, shapes and types show; with hashes, what
@@ -91,6 +96,7 @@ class Inspection(File):
     tensors: tuple[InspectedTensor, ...]
     leftovers: tuple[Leftover, ...]
     sizes: Sizes
+    stats: tuple[PartMeasure, ...]
     identity: Identity | None
     twins: tuple[Twin, ...]
     findings: tuple[Finding, ...]
@@ -101,10 +107,11 @@ def inspect(
     path: str | PathLike[str],
     *,
     with_hash: bool = True,
+    with_stats: bool = False,
     known: Known | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Inspection:
-    """Say what is in the file; without a hash next to no weight is read for it.
+    """Say what is in the file; with neither hash nor statistics next to no weight is read for it.
 
     That is one vector of Stable Diffusion 2, which hints at what the model predicts, and what
     text encoders number their tokens by.
@@ -112,6 +119,7 @@ def inspect(
     Args:
         path: The file, or the folder of a diffusers model.
         with_hash: Read all of it, once, for its SHA-256 and for hashes of its components.
+        with_stats: Measure all weights, and what fp16 and bf16 would make of them.
         known: What earlier files were found to hold, to tell which components are the same.
         progress: Told bytes of weights done, and in all.
 
@@ -126,26 +134,27 @@ def inspect(
         std = partial(std_of, container)
         prediction, hints = prediction_of(meaning.detection, state_dict, std)
         findings = health_of(state_dict, meaning, damaged_ids(container, state_dict))
-        identity = None
-        if with_hash:
+        identity, measured = None, None
+        if with_hash or with_stats:
             # Only now, when the hash has begun: to load numpy takes a tenth of a second.
             from ckptaudit.jobs.measuring import measure  # noqa: PLC0415
 
             units = units_of(state_dict, meaning)
-            measured = measure(
+            found = measure(
                 container,
                 units,
-                with_hash=True,
-                with_casts=False,
+                with_hash=with_hash,
+                with_casts=with_stats,
                 beside=file.cores_taken,
                 progress=progress,
             )
-            held = ((key, each.held) for key, each in measured.tensors.items())
+            held = ((key, each.held) for key, each in found.tensors.items())
             findings += counted_ailments(meaning, held)
-            digests = measured.digests or ()
-            findings += averaged_alike(*averages_alike(units, digests))
-            contents = contents_of(units, digests)
-            identity = identity_of(container, file.digest(), file.data_digest(), contents)
+            measured = found.tensors if with_stats else None
+            if found.digests is not None:
+                findings += averaged_alike(*averages_alike(units, found.digests))
+                contents = contents_of(units, found.digests)
+                identity = identity_of(container, file.digest(), file.data_digest(), contents)
         digest = file.finish()
         name = container.source.name
         return Inspection(
@@ -163,12 +172,18 @@ def inspect(
             components=meaning.components,
             tensors=tuple(
                 InspectedTensor(
-                    view.key, placement.component, view.dtype.name, view.shape, view.nbytes
+                    view.key,
+                    placement.component,
+                    view.dtype.name,
+                    view.shape,
+                    view.nbytes,
+                    None if measured is None else measured[view.key],
                 )
                 for view, placement in zip(state_dict.views, meaning.placements, strict=True)
             ),
             leftovers=state_dict.leftovers,
             sizes=sizes_of(state_dict, meaning),
+            stats=() if measured is None else by_part(meaning.placements, measured),
             identity=identity,
             twins=() if known is None or identity is None else known.twins(name, identity.contents),
             findings=tuple(findings),

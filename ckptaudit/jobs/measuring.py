@@ -7,7 +7,7 @@ Memory is a few blocks for each and does not grow with the file.
 
 Knows:      how reading, hashing and measuring share one pass.
 Is told:    an open container, and which tensors make up one (`contents`).
-Never asks: what a tensor is, or what its statistics are worth (`health`, `risks`).
+Never asks: what a tensor is, or what its statistics say (`health`, `risks`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import msgspec
 
 from ckptaudit.dtypes import named
 from ckptaudit.jobs.lanes import Lane, Say, lanes_at_hand, run_lanes
+from ckptaudit.jobs.measures import Measured
 from ckptaudit.jobs.stream import read_block
-from ckptaudit.numerics import Caster, TensorStats
+from ckptaudit.numerics import Caster
 from ckptaudit.tensors.blocks import BLOCK_BYTES, SLAB_BYTES, blocks_in_order
 
 if TYPE_CHECKING:
@@ -34,27 +35,12 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.contents import Unit
     from ckptaudit.tensors import TensorView
 
-__all__ = ["Measured", "Measurement", "measure"]
+__all__ = ["Measurement", "measure"]
 
 # What a cast is tried to, where casts are asked for.
 _TRIED = (named("float16"), named("bfloat16"))
 # Below this a second process costs more than it saves.
 _LEAST_LANE_BYTES = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What a tensor holds, and what a cast of it would cost.
-
-    Attributes:
-        held: Its statistics as it is.
-        float16: Those of a cast to float16; None where it was not tried, or is no float.
-        bfloat16: Those of a cast to bfloat16, likewise.
-    """
-
-    held: TensorStats
-    float16: TensorStats | None = None
-    bfloat16: TensorStats | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +72,7 @@ def measure(
         container: The open file.
         units: Its tensors, each view in one of them.
         with_hash: Hash them.
-        with_casts: Try what casts to float16 and bfloat16 would cost.
+        with_casts: Count sizes, and try what casts to float16 and bfloat16 would cost.
         beside: Other processes of the job that keep a core busy each.
         progress: Told bytes done, and in all.
 
@@ -170,8 +156,11 @@ def _in_lanes(reading: _Reading, shares: Sequence[Sequence[int]]) -> Generator[_
 def _casters(view: TensorView, *, with_casts: bool) -> list[tuple[DType, Caster]]:
     """A caster that copies first, then one for each cast that is worth trying."""
     tried = _TRIED if with_casts and view.dtype.is_float else ()
-    targets = [view.dtype, *(target for target in tried if target is not view.dtype)]
-    return [(target, Caster(view.dtype, target)) for target in targets]
+    casts = [target for target in tried if target is not view.dtype]
+    return [
+        (view.dtype, Caster(view.dtype, view.dtype, histogram=with_casts)),
+        *((target, Caster(view.dtype, target)) for target in casts),
+    ]
 
 
 def _cast(

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.account import Conversion, TensorEntry
     from ckptaudit.jobs.identity import Identity, Twin
     from ckptaudit.jobs.inspect import InspectedTensor
+    from ckptaudit.jobs.measures import PartMeasure
     from ckptaudit.jobs.opening import File
     from ckptaudit.jobs.sizes import Sizes, WeightMemory
     from ckptaudit.layouts import Component, ComponentCount
     from ckptaudit.plan import Drop
     from ckptaudit.policy import Finding, Permitted
+    from ckptaudit.stats import TensorStats
     from ckptaudit.tensors import Leftover
 
 __all__ = [
@@ -38,8 +40,11 @@ __all__ = [
     "hashes",
     "known",
     "leftovers",
+    "loss_of",
     "losses",
+    "measures",
     "memory",
+    "number",
     "permitted",
     "place_of",
     "root_of",
@@ -282,6 +287,43 @@ def losses(tensors: Iterable[TensorEntry]) -> list[str]:
     worst = max((stats.max_abs_error or 0.0 for stats in known), default=0.0)
     shown = ", ".join(f"{count} {what}" for what, count in totals.items())
     return [f"{counted(numel, 'value')} as written: {shown}; largest error {worst:.3g}"]
+
+
+def number(value: float | None) -> str:
+    """A statistic to four digits; "" where there is none."""
+    return "" if value is None else f"{value:.4g}"
+
+
+def loss_of(stats: TensorStats) -> list[str]:
+    """What a cast would cost: overflows, zeros, subnormals, largest error, signal to noise."""
+    return [
+        str(stats.overflowed),
+        str(stats.flushed),
+        str(stats.subnormal),
+        number(stats.max_abs_error),
+        "" if stats.sqnr_db is None else f"{stats.sqnr_db:.1f}",
+    ]
+
+
+def measures(parts: Iterable[PartMeasure]) -> list[str]:
+    """What each component holds and what casts would make of it, a sentence for each."""
+    sentences = []
+    for part in parts:
+        held, name = part.stats.held, part.component.value
+        values = counted(held.numel, "value")
+        span = f"from {number(held.min)} to {number(held.max)}, " if held.finite else ""
+        moments = f"mean {number(held.mean)}, std {number(held.std)}, " if held.finite else ""
+        sentences.append(f"{name} holds {values} {span}{moments}{held.zeros} of them zero")
+        for target, cast in (("fp16", part.stats.float16), ("bf16", part.stats.bfloat16)):
+            if cast is not None:
+                over, flushed, subnormal, error, ratio = loss_of(cast)
+                sentences.append(
+                    f"{name} as {target}: {over} overflowed, {flushed} flushed to zero, "
+                    f"{subnormal} subnormal"
+                    + (f", largest error {error}" if error else "")
+                    + (f", signal to noise {ratio} dB" if ratio else "")
+                )
+    return sentences
 
 
 def leftovers(held: Iterable[Leftover]) -> list[str]:

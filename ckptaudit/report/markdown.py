@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.jobs.account import Conversion
     from ckptaudit.jobs.inspect import Inspection
+    from ckptaudit.jobs.measures import PartMeasure
     from ckptaudit.jobs.opening import File
     from ckptaudit.jobs.scan import ScanResult
     from ckptaudit.jobs.sizes import Sizes
@@ -142,6 +143,7 @@ def _inspected(result: Inspection) -> list[str]:
             ]
         ),
         *_components(result.components, result.sizes),
+        *_measures(result.stats),
         *(["Beside the weights:", _list(map(code, held))] if held else []),
         *_findings(result.findings),
         *_not_read(result.coverage),
@@ -213,6 +215,25 @@ def _components(components: Iterable[ComponentCount], sizes: Sizes) -> list[str]
         for part in components
     ]
     return [_table(["part", "tensors", "size", "wrong"], rows)] if rows else []
+
+
+def _measures(parts: Iterable[PartMeasure]) -> list[str]:
+    held, cast = [], []
+    for part in parts:
+        name, stats = part.component.value, part.stats.held
+        numbers = map(facts.number, (stats.min, stats.max, stats.mean, stats.std))
+        held.append([name, str(stats.numel), *numbers, str(stats.zeros)])
+        casts = (("fp16", part.stats.float16), ("bf16", part.stats.bfloat16))
+        cast += [[name, target, *facts.loss_of(each)] for target, each in casts if each is not None]
+    if not held:
+        return []
+    return [
+        _table(["part", "values", "min", "max", "mean", "std", "zeros"], held),
+        _table(
+            ["part", "as", "overflowed", "to zero", "subnormal", "largest error", "dB"],
+            cast,
+        ),
+    ]
 
 
 def _failures(failures: Sequence[Failure]) -> list[str]:

@@ -71,6 +71,7 @@ def inspection_text(result: Inspection) -> str:
         *facts.twins(result.twins),
         *(f"{dtype}: {size}" for dtype, size in facts.sizes_by_dtype(result.tensors)),
         *facts.memory(result.sizes),
+        *facts.measures(result.stats),
         *facts.leftovers(result.leftovers),
         *_findings(result.findings),
         *_not_read(result.coverage),
