@@ -31,9 +31,10 @@ from ckptaudit.containers.persistent import (
     storage_type,
 )
 from ckptaudit.containers.places import Place
-from ckptaudit.containers.safetensors import data_start
+from ckptaudit.containers.safetensors import MODELSPEC_PREFIX, data_start, speaks_of_file
 
 __all__ = [
+    "MODELSPEC_PREFIX",
     "MOST_DIMENSIONS",
     "Carried",
     "Container",
@@ -55,6 +56,7 @@ __all__ = [
     "key_of",
     "module_of",
     "open_container",
+    "speaks_of_file",
     "storage_of",
     "storage_type",
 ]

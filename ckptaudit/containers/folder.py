@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.containers.container import Container, Kind, Nested
 from ckptaudit.containers.dispatch import open_containers
+from ckptaudit.containers.safetensors import speaks_of_file
 from ckptaudit.errors import SourceUnreadable, Unsupported
 from ckptaudit.source import FileSource, SplicedSource, unreadable
 from ckptaudit.vm import escape
@@ -196,7 +197,7 @@ def _metadata(parts: dict[str, Container], tensors: Collection[str]) -> dict[str
         for key, text in part.metadata.items():
             if key == "format":
                 continue
-            if home + text in tensors:
+            if home + text in tensors and not speaks_of_file(key):
                 metadata[home + key] = home + text
             else:
                 metadata[f"{at}: {key}"] = text

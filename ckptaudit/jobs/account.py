@@ -93,6 +93,7 @@ class Conversion:
         aliases: Names stored under another.
         dropped: Tensors not written.
         leftovers: Values of the source that are no tensors.
+        modelspec: The ModelSpec metadata of the output, by key; None where none were wanted.
         findings: What the scan found, and what became of weights that did not fit.
         permitted: What the policy permits of what the scan found.
         notes: What is worth knowing besides.
@@ -112,6 +113,7 @@ class Conversion:
     aliases: tuple[Alias, ...]
     dropped: tuple[Drop, ...]
     leftovers: tuple[Leftover, ...]
+    modelspec: dict[str, str] | None
     findings: tuple[Finding, ...]
     permitted: tuple[Permitted, ...]
     notes: tuple[str, ...]

@@ -9,7 +9,7 @@ Never asks: to be believed: from the converted file it takes which options were 
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,6 +20,13 @@ from ckptaudit.containers import Kind
 from ckptaudit.errors import Unsupported
 from ckptaudit.floats import TARGETS, decode
 from ckptaudit.jobs.health import damaged_ids
+from ckptaudit.jobs.modelspec import (
+    TITLE,
+    hash_claimed,
+    modelspec_in,
+    modelspec_of,
+    with_data_hash,
+)
 from ckptaudit.jobs.opening import File, Opened, opened
 from ckptaudit.jobs.planning import meaning_of, planner
 from ckptaudit.jobs.receipt import receipt_in
@@ -32,13 +39,14 @@ from ckptaudit.vm import escape
 from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from os import PathLike
 
     from numpy.typing import NDArray
 
     from ckptaudit.containers import Container, StoredTensor
     from ckptaudit.dtypes import DType
+    from ckptaudit.layouts import Detection
     from ckptaudit.plan import Alias, ConversionPlan, Drop, OutputTensor, TensorJob
     from ckptaudit.policy import Coverage
 
@@ -114,7 +122,7 @@ def verify(
     """
     with (
         opened(source, with_hash=with_hash, takes_folders=True) as one,
-        opened(converted, with_hash=with_hash) as two,
+        opened(converted, with_hash=with_hash, with_data_hash=True) as two,
     ):
         return _Proof(one, two).run(progress)
 
@@ -135,6 +143,7 @@ class _Proof:
         self.tensor_problems: dict[JobId, str] = {}
         self.receipt = receipt_in(self.file.metadata)
         self.options = self.receipt.options if self.receipt is not None else None
+        self.detection: Detection | None = None
         self.outputs: Mapping[str, OutputTensor] = {}
         # By job, the type it is written in where a weight does not fit the one wanted.
         self.spared: Mapping[JobId, DType] = {}
@@ -176,6 +185,7 @@ class _Proof:
         state_dict = find_state_dict(self.source.container)
         options = self.options or _FOREIGN
         meaning = meaning_of(state_dict, options.family)
+        self.detection = meaning.detection
         digests = partial(digest_of, self.source.container)
         damage = damaged_ids(self.source.container, state_dict)
         plan_with = planner(state_dict, meaning, options, digests, damage)
@@ -335,11 +345,30 @@ class _Proof:
     def check_metadata(self, plan: ConversionPlan, digest: str | None) -> None:
         if self.receipt is None:
             return
+        self.check_modelspec(self.receipt.options.modelspec)
         claimed = self.receipt.source_sha256
         if claimed is not None and digest is not None and claimed != digest:
             self.problems.append(f"names a source of SHA-256 {escape(claimed)}, which this is not")
         if self.receipt.aliases != {alias.name: alias.of for alias in plan.aliases}:
             self.problems.append("lists other aliases than its source gives")
+
+    def check_modelspec(self, said: Iterable[tuple[str, str]] | None) -> None:
+        """Prove what the file says by the ModelSpec, all but a title that was its name once."""
+        there = modelspec_in(self.file.metadata)
+        claimed, of_data = hash_claimed(there), self.converted.data_digest()
+        owed: dict[str, str] = {}
+        if said is not None and self.detection is not None:
+            title, name = there.get(TITLE, ""), self.source.container.source.name
+            # What cannot be known of this source was not known when the file was made of it.
+            with suppress(Unsupported):
+                owed = modelspec_of(self.detection, title, said, name)
+            # Whoever wanted no hash of the file got none of its data either.
+            owed = owed if claimed is None else with_data_hash(owed, claimed)
+        wrong = [key for key in {*there, *owed} if there.get(key) != owed.get(key)]
+        if wrong:
+            self.problems.append(f"says by {escape(min(wrong))} what its source does not give")
+        elif claimed is not None and of_data not in {None, claimed}:
+            self.problems.append("names a SHA-256 of its data that they do not have")
 
     def proof(self, job: TensorJob, stored: StoredTensor | None) -> TensorProof:
         problem = self.tensor_problems.get(job.id)

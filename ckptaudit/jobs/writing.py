@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ckptaudit.errors import CastOverflow, Unsupported
 from ckptaudit.jobs.account import Conversion, Source, TensorEntry
-from ckptaudit.jobs.hashing import hash_of
+from ckptaudit.jobs.hashing import hash_of, hashes_of
 from ckptaudit.jobs.health import averaged_alike, counted_ailments, damaged_ids, health_of
+from ckptaudit.jobs.modelspec import modelspec_of, with_data_hash
 from ckptaudit.jobs.opening import File, Opened, notes_on
 from ckptaudit.jobs.planning import meaning_of, planner, prediction_of
 from ckptaudit.jobs.receipt import metadata_of
@@ -128,10 +129,19 @@ class _Run:
         self.unfit: dict[tuple[str, str], str] = {}
         # The same by the jobs that told so: of a tensor of several parts, maybe one.
         self.misfits: dict[JobId, str] = {}
+        # What the header says by the ModelSpec; None where that is not wanted.
+        self.modelspec = self.described()
         # Bytes of weights that attempts which came to nothing have gone through.
         self.in_vain = 0
         # One byte that lanes share: not 0 once the attempt under way has come to nothing.
         self.is_vain = mmap(-1, 1)
+
+    def described(self) -> dict[str, str] | None:
+        """What is known of the model and what the user says, in the words of the ModelSpec."""
+        if self.options.modelspec is None:
+            return None
+        title, name = path_text(Path(self.target.stem)), self.file.container.source.name
+        return modelspec_of(self.meaning.detection, title, self.options.modelspec, name)
 
     def check_family(self) -> None:
         """Refuse what a family must be known for, where it is not."""
@@ -207,6 +217,9 @@ class _Run:
             written = []
             for output in plan.outputs:
                 draft = drafts[output.file]
+                if self.modelspec is not None and with_hash:
+                    (of_data,) = hashes_of(draft.read_into, draft.size, (starts[output.file],))
+                    self.modelspec = with_data_hash(self.modelspec, of_data)
                 draft.write_at(0, self.header(plan, output, source_digest))
                 draft.check_opens()
                 digest = hash_of(draft.read_into, draft.size) if with_hash else None
@@ -290,7 +303,12 @@ class _Run:
 
     def header(self, plan: ConversionPlan, output: Output, digest: str | None) -> bytes:
         aliases = [alias for alias in plan.aliases if alias.file == output.file]
-        return header_of(output.tensors, metadata_of(self.options, aliases, digest))
+        modelspec = self.modelspec or {}
+        if modelspec and digest is not None:
+            # Room for the hash, where it is not known yet.
+            modelspec = with_data_hash(modelspec, _NO_HASH) | modelspec
+        metadata = metadata_of(self.options, aliases, digest, modelspec)
+        return header_of(output.tensors, metadata)
 
     def result(
         self, plan: ConversionPlan, outputs: tuple[File, ...], digest: str | None, *, written: bool
@@ -319,6 +337,7 @@ class _Run:
             aliases=tuple(replace(alias, file=self.shown(alias.file)) for alias in plan.aliases),
             dropped=plan.drops,
             leftovers=plan.leftovers,
+            modelspec=self.modelspec,
             findings=(
                 *self.judgement.findings,
                 *health_of(self.state_dict, self.meaning, self.damage),

@@ -20,6 +20,7 @@ from ckptaudit.layouts.families import FAMILIES
 from ckptaudit.layouts.family import Component, Destination, Entry, Family
 from ckptaudit.layouts.grammar import Op
 from ckptaudit.layouts.match import ComponentCount, Placement, Spec
+from ckptaudit.layouts.modelspec import ModelSpecIds, modelspec_ids
 
 __all__ = [
     "FAMILIES",
@@ -30,10 +31,12 @@ __all__ = [
     "Detection",
     "Entry",
     "Family",
+    "ModelSpecIds",
     "Op",
     "Placement",
     "Spec",
     "count",
     "detect",
+    "modelspec_ids",
     "place",
 ]

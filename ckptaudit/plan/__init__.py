@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ckptaudit.plan.describing import MODELSPEC_KEYS, check_described
 from ckptaudit.plan.duplicates import METADATA_PREFIX, names_an_alias
 from ckptaudit.plan.making import comparable_groups, make_plan
 from ckptaudit.plan.options import Action, Dedupe, Ema, Layout, OnOverflow, Options, Precision
@@ -9,6 +10,7 @@ from ckptaudit.plan.values import Alias, ConversionPlan, Drop, Output, OutputTen
 
 __all__ = [
     "METADATA_PREFIX",
+    "MODELSPEC_KEYS",
     "Action",
     "Alias",
     "ConversionPlan",
@@ -22,6 +24,7 @@ __all__ = [
     "OutputTensor",
     "Precision",
     "TensorJob",
+    "check_described",
     "comparable_groups",
     "make_plan",
     "names_an_alias",

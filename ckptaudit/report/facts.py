@@ -44,6 +44,7 @@ __all__ = [
     "losses",
     "measures",
     "memory",
+    "modelspec",
     "number",
     "permitted",
     "place_of",
@@ -258,6 +259,15 @@ def tensors_in(result: Conversion, output: File) -> str:
     """How many tensors are in *output*; one that was put together from parts is one."""
     names = {entry.name for entry in result.tensors if output.path.endswith(entry.file)}
     return counted(len(names), "tensor") if output.path.endswith(".safetensors") else "settings"
+
+
+def modelspec(result: Conversion) -> list[str]:
+    """What the output says of itself by the ModelSpec; a thumbnail is not for people to read."""
+    said = {key.partition(".")[2]: value for key, value in (result.modelspec or {}).items()}
+    said.pop("thumbnail", None)
+    version = said.pop("sai_model_spec", "")
+    fields = ", ".join(f"{key} {printable(value)}" for key, value in said.items())
+    return [f"ModelSpec {version}: {fields}"] if fields else []
 
 
 def stored_once(result: Conversion) -> list[str]:

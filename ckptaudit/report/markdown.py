@@ -158,6 +158,7 @@ def _converted(result: Conversion) -> list[str]:
             [
                 *(_output(result, output) for output in result.outputs),
                 *result.notes,
+                *map(code, facts.modelspec(result)),
                 *facts.saved(result.sizes),
                 *facts.memory(result.sizes),
                 *facts.losses(result.tensors),

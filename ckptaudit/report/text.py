@@ -91,6 +91,7 @@ def conversion_text(result: Conversion) -> str:
         ),
         *_notes(result.notes),
         *_components(result.components, result.sizes),
+        *facts.modelspec(result),
         *facts.saved(result.sizes),
         *facts.memory(result.sizes),
         *facts.losses(result.tensors),
@@ -175,6 +176,7 @@ def _asked_for(result: Verification) -> list[str]:
     ]
     chosen += ["--keep-names"] if result.options.keep_names else []
     chosen += ["--split"] if result.options.split else []
+    chosen += ["--modelspec"] if result.options.modelspec is not None else []
     chosen += [f"--family {result.options.family}"] if result.options.family else []
     return [
         f"made with {' '.join(chosen) or 'the default options'}",

@@ -13,7 +13,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers import Kind, storage_of
+from ckptaudit.containers import Kind, speaks_of_file, storage_of
 from ckptaudit.errors import MalformedInput, Unsupported
 from ckptaudit.tensors.rebuild import Tensor, Unreadable, made_by
 from ckptaudit.tensors.tree import Steps, Tree, is_module, pairs_of, path_of
@@ -97,8 +97,7 @@ def _with_metadata(views: tuple[TensorView, ...], container: Container) -> State
     aliases = {
         name: replace(by_key[kept], key=name)
         for name, kept in container.metadata.items()
-        # What every file says of its format may be the name of a tensor.
-        if kept in by_key and name not in by_key and name != "format"
+        if kept in by_key and name not in by_key and not speaks_of_file(name)
     }
     leftovers = tuple(
         Leftover(f"__metadata__[{name!a}]", brief(text), "is metadata", is_tensor=False)
