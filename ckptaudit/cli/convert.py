@@ -55,10 +55,13 @@ _ADVICE: dict[type[CkptauditError], str] = {
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp16", "bf16", "fp32", "fp8_e4m3fn", "fp8_e5m2", "keep"]),
+    type=click.Choice(["auto", "fp16", "bf16", "fp32", "fp8_e4m3fn", "fp8_e5m2", "keep"]),
     default="fp16",
     show_default=True,
-    help="What floating-point weights become; those of eight bits already stay as they are.",
+    help="What floating-point weights become; those of eight bits already stay as they are. auto, "
+    "for each tensor: the first of fp16 and bf16 in which no weight overflows, no more than one "
+    "nonzero weight in 100 becomes zero and the noise is 50 dB below the signal, and else fp32; it "
+    "reads the weights twice.",
 )
 @click.option(
     "--on-overflow",
@@ -146,7 +149,7 @@ _ADVICE: dict[type[CkptauditError], str] = {
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Write nothing and read no weight; say what would be written.",
+    help="Write nothing and read no weight, but with --precision auto; say what would be written.",
 )
 @click.option(
     "--if-exists",

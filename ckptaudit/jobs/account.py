@@ -57,6 +57,8 @@ class TensorEntry:
         dtype: torch's name of its type in the output.
         shape: Elements per dimension, as they were written; where *op* is ``join``, of its rows.
         stats: What it holds and what the cast cost; None in a dry run.
+        why: What spoke against the types that ``--precision auto`` prefers to this one; None
+            where it was the first, or was not chosen.
     """
 
     name: str
@@ -69,6 +71,7 @@ class TensorEntry:
     dtype: str
     shape: tuple[int, ...]
     stats: TensorStats | None
+    why: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ Never asks: what is done with the plan.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ckptaudit.errors import Unsupported
 from ckptaudit.layouts import (
@@ -26,10 +26,10 @@ from ckptaudit.plan import comparable_groups, make_plan
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ckptaudit.plan import ConversionPlan, Options
+    from ckptaudit.plan import Choice, ConversionPlan, Options
     from ckptaudit.tensors import StateDict, TensorView
 
-__all__ = ["Meaning", "meaning_of", "planner", "prediction_of"]
+__all__ = ["Meaning", "Planner", "meaning_of", "planner", "prediction_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,17 @@ class Meaning:
     detection: Detection
     placements: tuple[Placement, ...]
     components: tuple[ComponentCount, ...]
+
+
+class Planner(Protocol):
+    """Makes the plan, told what only the weights tell."""
+
+    def __call__(
+        self,
+        unfit: Mapping[tuple[str, str], str],
+        chosen: Mapping[tuple[str, str], Choice] | None = None,
+    ) -> ConversionPlan:
+        """See `make_plan` for both."""
 
 
 def meaning_of(state_dict: StateDict, family: str = "") -> Meaning:
@@ -99,8 +110,8 @@ def planner(
     options: Options,
     digest_of: Callable[[TensorView], bytes],
     damage: Mapping[str, str] | None = None,
-) -> Callable[[Mapping[tuple[str, str], str]], ConversionPlan]:
-    """Everything `make_plan` wants but the tensors that do not fit, which it is given last.
+) -> Planner:
+    """Everything `make_plan` wants but what only the weights tell, which it is given last.
 
     Args:
         state_dict: The tensors of the file.
@@ -114,13 +125,17 @@ def planner(
     views = {view.key: view for group in groups for view in group}
     digests = {key: digest_of(view) for key, view in views.items()}
 
-    def plan(unfit: Mapping[tuple[str, str], str]) -> ConversionPlan:
+    def plan(
+        unfit: Mapping[tuple[str, str], str],
+        chosen: Mapping[tuple[str, str], Choice] | None = None,
+    ) -> ConversionPlan:
         return make_plan(
             state_dict,
             meaning.detection,
             meaning.placements,
             options,
             unfit=unfit,
+            chosen=chosen,
             digests=digests,
             damage=damage,
         )

@@ -19,6 +19,7 @@ import numpy as np
 from ckptaudit.containers import Kind
 from ckptaudit.errors import Unsupported
 from ckptaudit.floats import TARGETS, decode
+from ckptaudit.jobs.choosing import choose
 from ckptaudit.jobs.health import damaged_ids
 from ckptaudit.jobs.modelspec import (
     TITLE,
@@ -147,6 +148,8 @@ class _Proof:
         self.outputs: Mapping[str, OutputTensor] = {}
         # By job, the type it is written in where a weight does not fit the one wanted.
         self.spared: Mapping[JobId, DType] = {}
+        # Bytes of weights that were read to choose types.
+        self.measured = 0
         # How many elements differ.
         self.differing: dict[JobId, int] = {}
         self.notes: list[str] = []
@@ -154,7 +157,7 @@ class _Proof:
             self.notes.append("was not written by ckptaudit; names and types are its own")
 
     def run(self, progress: Callable[[int, int], None]) -> Verification:
-        plan = self.part_of(self.plan())
+        plan = self.plan(progress)
         self.outputs = {tensor.name: tensor for output in plan.outputs for tensor in output.tensors}
         pairs = [
             (job, stored)
@@ -181,7 +184,8 @@ class _Proof:
             notes=tuple(self.notes),
         )
 
-    def plan(self) -> ConversionPlan:
+    def plan(self, progress: Callable[[int, int], None]) -> ConversionPlan:
+        """What should be in the converted file; types that were left to the weights, by them."""
         state_dict = find_state_dict(self.source.container)
         options = self.options or _FOREIGN
         meaning = meaning_of(state_dict, options.family)
@@ -189,7 +193,17 @@ class _Proof:
         digests = partial(digest_of, self.source.container)
         damage = damaged_ids(self.source.container, state_dict)
         plan_with = planner(state_dict, meaning, options, digests, damage)
-        plan = plan_with({})
+        plan = self.part_of(plan_with({}))
+        if options.precision is Precision.AUTO:
+            container = self.source.container
+            total = sum(job.view.nbytes for job in plan.jobs)
+
+            def advance(done: int, in_all: int) -> None:
+                self.measured = done
+                progress(done, in_all + total)
+
+            chosen = choose(container, plan, beside=self.cores_taken, progress=advance)
+            plan = self.part_of(plan_with({}, chosen))
         if self.options is not None:
             spared = plan_with({(job.file, job.name): "" for job in plan.jobs})
             self.spared = {job.id: job.target for job in spared.jobs}
@@ -209,10 +223,11 @@ class _Proof:
         own = max(plan.outputs, key=agreement, default=Output("", (), 0))
         others = len(plan.outputs) - 1
         if others > 0:
-            self.notes.append(
+            note = (
                 f"is proven as {own.file}, by itself; {counted(others, 'other file')} of the "
                 "conversion must be proven too"
             )
+            self.notes += [note] if note not in self.notes else []
         return replace(
             plan,
             outputs=(own,),
@@ -259,7 +274,7 @@ class _Proof:
         def advance(nbytes: int) -> None:
             nonlocal done
             done += nbytes
-            progress(done, total)
+            progress(self.measured + done, self.measured + total)
 
         homes = {job.id: self.home(job) for job in jobs}
         sink = _Comparison(self.file, homes, self.differing)

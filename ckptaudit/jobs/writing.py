@@ -8,6 +8,7 @@ Never asks: whether it may be converted (`convert`), how the answer is shown.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ckptaudit.errors import CastOverflow, Unsupported
 from ckptaudit.jobs.account import Conversion, Source, TensorEntry
+from ckptaudit.jobs.choosing import choose
 from ckptaudit.jobs.hashing import hash_of, hashes_of
 from ckptaudit.jobs.health import averaged_alike, counted_ailments, damaged_ids, health_of
 from ckptaudit.jobs.modelspec import modelspec_of, with_data_hash
@@ -29,12 +31,16 @@ from ckptaudit.jobs.small import std_of
 from ckptaudit.jobs.stream import digest_of, stream
 from ckptaudit.layouts import Component
 from ckptaudit.plan import (
+    CANDIDATES,
+    FALLBACK,
+    Choice,
     ConversionPlan,
     Ema,
     Layout,
     OnOverflow,
     Options,
     Output,
+    Precision,
     TensorJob,
 )
 from ckptaudit.policy import RULES, Finding, Judgement
@@ -125,13 +131,15 @@ class _Run:
         digests = partial(digest_of, file.container)
         self.plan_with = planner(self.state_dict, self.meaning, options, digests, self.damage)
         self.stats: dict[JobId, TensorStats] = {}
-        # By file and name of the output, why a tensor is not cast.
+        # By file and name of the output, the type that its weights ask for.
+        self.chosen: dict[tuple[str, str], Choice] = {}
+        # The same, why a tensor is not cast.
         self.unfit: dict[tuple[str, str], str] = {}
         # The same by the jobs that told so: of a tensor of several parts, maybe one.
         self.misfits: dict[JobId, str] = {}
         # What the header says by the ModelSpec; None where that is not wanted.
         self.modelspec = self.described()
-        # Bytes of weights that attempts which came to nothing have gone through.
+        # Bytes of weights that were read to choose types, or in attempts that came to nothing.
         self.in_vain = 0
         # One byte that lanes share: not 0 once the attempt under way has come to nothing.
         self.is_vain = mmap(-1, 1)
@@ -164,8 +172,24 @@ class _Run:
             for file in (*(output.file for output in plan.outputs), *self.texts(plan)):
                 check_spares(self.target / self.within(file), sources)
 
-    def dry(self, *, with_hash: bool) -> Conversion:
+    def choose(self) -> None:
+        """Read the weights to choose their types, where that is left to them."""
+        if self.options.precision is not Precision.AUTO:
+            return
         plan = self.plan_with({})
+        total = sum(job.view.nbytes for job in plan.jobs)
+
+        def advance(done: int, in_all: int) -> None:
+            self.in_vain = done
+            self.progress(done, in_all + total)
+
+        self.chosen = choose(
+            self.file.container, plan, beside=self.file.cores_taken, progress=advance
+        )
+
+    def dry(self, *, with_hash: bool) -> Conversion:
+        self.choose()
+        plan = self.plan_with({}, self.chosen)
         starts = self.starts(plan, with_hash=with_hash)
         self.file.finish()
         weights = [
@@ -178,11 +202,12 @@ class _Run:
         return self.result(plan, (*weights, *texts), None, written=False)
 
     def write(self, *, with_hash: bool, overwrite: bool) -> Conversion:
+        self.choose()
         outputs = None
         while outputs is None:
             # Which tensors stay as they are decides where every other one lies; they are
             # known after one attempt, which then writes nothing.
-            plan = self.plan_with(self.unfit)
+            plan = self.plan_with(self.unfit, self.chosen)
             outputs = self.attempt(plan, with_hash=with_hash, overwrite=overwrite)
         return self.result(plan, outputs, self.file.digest(), written=True)
 
@@ -349,6 +374,7 @@ class _Run:
                 *self.empty_notes(),
                 *self.ema_notes(plan),
                 *self.vae_notes(plan),
+                *self.type_notes(),
                 *self.guesses(),
                 *self.dry_notes(written=written),
             ),
@@ -366,7 +392,13 @@ class _Run:
             dtype=job.target.name,
             shape=job.view.shape,
             stats=self.stats.get(job.id),
+            why=choice.why if (choice := self.choice(job)) is not None else None,
         )
+
+    def choice(self, job: TensorJob) -> Choice | None:
+        """The type that the weights asked for, if *job* got it."""
+        choice = self.chosen.get((job.file, job.name))
+        return choice if choice is not None and choice.dtype is job.target else None
 
     def empty_notes(self) -> list[str]:
         """Say so where there was nothing to convert."""
@@ -383,7 +415,8 @@ class _Run:
         """Say what a dry run cannot know."""
         if written:
             return []
-        notes = ["no weight was read: a tensor that does not fit its new type would stay as it is"]
+        read = "weights were read to choose their types" if self.chosen else "no weight was read"
+        notes = [f"{read}: a tensor that does not fit its new type would stay as it is"]
         if self.target.exists():
             notes.append("the output exists: it is written only where it may be overwritten")
         return notes
@@ -411,6 +444,15 @@ class _Run:
             return []
         why = "in fp16 this family's overflows while it runs, and images turn black"
         return [f"the VAE stays float32: {why}; --vae convert casts it"]
+
+    def type_notes(self) -> list[str]:
+        """Say how many tensors got another type than the first, where it was left to them."""
+        if self.options.precision is not Precision.AUTO:
+            return []
+        chosen = Counter(choice.dtype.name for choice in self.chosen.values())
+        kinds = [f"{chosen[dtype.name]} {dtype.name}" for dtype in (*CANDIDATES, FALLBACK)]
+        tensors = counted(len(self.chosen), "tensor")
+        return [f"--precision auto, of {tensors} that would be cast: {', '.join(kinds)}"]
 
     def numeric_findings(self, plan: ConversionPlan) -> list[Finding]:
         found = []

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from ckptaudit.dtypes import DType, named
 from ckptaudit.layouts import Component
 from ckptaudit.plan.arranging import arrange, described
+from ckptaudit.plan.choosing import CANDIDATES
 from ckptaudit.plan.duplicates import Candidate, bytes_of, copies, deduplicate
 from ckptaudit.plan.options import Action, Dedupe, Ema, Layout, Options, Precision
 from ckptaudit.plan.values import ConversionPlan, Drop
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
 
     from ckptaudit.layouts import Detection, Placement
+    from ckptaudit.plan.choosing import Choice
     from ckptaudit.tensors import StateDict, TensorView
 
 __all__ = ["comparable_groups", "make_plan"]
 
 _TARGETS = {
+    # The first that may be chosen, unless another is.
+    Precision.AUTO: CANDIDATES[0],
     Precision.FP16: named("float16"),
     Precision.BF16: named("bfloat16"),
     Precision.FP32: named("float32"),
@@ -55,6 +59,7 @@ def make_plan(
     options: Options,
     *,
     unfit: Mapping[tuple[str, str], str] | None = None,
+    chosen: Mapping[tuple[str, str], Choice] | None = None,
     digests: Mapping[str, bytes] | None = None,
     damage: Mapping[str, str] | None = None,
 ) -> ConversionPlan:
@@ -67,6 +72,8 @@ def make_plan(
         options: What the user asked for.
         unfit: By file and name of the output, why a tensor stays in its own dtype (it would
             overflow).
+        chosen: By file and name of the output, the type of a tensor that is left open by
+            ``Precision.AUTO``; see `undecided`.
         digests: By source key, a hash of the tensor's elements, for keys that
             `comparable_groups` named.  Tensors of one hash, dtype and shape are equal.
         damage: By source key, what is wrong with tensors that loaders make better themselves.
@@ -86,8 +93,10 @@ def make_plan(
         else:
             what = described(candidate.view)
             draft.drops.append(Drop(candidate.view.key, what, candidate.harm))
-    # Only now: the aliases of a tensor that does not fit are its equals and do not fit either.
-    arranged = arrange(written, detection, options, unfit or {})
+    # Only now: the aliases of a tensor that does not fit are its equals and do not fit either; and
+    # what is chosen for one would be chosen for the other.
+    types = {output: choice.dtype for output, choice in (chosen or {}).items()}
+    arranged = arrange(written, detection, options, unfit or {}, types)
     names = {(job.file, job.name) for job in arranged.jobs}
     kept = []
     for alias in sorted(aliases, key=lambda alias: (alias.name, alias.file)):

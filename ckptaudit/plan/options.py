@@ -16,8 +16,9 @@ __all__ = ["Action", "Dedupe", "Ema", "Layout", "OnOverflow", "Options", "Precis
 
 
 class Precision(str, Enum):
-    """What floating-point weights become."""
+    """What floating-point weights become; ``auto`` is fp16, bf16 or fp32 for each tensor."""
 
+    AUTO = "auto"
     FP16 = "fp16"
     BF16 = "bf16"
     FP32 = "fp32"

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HOW_TO_PERMIT",
+    "choices",
     "drops",
     "first_of",
     "hashes",
@@ -334,6 +335,17 @@ def measures(parts: Iterable[PartMeasure]) -> list[str]:
                     + (f", signal to noise {ratio} dB" if ratio else "")
                 )
     return sentences
+
+
+def choices(tensors: Iterable[TensorEntry]) -> list[str]:
+    """Which tensors have another type than ``--precision auto`` prefers, and why."""
+    return first_of(
+        dict.fromkeys(
+            f"{escape(tensor.name)} is {tensor.dtype}: {tensor.why}"
+            for tensor in tensors
+            if tensor.why is not None
+        )
+    )
 
 
 def leftovers(held: Iterable[Leftover]) -> list[str]:

@@ -151,7 +151,11 @@ def _inspected(result: Inspection) -> list[str]:
 
 
 def _converted(result: Conversion) -> list[str]:
-    told = [*facts.stored_once(result), *facts.drops(result.dropped)]
+    told = [
+        *facts.choices(result.tensors),
+        *facts.stored_once(result),
+        *facts.drops(result.dropped),
+    ]
     return [
         f"## {code(result.source.path)}",
         _list(

@@ -95,6 +95,7 @@ def conversion_text(result: Conversion) -> str:
         *facts.saved(result.sizes),
         *facts.memory(result.sizes),
         *facts.losses(result.tensors),
+        *facts.choices(result.tensors),
         *facts.stored_once(result),
         *facts.drops(result.dropped),
         *_findings(result.findings),
