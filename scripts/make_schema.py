@@ -20,7 +20,7 @@ import msgspec
 from derived import keep
 
 from ckptaudit import containers, layouts, numerics, plan, policy, tensors
-from ckptaudit.jobs import contents, identity, measures, names, parts, sizes
+from ckptaudit.jobs import contents, identity, measures, names, parts, risks, sizes
 from ckptaudit.jobs.account import Conversion
 from ckptaudit.jobs.explain import Explanation
 from ckptaudit.jobs.inspect import Inspection
@@ -38,7 +38,7 @@ _ANSWERS = (ScanResult, Explanation, Inspection, Conversion, Verification)
 # The rooms whose types stand in answers.
 _ROOMS = (
     *(containers, layouts, numerics, plan, policy, tensors),
-    *(contents, identity, measures, names, parts, sizes),
+    *(contents, identity, measures, names, parts, risks, sizes),
 )
 
 

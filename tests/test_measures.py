@@ -149,3 +149,69 @@ def test_statistics_are_told_where_they_are_asked_for(tmp_path: Path, options: l
     assert told["tensors"][0]["stats"]["float16"]["overflowed"] == 1
     assert (untold["stats"], untold["tensors"][0]["stats"]) == ([], None)
     assert (told["identity"] is None) is bool(options)
+
+
+# What fp16 would do
+
+
+def tensors_at_risk() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    plain = torch.randn(4000) / 20
+    two_sizes = torch.cat([plain[:3000], plain[3000:] * 1e-8])
+    huge = plain.clone()
+    huge[7] = 1e5
+    beyond = plain.double()
+    beyond[7] = 1e39
+    return {
+        "plain": plain,
+        "overflows": huge,
+        "overflows-in-both": beyond,
+        "flushes": two_sizes,
+        "is-small": plain * 1e-4,
+        "is-small-already": (plain * 1e-4).half(),
+        "zero": torch.zeros(30),
+        "ids": torch.arange(9),
+    }
+
+
+def test_tensors_at_risk_are_those_that_auto_would_spare(tmp_path: Path) -> None:
+    torch.save(tensors_at_risk(), tmp_path / "a.pt")
+
+    result = inspect(tmp_path / "a.pt", with_hash=False, with_stats=True)
+    chosen = convert(
+        tmp_path / "a.pt", tmp_path / "a.safetensors", Options(precision=Precision.AUTO)
+    )
+
+    found = {risk.key: risk for risk in result.risks}
+    assert list(found) == ["overflows", "overflows-in-both", "flushes", "is-small"]
+    assert found["overflows"].against_float16 == "float16 cannot hold 1 of 4000 weights"
+    assert found["flushes"].against_float16 is not None
+    assert "nonzero weights would be zero" in found["flushes"].against_float16
+    assert "noise would be only" in (found["is-small"].against_float16 or "")
+    better = {key for key, risk in found.items() if risk.better_in_bfloat16}
+    assert better == {"overflows", "is-small"}
+    written = {entry.source: entry.dtype for entry in chosen.tensors}
+    for key, risk in found.items():
+        assert written[key] in {risk.chosen, "float64"}
+    assert {written[key] for key in written.keys() - found.keys()} == {"float16", "int64"}
+
+
+@pytest.mark.parametrize("thin_family", ["sd1"], indirect=True)
+def test_what_no_conversion_casts_is_at_no_risk(thin_family: Family, tmp_path: Path) -> None:
+    tensors = checkpoint(thin_family, tmp_path / "a.ckpt")
+    tensors["betas"] = torch.full((1000,), 1e9)
+    tensors["model_ema.decay"] = torch.tensor(1e9)
+    torch.save(tensors, tmp_path / "a.ckpt")
+
+    assert inspect(tmp_path / "a.ckpt", with_hash=False, with_stats=True).risks == ()
+
+
+def test_risks_are_told_to_people(tmp_path: Path) -> None:
+    torch.save(tensors_at_risk(), tmp_path / "a.pt")
+
+    text = audit("inspect", "--stats", tmp_path / "a.pt").out
+    page = audit("inspect", "--stats", tmp_path / "a.pt", "-f", "md").out
+
+    said = "overflows: float16 cannot hold 1 of 4000 weights; bfloat16 keeps more of it (auto: bfl"
+    assert f"  risk: {said}" in text
+    assert f"At risk:\n\n* `{said}" in page

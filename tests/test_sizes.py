@@ -16,7 +16,7 @@ from ckptaudit.dtypes import named
 from ckptaudit.jobs.planning import meaning_of
 from ckptaudit.jobs.sizes import sizes_of
 from ckptaudit.layouts import FAMILIES, Component
-from ckptaudit.report.facts import memory
+from ckptaudit.report.figures import memory
 from ckptaudit.tensors import StateDict, TensorView
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from ckptaudit.jobs.identity import Known, identity_of
 from ckptaudit.jobs.measures import by_part
 from ckptaudit.jobs.opening import File, notes_on, opened
 from ckptaudit.jobs.planning import meaning_of, prediction_of
+from ckptaudit.jobs.risks import risks_of
 from ckptaudit.jobs.sizes import sizes_of
 from ckptaudit.jobs.small import std_of
 from ckptaudit.policy import judge
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ckptaudit.containers import Kind
     from ckptaudit.jobs.identity import Identity, Twin
     from ckptaudit.jobs.measures import Measured, PartMeasure
+    from ckptaudit.jobs.risks import Risk
     from ckptaudit.jobs.sizes import Sizes
     from ckptaudit.layouts import Component, ComponentCount
     from ckptaudit.policy import Coverage, Finding, Severity
@@ -77,6 +79,7 @@ class Inspection(File):
         leftovers: What else the file holds.
         sizes: What its parts take.
         stats: What its components hold, in the order of `Component`; empty if that was not wanted.
+        risks: Tensors that fp16 would do harm to or bf16 do better; empty without statistics.
         identity: The hashes by which it and its parts are known; None if they were not wanted.
         twins: Components that an earlier file of the run has as well.
         findings: What ails the model, as far as keys, shapes and types show; with hashes, what
@@ -97,6 +100,7 @@ class Inspection(File):
     leftovers: tuple[Leftover, ...]
     sizes: Sizes
     stats: tuple[PartMeasure, ...]
+    risks: tuple[Risk, ...]
     identity: Identity | None
     twins: tuple[Twin, ...]
     findings: tuple[Finding, ...]
@@ -184,6 +188,7 @@ def inspect(
             leftovers=state_dict.leftovers,
             sizes=sizes_of(state_dict, meaning),
             stats=() if measured is None else by_part(meaning.placements, measured),
+            risks=() if measured is None else tuple(risks_of(meaning.placements, measured)),
             identity=identity,
             twins=() if known is None or identity is None else known.twins(name, identity.contents),
             findings=tuple(findings),

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ckptaudit.policy import RULES, Severity
-from ckptaudit.report import facts
+from ckptaudit.report import facts, figures
 from ckptaudit.report.document import Failure
 from ckptaudit.report.escaping import code
 from ckptaudit.report.facts import size_text
@@ -137,13 +137,14 @@ def _inspected(result: Inspection) -> list[str]:
                 *result.notes,
                 *(f"because {code(evidence)}" for evidence in result.evidence),
                 *(f"{dtype}: {size}" for dtype, size in facts.sizes_by_dtype(result.tensors)),
-                *facts.memory(result.sizes),
-                *(facts.hashes(result.identity) if result.identity is not None else ()),
-                *map(code, facts.twins(result.twins)),
+                *figures.memory(result.sizes),
+                *(figures.hashes(result.identity) if result.identity is not None else ()),
+                *map(code, figures.twins(result.twins)),
             ]
         ),
         *_components(result.components, result.sizes),
         *_measures(result.stats),
+        *(["At risk:", _list(map(code, figures.risks(result.risks)))] if result.risks else []),
         *(["Beside the weights:", _list(map(code, held))] if held else []),
         *_findings(result.findings),
         *_not_read(result.coverage),
@@ -162,9 +163,9 @@ def _converted(result: Conversion) -> list[str]:
             [
                 *(_output(result, output) for output in result.outputs),
                 *result.notes,
-                *map(code, facts.modelspec(result)),
-                *facts.saved(result.sizes),
-                *facts.memory(result.sizes),
+                *map(code, figures.modelspec(result)),
+                *figures.saved(result.sizes),
+                *figures.memory(result.sizes),
                 *facts.losses(result.tensors),
                 *map(code, told),
             ]
@@ -214,7 +215,7 @@ def _components(components: Iterable[ComponentCount], sizes: Sizes) -> list[str]
         [
             part.component.value,
             f"{part.present}/{part.expected}" if part.expected else str(part.present),
-            facts.size_of_part(sizes, part.component),
+            figures.size_of_part(sizes, part.component),
             "; ".join(map(code, facts.wrong_with(part))),
         ]
         for part in components
@@ -226,10 +227,12 @@ def _measures(parts: Iterable[PartMeasure]) -> list[str]:
     held, cast = [], []
     for part in parts:
         name, stats = part.component.value, part.stats.held
-        numbers = map(facts.number, (stats.min, stats.max, stats.mean, stats.std))
+        numbers = map(figures.number, (stats.min, stats.max, stats.mean, stats.std))
         held.append([name, str(stats.numel), *numbers, str(stats.zeros)])
         casts = (("fp16", part.stats.float16), ("bf16", part.stats.bfloat16))
-        cast += [[name, target, *facts.loss_of(each)] for target, each in casts if each is not None]
+        cast += [
+            [name, target, *figures.loss_of(each)] for target, each in casts if each is not None
+        ]
     if not held:
         return []
     return [

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from ckptaudit.policy import Severity
-from ckptaudit.report import facts
+from ckptaudit.report import facts, figures
 from ckptaudit.report.escaping import printable, without_commands
 from ckptaudit.report.facts import size_text
 from ckptaudit.vm import escape
@@ -67,11 +67,12 @@ def inspection_text(result: Inspection) -> str:
         *_notes(result.notes),
         *(f"because {evidence}" for evidence in result.evidence),
         *_components(result.components, result.sizes),
-        *(facts.hashes(result.identity) if result.identity is not None else ()),
-        *facts.twins(result.twins),
+        *(figures.hashes(result.identity) if result.identity is not None else ()),
+        *figures.twins(result.twins),
         *(f"{dtype}: {size}" for dtype, size in facts.sizes_by_dtype(result.tensors)),
-        *facts.memory(result.sizes),
-        *facts.measures(result.stats),
+        *figures.memory(result.sizes),
+        *figures.measures(result.stats),
+        *(f"risk: {risk}" for risk in figures.risks(result.risks)),
         *facts.leftovers(result.leftovers),
         *_findings(result.findings),
         *_not_read(result.coverage),
@@ -91,9 +92,9 @@ def conversion_text(result: Conversion) -> str:
         ),
         *_notes(result.notes),
         *_components(result.components, result.sizes),
-        *facts.modelspec(result),
-        *facts.saved(result.sizes),
-        *facts.memory(result.sizes),
+        *figures.modelspec(result),
+        *figures.saved(result.sizes),
+        *figures.memory(result.sizes),
         *facts.losses(result.tensors),
         *facts.choices(result.tensors),
         *facts.stored_once(result),
@@ -159,7 +160,7 @@ def _components(components: Iterable[ComponentCount], sizes: Sizes) -> list[str]
     lines = []
     for part in components:
         of = f"/{part.expected}" if part.expected else ""
-        size = facts.size_of_part(sizes, part.component)
+        size = figures.size_of_part(sizes, part.component)
         count = f"{part.component.value}: {part.present}{of}{f', {size}' if size else ''}"
         lines.append("; ".join([count, *facts.wrong_with(part)]))
     return lines
