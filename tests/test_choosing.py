@@ -147,7 +147,7 @@ def test_a_dry_run_reads_the_weights_and_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "b.safetensors").exists()
     told = {**chosen(wet), "wide": "float32"}
     assert chosen(dry) == told
-    assert any("weights were read to choose their types" in note for note in dry.notes)
+    assert any("weights were read to choose types" in note for note in dry.notes)
 
 
 def test_progress_never_goes_back(tmp_path: Path) -> None:

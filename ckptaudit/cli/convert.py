@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ckptaudit.cli.outputs import Outputs
-    from ckptaudit.jobs.account import Conversion
+    from ckptaudit.jobs.account import Conversion, VaeSource
     from ckptaudit.plan import Options
 
 _ACTIONS = ("convert", "copy", "drop")
@@ -145,6 +145,13 @@ _ADVICE: dict[type[CkptauditError], str] = {
     metavar="KEY=VALUE",
     help="Say this of the model there, such as author=...; may be given several times.",
 )
+@click.option(
+    "--replace-vae",
+    type=click.Path(readable=False),
+    metavar="FILE",
+    help="Write the VAE of FILE in place of that of each path, or besides if it has none: a VAE, a "
+    "whole model, or the folder of either.",
+)
 @click.option("--keep-names", is_flag=True, help="Write every key as it is in the source.")
 @click.option(
     "--dry-run",
@@ -173,6 +180,7 @@ def convert(
     paths: tuple[str, ...],
     output: str | None,
     outputs: Outputs,
+    replace_vae: str | None,
     no_hash: bool,
     dry_run: bool,
     if_exists: str,
@@ -202,7 +210,8 @@ def convert(
     is_folder = options.makes_folder
     overwrite = if_exists == "overwrite"
     # Where each path leads, links and ".." followed.
-    sources = {os.path.realpath(path): path for path in paths}
+    read = paths if replace_vae is None else (*paths, replace_vae)
+    sources = {os.path.realpath(path): path for path in read}
     taken: dict[str, str] = {}
 
     targets = partial(_targets, output=output, several=len(paths) > 1, is_folder=is_folder)
@@ -218,6 +227,7 @@ def convert(
                 path,
                 target,
                 options,
+                replace_vae=replace_vae,
                 with_hash=not no_hash,
                 overwrite=overwrite,
                 allow_unsafe=allow_unsafe,
@@ -239,8 +249,15 @@ def convert(
             _show_skipped(path, *targets(path))
         else:
             answers.ask(path, partial(work, path))
-    note_unused(policy_path, policy, answers.results, no_hash=no_hash)
+    note_unused(policy_path, policy, _with_vae_sources(answers.results), no_hash=no_hash)
     ctx.exit(answers.deliver(outputs))
+
+
+def _with_vae_sources(results: list[Conversion] | None) -> list[Conversion | VaeSource] | None:
+    """*results*, and what is told of the files that their VAEs are from."""
+    if results is None:
+        return None
+    return [*results, *(each.vae_source for each in results if each.vae_source is not None)]
 
 
 def _described(is_wanted: object, fields: object) -> tuple[tuple[str, str], ...] | None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ckptaudit.policy import Coverage, Finding, Permitted, Severity
     from ckptaudit.tensors import Leftover
 
-__all__ = ["Conversion", "Source", "TensorEntry"]
+__all__ = ["Conversion", "Source", "TensorEntry", "VaeSource"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,27 @@ class Source(File):
 
 
 @dataclass(frozen=True, slots=True)
+class VaeSource(Source):
+    """The file whose VAE took the place of the source's.
+
+    Attributes:
+        family: Name of the model family it is of, or of the part of it that is a VAE.
+        variant: Which variant of it, or None.
+        evidence: What the family was recognised by.
+        leftovers: Its values that are no tensors.
+        findings: What the scan found in it.
+        permitted: What the policy permits of that.
+    """
+
+    family: str
+    variant: str | None
+    evidence: tuple[str, ...]
+    leftovers: tuple[Leftover, ...]
+    findings: tuple[Finding, ...]
+    permitted: tuple[Permitted, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TensorEntry:
     """One tensor that was written, or would be.
 
@@ -49,6 +70,8 @@ class TensorEntry:
         name: What it is called in the output.
         file: Path of the output file it is in, from where the output lies.
         source: Its key in the source.
+        origin: Path of the file that *source* is a key of, if that is not the source: that of
+            `VaeSource`.
         component: What part of the model it is.
         op: What was done to its shape.
         rows: Half-open range of rows: of the source, those that were taken where *op* is
@@ -64,6 +87,7 @@ class TensorEntry:
     name: str
     file: str
     source: str
+    origin: str | None
     component: Component
     op: str
     rows: tuple[int, int] | None
@@ -76,12 +100,13 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """The account of a conversion: every tensor of the source is in it exactly once.
+    """The account of a conversion: every tensor of its sources is in it exactly once.
 
     One that is written in pieces has an entry for each piece.
 
     Attributes:
         source: The file that was converted.
+        vae_source: The file whose VAE took the place of its own; None if there is none.
         written: False in a dry run: then it says what would be.
         family: Name of the model family, or ``unknown``.
         variant: Which variant of it, or None.
@@ -103,6 +128,7 @@ class Conversion:
     """
 
     source: Source
+    vae_source: VaeSource | None
     written: bool
     family: str
     variant: str | None

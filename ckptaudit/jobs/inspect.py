@@ -136,7 +136,7 @@ def inspect(
         state_dict = find_state_dict(container)
         meaning = meaning_of(state_dict)
         std = partial(std_of, container)
-        prediction, hints = prediction_of(meaning.detection, state_dict, std)
+        prediction, hints = prediction_of(meaning, state_dict, std)
         findings = health_of(state_dict, meaning, damaged_ids(container, state_dict))
         identity, measured = None, None
         if with_hash or with_stats:

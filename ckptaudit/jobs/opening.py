@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from ckptaudit.jobs.hashing import Hashing
+    from ckptaudit.policy import Judgement
     from ckptaudit.source import ByteSource
     from ckptaudit.vm import Limits
 
-__all__ = ["File", "Opened", "notes_on", "opened"]
+__all__ = ["File", "Judged", "Opened", "notes_on", "opened"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,19 @@ class Opened:
         return digest
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A file that a job works on, and what a scan thinks of it.
+
+    Attributes:
+        file: The file.
+        judgement: What a scan thinks of it.
+    """
+
+    file: Opened
+    judgement: Judgement
+
+
 @contextmanager
 def opened(
     path: str | PathLike[str],
@@ -85,6 +99,7 @@ def opened(
     limits: Limits | None = None,
     takes_folders: bool = False,
     with_data_hash: bool = False,
+    with_all: bool = False,
 ) -> Iterator[Opened]:
     """Open *path* for one job and close it after; its hash, if wanted, begins at once.
 
@@ -94,11 +109,13 @@ def opened(
         limits: The most it may cost.
         takes_folders: Whether the job can do anything with a folder.
         with_data_hash: Whether, if it is a safetensors file, the hash of its data is wanted too.
+        with_all: Whether what lies in a folder beside the weights is opened, too.
 
     Raises:
         CkptauditError: It cannot be read, or is no checkpoint.
     """
-    folder = _folder(path, limits) if takes_folders and os.path.isdir(path) else None  # noqa: PTH112 - a name that is too long is none
+    is_folder = takes_folders and os.path.isdir(path)  # noqa: PTH112 - a name that is too long is none
+    folder = _folder(path, limits, with_all=with_all) if is_folder else None
     source = FileSource(path) if folder is None else folder.source
     hashing = None
     try:
@@ -112,10 +129,10 @@ def opened(
         source.close()
 
 
-def _folder(path: str | PathLike[str], limits: Limits | None) -> Container:
+def _folder(path: str | PathLike[str], limits: Limits | None, *, with_all: bool) -> Container:
     from ckptaudit.containers.folder import open_folder  # noqa: PLC0415 - as hashing, below
 
-    return open_folder(path, limits)
+    return open_folder(path, limits, with_all=with_all)
 
 
 def _hashing(source: ByteSource, tail_start: int | None) -> Hashing:
@@ -127,9 +144,11 @@ def _hashing(source: ByteSource, tail_start: int | None) -> Hashing:
 
 def notes_on(container: Container) -> tuple[str, ...]:
     """What is worth telling about the file that speaks neither for nor against it."""
+    if container.kind is Kind.FOLDER:
+        return container.notes
     is_named = container.source.name.lower().endswith(".safetensors")
     if container.kind is Kind.SAFETENSORS and not is_named:
         return ("is a safetensors file under another name; it was read as what it is",)
-    if container.kind not in {Kind.SAFETENSORS, Kind.FOLDER} and is_named:
+    if container.kind is not Kind.SAFETENSORS and is_named:
         return (f"is named .safetensors but is a {container.kind.value} checkpoint",)
     return ()

@@ -7,7 +7,6 @@ Never asks: whether it may be converted (`convert`), how the answer is shown.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -15,16 +14,18 @@ from functools import partial
 from hashlib import sha256
 from mmap import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from ckptaudit.errors import CastOverflow, Unsupported
-from ckptaudit.jobs.account import Conversion, Source, TensorEntry
+from ckptaudit.errors import CastOverflow
+from ckptaudit.jobs.account import Conversion, Source, TensorEntry, VaeSource
+from ckptaudit.jobs.baking import with_vae
+from ckptaudit.jobs.basis import basis_of, from_where
 from ckptaudit.jobs.choosing import choose
 from ckptaudit.jobs.hashing import hash_of, hashes_of
-from ckptaudit.jobs.health import averaged_alike, counted_ailments, damaged_ids, health_of
+from ckptaudit.jobs.health import averaged_alike, counted_ailments
 from ckptaudit.jobs.modelspec import modelspec_of, with_data_hash
-from ckptaudit.jobs.opening import File, Opened, notes_on
-from ckptaudit.jobs.planning import meaning_of, planner, prediction_of
+from ckptaudit.jobs.opening import File, Judged, notes_on
+from ckptaudit.jobs.planning import check_layout, planner, prediction_of, texts_of
 from ckptaudit.jobs.receipt import metadata_of
 from ckptaudit.jobs.sizes import sizes_of
 from ckptaudit.jobs.small import std_of
@@ -43,8 +44,7 @@ from ckptaudit.plan import (
     Precision,
     TensorJob,
 )
-from ckptaudit.policy import RULES, Finding, Judgement
-from ckptaudit.tensors import find_state_dict
+from ckptaudit.policy import RULES, Finding
 from ckptaudit.vm import escape
 from ckptaudit.wording import counted
 from ckptaudit.writer import (
@@ -71,26 +71,26 @@ _NO_HASH = "0" * 64
 
 
 def write(
-    file: Opened,
+    source: Judged,
     target: Path,
     options: Options,
-    judgement: Judgement,
     *,
+    vae_source: Judged | None,
     sources: Iterable[Path],
     with_hash: bool,
     overwrite: bool,
     dry_run: bool,
     progress: Callable[[int, int], None],
 ) -> Conversion:
-    """Write what *options* make of *file* to *target*, or say what would be written.
+    """Write what *options* make of *source* to *target*, or say what would be written.
 
     Args:
-        file: The checkpoint, open; it may be converted.
+        source: The checkpoint, open; it may be converted.
         target: Where the output appears when it is whole.
         options: What to do with weights, copies and names.
-        judgement: What the scan thinks of *file*, for the account.
-        sources: What *file* may consist of, none of which is ever written.
-        with_hash: Hash the output and put the source's hash into it.
+        vae_source: The file whose VAE takes the place of the checkpoint's, open likewise.
+        sources: What both may consist of, none of which is ever written.
+        with_hash: Hash the output and put the hashes of its sources into it.
         overwrite: Replace *target* if it is there.
         dry_run: Write nothing.
         progress: Told bytes of weights done, and in all.
@@ -98,11 +98,18 @@ def write(
     Raises:
         CkptauditError: See `convert`.
     """
-    run = _Run(file, target, options, judgement, progress)
+    run = _Run(source, vae_source, target, options, progress)
     run.check_places(tuple(sources))
     if dry_run:
         return run.dry(with_hash=with_hash)
     return run.write(with_hash=with_hash, overwrite=overwrite)
+
+
+class _Digests(NamedTuple):
+    """SHA-256 of the source and of the file its VAE is from, where wanted."""
+
+    source: str | None
+    vae: str | None
 
 
 class _Run:
@@ -110,26 +117,28 @@ class _Run:
 
     def __init__(
         self,
-        file: Opened,
+        source: Judged,
+        vae_source: Judged | None,
         target: Path,
         options: Options,
-        judgement: Judgement,
         progress: Callable[[int, int], None],
     ) -> None:
-        self.file = file
+        self.source = source
+        self.vae_source = vae_source
+        self.name = source.file.container.source.name
         self.target = target
         self.options = options
-        self.judgement = judgement
         self.progress = progress
-        self.state_dict = find_state_dict(file.container)
-        self.meaning = meaning_of(self.state_dict, options.family)
-        self.check_family()
+        self.basis = basis_of(source.file.container, options.family)
+        self.detection = self.basis.meaning.detection
+        check_layout(self.detection, options, self.name)
+        if vae_source is not None:
+            self.basis = with_vae(self.basis, vae_source.file.container, options)
+        container = self.basis.container
         self.prediction, self.hints = prediction_of(
-            self.meaning.detection, self.state_dict, partial(std_of, file.container)
+            self.basis.meaning, self.basis.state_dict, partial(std_of, container)
         )
-        self.damage = damaged_ids(file.container, self.state_dict)
-        digests = partial(digest_of, file.container)
-        self.plan_with = planner(self.state_dict, self.meaning, options, digests, self.damage)
+        self.plan_with = planner(self.basis, options, partial(digest_of, container))
         self.stats: dict[JobId, TensorStats] = {}
         # By file and name of the output, the type that its weights ask for.
         self.chosen: dict[tuple[str, str], Choice] = {}
@@ -148,22 +157,8 @@ class _Run:
         """What is known of the model and what the user says, in the words of the ModelSpec."""
         if self.options.modelspec is None:
             return None
-        title, name = path_text(Path(self.target.stem)), self.file.container.source.name
-        return modelspec_of(self.meaning.detection, title, self.options.modelspec, name)
-
-    def check_family(self) -> None:
-        """Refuse what a family must be known for, where it is not."""
-        found, name = self.meaning.detection, self.file.container.source.name
-        if self.options.split and not found.has_inventory:
-            raise Unsupported(
-                f"{name}: is of family {found.family}, whose parts are not known, so it cannot be "
-                "split; --family names another"
-            )
-        if self.options.layout is Layout.DIFFUSERS and not found.has_diffusers_layout:
-            raise Unsupported(
-                f"{name}: is of family {found.family}, of which no diffusers folder is made; "
-                "--family names another"
-            )
+        title = path_text(Path(self.target.stem))
+        return modelspec_of(self.detection, title, self.options.modelspec, self.name)
 
     def check_places(self, sources: tuple[Path, ...]) -> None:
         """Refuse to write to any of *sources*, which may lie where a file of a folder goes."""
@@ -183,15 +178,13 @@ class _Run:
             self.in_vain = done
             self.progress(done, in_all + total)
 
-        self.chosen = choose(
-            self.file.container, plan, beside=self.file.cores_taken, progress=advance
-        )
+        self.chosen = choose(self.basis.container, plan, beside=self.cores_taken, progress=advance)
 
     def dry(self, *, with_hash: bool) -> Conversion:
         self.choose()
         plan = self.plan_with({}, self.chosen)
         starts = self.starts(plan, with_hash=with_hash)
-        self.file.finish()
+        digests = self.finish()
         weights = [
             File(self.path_of(output.file), starts[output.file] + output.nbytes, None)
             for output in plan.outputs
@@ -199,7 +192,7 @@ class _Run:
         texts = [
             File(self.path_of(file), len(text), None) for file, text in self.texts(plan).items()
         ]
-        return self.result(plan, (*weights, *texts), None, written=False)
+        return self.result(plan, (*weights, *texts), digests, written=False)
 
     def write(self, *, with_hash: bool, overwrite: bool) -> Conversion:
         self.choose()
@@ -209,7 +202,12 @@ class _Run:
             # known after one attempt, which then writes nothing.
             plan = self.plan_with(self.unfit, self.chosen)
             outputs = self.attempt(plan, with_hash=with_hash, overwrite=overwrite)
-        return self.result(plan, outputs, self.file.digest(), written=True)
+        return self.result(plan, outputs, self.finish(), written=True)
+
+    def finish(self) -> _Digests:
+        """Wait for the hashes of both files, which must not have changed."""
+        vae = None if self.vae_source is None else self.vae_source.file.finish()
+        return _Digests(self.source.file.finish(), vae)
 
     def attempt(
         self, plan: ConversionPlan, *, with_hash: bool, overwrite: bool
@@ -238,14 +236,14 @@ class _Run:
             if len(self.unfit) > known:
                 self.in_vain += sum(job.view.nbytes for job in plan.jobs)
                 return None
-            source_digest = self.file.finish()
+            digests = self.finish()
             written = []
             for output in plan.outputs:
                 draft = drafts[output.file]
                 if self.modelspec is not None and with_hash:
                     (of_data,) = hashes_of(draft.read_into, draft.size, (starts[output.file],))
                     self.modelspec = with_data_hash(self.modelspec, of_data)
-                draft.write_at(0, self.header(plan, output, source_digest))
+                draft.write_at(0, self.header(plan, output, digests))
                 draft.check_opens()
                 digest = hash_of(draft.read_into, draft.size) if with_hash else None
                 draft.publish(overwrite=overwrite)
@@ -260,19 +258,12 @@ class _Run:
 
     def texts(self, plan: ConversionPlan) -> dict[str, bytes]:
         """The JSON files of a folder, by path in it."""
-        if self.options.layout is not Layout.DIFFUSERS:
-            return {}
-        weights = [output.file for output in plan.outputs]
-        files = self.meaning.detection.folder_files(weights, self.prediction or "epsilon")
-        return {
-            file: json.dumps(settings, indent=2).encode() + b"\n"
-            for file, settings in files.items()
-        }
+        return texts_of(self.detection, self.prediction, plan, self.options)
 
     def starts(self, plan: ConversionPlan, *, with_hash: bool) -> dict[str, int]:
         """Where in each file its data begin, in bytes."""
-        digest = _NO_HASH if with_hash else None
-        return {output.file: len(self.header(plan, output, digest)) for output in plan.outputs}
+        digests = _Digests(_NO_HASH, _NO_HASH) if with_hash else _Digests(None, None)
+        return {output.file: len(self.header(plan, output, digests)) for output in plan.outputs}
 
     def within(self, file: str) -> str:
         """What *file* of the plan is called in the folder that is written; "" without one.
@@ -301,11 +292,11 @@ class _Run:
 
         clamp = self.options.on_overflow is OnOverflow.CLAMP
         done_jobs = stream(
-            self.file.container,
+            self.basis.container,
             plan.jobs,
             sink,
             clamp=clamp,
-            beside=self.file.cores_taken,
+            beside=self.cores_taken,
             progress=advance,
         )
         # Closed, so that no thread writes any more when the draft is discarded.
@@ -321,56 +312,74 @@ class _Run:
             f"(from {stats.min:g} to {stats.max:g})"
         )
         if self.options.on_overflow is OnOverflow.ERROR:
-            raise CastOverflow(f"{self.file.container.source.name}: {escape(job.source)}: {what}")
+            raise CastOverflow(f"{self.name}: {escape(job.source)}: {what}")
         self.unfit[job.file, job.name] = what
         self.misfits[job.id] = what
         self.is_vain[0] = 1
 
-    def header(self, plan: ConversionPlan, output: Output, digest: str | None) -> bytes:
+    @property
+    def cores_taken(self) -> int:
+        beside = self.vae_source.file.cores_taken if self.vae_source is not None else 0
+        return self.source.file.cores_taken + beside
+
+    def header(self, plan: ConversionPlan, output: Output, digests: _Digests) -> bytes:
         aliases = [alias for alias in plan.aliases if alias.file == output.file]
         modelspec = self.modelspec or {}
-        if modelspec and digest is not None:
+        if modelspec and digests.source is not None:
             # Room for the hash, where it is not known yet.
             modelspec = with_data_hash(modelspec, _NO_HASH) | modelspec
-        metadata = metadata_of(self.options, aliases, digest, modelspec)
+        vae = None if self.vae_source is None else digests.vae or ""
+        metadata = metadata_of(self.options, aliases, digests.source, vae, modelspec)
         return header_of(output.tensors, metadata)
 
     def result(
-        self, plan: ConversionPlan, outputs: tuple[File, ...], digest: str | None, *, written: bool
+        self,
+        plan: ConversionPlan,
+        outputs: tuple[File, ...],
+        digests: _Digests,
+        *,
+        written: bool,
     ) -> Conversion:
-        container = self.file.container
+        container, judgement = self.source.file.container, self.source.judgement
+        # A dry run may know a hash that a policy asked for, but promises none.
+        digests = digests if written else _Digests(None, None)
         return Conversion(
             source=Source(
                 path=container.source.name,
                 size=container.source.size,
-                sha256=digest,
+                sha256=digests.source,
                 container=container.kind,
-                state_dict=self.state_dict.path,
-                verdict=self.judgement.verdict,
-                coverage=self.judgement.coverage,
+                state_dict=self.basis.state_dict.path,
+                verdict=judgement.verdict,
+                coverage=judgement.coverage,
             ),
+            vae_source=self.told_of_vae(digests.vae),
             written=written,
-            family=self.meaning.detection.family,
-            variant=self.meaning.detection.variant,
-            evidence=(*self.meaning.detection.evidence, *self.hints),
+            family=self.detection.family,
+            variant=self.detection.variant,
+            evidence=(*self.detection.evidence, *self.hints),
             prediction=self.prediction,
             options=self.options,
-            components=self.meaning.components,
-            sizes=sizes_of(self.state_dict, self.meaning, plan),
+            components=self.basis.meaning.components,
+            sizes=sizes_of(self.basis.state_dict, self.basis.meaning, plan),
             outputs=outputs,
             tensors=tuple(self.entry(job) for job in plan.jobs),
-            aliases=tuple(replace(alias, file=self.shown(alias.file)) for alias in plan.aliases),
-            dropped=plan.drops,
+            aliases=tuple(
+                replace(from_where(alias, self.basis), file=self.shown(alias.file))
+                for alias in plan.aliases
+            ),
+            dropped=tuple(from_where(drop, self.basis) for drop in plan.drops),
             leftovers=plan.leftovers,
             modelspec=self.modelspec,
             findings=(
-                *self.judgement.findings,
-                *health_of(self.state_dict, self.meaning, self.damage),
+                *judgement.findings,
+                *self.basis.health(),
                 *self.numeric_findings(plan),
             ),
-            permitted=self.judgement.permitted,
+            permitted=judgement.permitted,
             notes=(
                 *notes_on(container),
+                *self.notes_on_vae_source(),
                 *self.empty_notes(),
                 *self.ema_notes(plan),
                 *self.vae_notes(plan),
@@ -380,11 +389,44 @@ class _Run:
             ),
         )
 
+    def told_of_vae(self, digest: str | None) -> VaeSource | None:
+        vae = self.basis.vae
+        if self.vae_source is None or vae is None:
+            return None
+        container, judgement = self.vae_source.file.container, self.vae_source.judgement
+        return VaeSource(
+            path=container.source.name,
+            size=container.source.size,
+            sha256=digest,
+            container=container.kind,
+            state_dict=vae.state_dict,
+            verdict=judgement.verdict,
+            coverage=judgement.coverage,
+            family=vae.detection.family,
+            variant=vae.detection.variant,
+            evidence=vae.detection.evidence,
+            leftovers=vae.leftovers,
+            findings=judgement.findings,
+            permitted=judgement.permitted,
+        )
+
+    def notes_on_vae_source(self) -> list[str]:
+        vae = self.basis.vae
+        if self.vae_source is None or vae is None:
+            return []
+        told = notes_on(self.vae_source.file.container)
+        return [
+            *(f"the file that the VAE is from {note}" for note in told),
+            *([f"the VAE {vae.doubt}"] if vae.doubt else []),
+        ]
+
     def entry(self, job: TensorJob) -> TensorEntry:
+        origin, source = self.basis.whence(job.source)
         return TensorEntry(
             name=job.name,
             file=self.shown(job.file),
-            source=job.source,
+            source=source,
+            origin=origin,
             component=job.component,
             op=job.op,
             rows=job.rows,
@@ -402,21 +444,26 @@ class _Run:
 
     def empty_notes(self) -> list[str]:
         """Say so where there was nothing to convert."""
-        return [] if self.state_dict.views else ["holds no tensors that can be converted"]
+        return [] if self.basis.state_dict.views else ["holds no tensors that can be converted"]
 
     def guesses(self) -> tuple[str, ...]:
         """Say what is a guess and stands in a folder's settings as if it were known."""
         if self.options.layout is not Layout.DIFFUSERS:
             return ()
-        guess = self.meaning.detection.guess
+        guess = self.detection.guess
         return (*self.hints, guess) if guess else self.hints
 
     def dry_notes(self, *, written: bool) -> list[str]:
         """Say what a dry run cannot know."""
         if written:
             return []
-        read = "weights were read to choose their types" if self.chosen else "no weight was read"
-        notes = [f"{read}: a tensor that does not fit its new type would stay as it is"]
+        if self.options.precision is Precision.AUTO:
+            notes = [
+                "weights were read to choose types; what float32 cannot hold would stay as it is"
+            ]
+        else:
+            unread = "a tensor that does not fit its new type would stay as it is"
+            notes = [f"no weight was read: {unread}"]
         if self.target.exists():
             notes.append("the output exists: it is written only where it may be overwritten")
         return notes
@@ -440,7 +487,7 @@ class _Run:
             for job in plan.jobs
             if job.component is Component.VAE and job.target.name == "float32"
         ]
-        if not (options.spares_fragile_vae and self.meaning.detection.vae_overflows and spared):
+        if not (options.spares_fragile_vae and self.detection.vae_overflows and spared):
             return []
         why = "in fp16 this family's overflows while it runs, and images turn black"
         return [f"the VAE stays float32: {why}; --vae convert casts it"]
@@ -458,7 +505,7 @@ class _Run:
         found = []
         for job in plan.jobs:
             stats = self.stats.get(job.id)
-            name = escape(job.source)
+            name = escape(self.spelled(job.source))
             if job.id in self.misfits:
                 what = f"{self.misfits[job.id]}; it stays {job.target.name}"
                 found.append(_finding("CKA301", what, name))
@@ -470,19 +517,23 @@ class _Run:
         without_infinity = {job.source for job in plan.jobs if job.target.name == "float8_e4m3fn"}
         return [
             *found,
-            *counted_ailments(self.meaning, held, without_infinity),
+            *counted_ailments(self.basis.meaning, held, without_infinity, self.spelled),
             *averaged_alike(*self.averages_alike(plan)),
         ]
+
+    def spelled(self, key: str) -> str:
+        """*key* as it stands in its file, whichever of the two that is."""
+        return self.basis.whence(key)[1]
 
     def averages_alike(self, plan: ConversionPlan) -> tuple[list[str], int]:
         """Keys of averaged copies known to be their weights; how many there are, biases left out.
 
         That is known where both are wanted and equal ones are stored once.
         """
-        holders = {placement.name: placement.key for placement in self.meaning.placements}
+        holders = {placement.name: placement.key for placement in self.basis.meaning.placements}
         weights = {
             placement.key: placement.of
-            for placement in self.meaning.placements
+            for placement in self.basis.meaning.placements
             if placement.component is Component.EMA and placement.of in holders
             if not placement.of.endswith("bias")
         }

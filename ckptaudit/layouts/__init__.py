@@ -16,6 +16,7 @@ Never asks: for a tensor's values, a file, or what is to become of a tensor (`pl
 from __future__ import annotations
 
 from ckptaudit.layouts.detect import UNKNOWN, Detection, count, detect, place
+from ckptaudit.layouts.donor import Donor, has_vae, makes_room
 from ckptaudit.layouts.families import FAMILIES
 from ckptaudit.layouts.family import Component, Destination, Entry, Family
 from ckptaudit.layouts.grammar import Op
@@ -29,6 +30,7 @@ __all__ = [
     "ComponentCount",
     "Destination",
     "Detection",
+    "Donor",
     "Entry",
     "Family",
     "ModelSpecIds",
@@ -37,6 +39,8 @@ __all__ = [
     "Spec",
     "count",
     "detect",
+    "has_vae",
+    "makes_room",
     "modelspec_ids",
     "place",
 ]

@@ -68,7 +68,7 @@ def folder_files(family: Family, weights: Iterable[str], prediction: str) -> dic
         prediction: ``epsilon`` or ``v_prediction``.
     """
     there = set(weights)
-    written = [part for part in family.parts if weights_file(family, part.component) in there]
+    written = [part for part in family.models if weights_file(family, part.component) in there]
     if family.pipeline is None:
         return {"config.json": _config(written[0], family, prediction)} if written else {}
     files: dict[str, Settings] = {

@@ -274,7 +274,24 @@ class Family:
     @property
     def has_diffusers_layout(self) -> bool:
         """Whether a folder that diffusers opens can be made of it."""
-        return self.pipeline is not None or len(self.parts) == 1
+        return self.pipeline is not None or len(self.models) == 1
+
+    @property
+    def models(self) -> tuple[Part, ...]:
+        """Its parts but the schedules, which no component of diffusers holds."""
+        return tuple(part for part in self.parts if part.component is not Component.SCHEDULE)
+
+    @property
+    def strangers(self) -> tuple[tuple[str, Foreign], ...]:
+        """Every spelling of a prefix that no file of the family has, with what it says."""
+        spell = [variant.spell for variant in self.variants]
+        return tuple(
+            (prefix, foreign)
+            for foreign in self.foreign
+            for prefix in dict.fromkeys(
+                (foreign.prefix, *(spelled(foreign.prefix) for spelled in spell))
+            )
+        )
 
     def image_size(self, prediction: str) -> int:
         """Side of the images that a model which predicts so was trained on, in pixels."""

@@ -177,5 +177,5 @@ def _spellings(key: str) -> Iterator[str]:
         if old in key:
             yield key.replace(old, new)
     home, slash, name = key.rpartition("/")
-    if home.startswith("text_encoder"):
+    if home.startswith("text_encoder") or not slash:
         yield f"{home}{slash}text_model.{name}"

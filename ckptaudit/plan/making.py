@@ -62,6 +62,7 @@ def make_plan(
     chosen: Mapping[tuple[str, str], Choice] | None = None,
     digests: Mapping[str, bytes] | None = None,
     damage: Mapping[str, str] | None = None,
+    barred: Mapping[str, str] | None = None,
 ) -> ConversionPlan:
     """Decide what becomes of each tensor.
 
@@ -77,8 +78,9 @@ def make_plan(
         digests: By source key, a hash of the tensor's elements, for keys that
             `comparable_groups` named.  Tensors of one hash, dtype and shape are equal.
         damage: By source key, what is wrong with tensors that loaders make better themselves.
+        barred: By source key, why a tensor is not written, whatever it is.
     """
-    draft = _sort_out(state_dict, detection, list(placements), options)
+    draft = _sort_out(state_dict, detection, list(placements), options, barred or {})
     views = {view.key: view for view in state_dict.views}
     for candidate in draft.candidates:
         candidate.harm = _harm(candidate, detection, options, damage or {})
@@ -126,6 +128,7 @@ def comparable_groups(
     detection: Detection,
     placements: Iterable[Placement],
     options: Options,
+    barred: Mapping[str, str] | None = None,
 ) -> tuple[tuple[TensorView, ...], ...]:
     """Groups of tensors that could be stored once if their elements are equal.
 
@@ -134,7 +137,7 @@ def comparable_groups(
     """
     if options.layout is Layout.DIFFUSERS:
         return ()
-    draft = _sort_out(state_dict, detection, list(placements), options)
+    draft = _sort_out(state_dict, detection, list(placements), options, barred or {})
     groups: dict[tuple[object, ...], list[Candidate]] = defaultdict(list)
     if options.dedupe is Dedupe.ALL:
         for candidate in draft.candidates:
@@ -159,21 +162,23 @@ def _sort_out(
     detection: Detection,
     placements: list[Placement],
     options: Options,
+    barred: Mapping[str, str],
 ) -> _Draft:
     """Which tensors may be written, under which name and in which type."""
     draft = _Draft()
     pairs = list(zip(state_dict.views, placements, strict=True))
     components = {placement.name: placement.component for placement in placements}
     parts = {placement.key: _part(placement, components) for placement in placements}
-    barred = {
-        view.key: _bar(view, placement, parts[view.key], options) for view, placement in pairs
+    bars = {
+        view.key: barred.get(view.key) or _bar(view, placement, parts[view.key], options)
+        for view, placement in pairs
     }
-    writable = [(view, placement) for view, placement in pairs if barred[view.key] is None]
+    writable = [(view, placement) for view, placement in pairs if bars[view.key] is None]
     replaced = _replaced_by_ema(writable) if options.ema is Ema.USE else {}
     replaces = {copy: weight for weight, copy in replaced.items()}
     meant = {placement.key: placement for placement in placements}
     for view, placement in pairs:
-        reason = barred[view.key] or _left_for_ema(
+        reason = bars[view.key] or _left_for_ema(
             view, placement, options, replaced=replaced, replaces=replaces
         )
         if reason is not None:

@@ -134,14 +134,18 @@ def to_permit(lines: Iterable[str], expires: date) -> list[str]:
 def wrong_with(part: ComponentCount) -> list[str]:
     """What a component lacks, or has too much of, with one example of each."""
     lists = {
-        "missing": part.missing,
+        # Where all of them are missing no name tells more.
+        "missing": () if part.is_absent else part.missing,
         "misshapen": part.misshapen,
         "unexpected": part.unexpected,
     }
     return [
-        f"{len(names)} {what}: {escape(names[0])}{', ...' if len(names) > 1 else ''}"
-        for what, names in lists.items()
-        if names
+        *(["is not there at all"] if part.is_absent else []),
+        *(
+            f"{len(names)} {what}: {escape(names[0])}{', ...' if len(names) > 1 else ''}"
+            for what, names in lists.items()
+            if names
+        ),
     ]
 
 

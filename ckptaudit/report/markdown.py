@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import date
 
-    from ckptaudit.jobs.account import Conversion
+    from ckptaudit.jobs.account import Conversion, VaeSource
     from ckptaudit.jobs.inspect import Inspection
     from ckptaudit.jobs.measures import PartMeasure
     from ckptaudit.jobs.opening import File
@@ -107,8 +107,14 @@ def conversion_markdown(run: Run[Conversion]) -> str:
         _table(["file", "family", "before", "after", ""], rows),
         *(block for result in run.results for block in _converted(result)),
         *_failures(run.failures),
-        *_rules(finding for result in run.results for finding in result.findings),
+        *_rules(finding for result in run.results for finding in _found(result)),
     )
+
+
+def _found(result: Conversion) -> tuple[Finding, ...]:
+    """What was found in all files that *result* is about."""
+    others = () if result.vae_source is None else result.vae_source.findings
+    return (*result.findings, *others)
 
 
 def _scanned(result: ScanResult, expires: date) -> list[str]:
@@ -162,6 +168,7 @@ def _converted(result: Conversion) -> list[str]:
         _list(
             [
                 *(_output(result, output) for output in result.outputs),
+                *_vae_of(result.vae_source),
                 *result.notes,
                 *map(code, figures.modelspec(result)),
                 *figures.saved(result.sizes),
@@ -174,7 +181,27 @@ def _converted(result: Conversion) -> list[str]:
         *_findings(result.findings),
         *_permitted(result.permitted),
         *_not_read(result.source.coverage),
+        *_said_of(result.vae_source),
     ]
+
+
+def _vae_of(source: VaeSource | None) -> list[str]:
+    if source is None:
+        return []
+    what = f"{source.container.value}, {source.family}, {_hash(source.sha256)}"
+    return [f"with the VAE of {code(source.path)}: {what}"]
+
+
+def _said_of(source: VaeSource | None) -> list[str]:
+    """What a scan has to say of the file that the VAE is from."""
+    if source is None:
+        return []
+    told = [
+        *_findings(source.findings),
+        *_permitted(source.permitted),
+        *_not_read(source.coverage),
+    ]
+    return [f"Of {code(source.path)}:", *told] if told else []
 
 
 def _output(result: Conversion, output: File) -> str:

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import date
 
-    from ckptaudit.jobs.account import Conversion
+    from ckptaudit.jobs.account import Conversion, VaeSource
     from ckptaudit.jobs.inspect import Inspection
     from ckptaudit.jobs.scan import ScanResult
     from ckptaudit.jobs.sizes import Sizes
-    from ckptaudit.jobs.verify import Verification
+    from ckptaudit.jobs.verify import TensorProof, Verification
     from ckptaudit.layouts import ComponentCount
     from ckptaudit.policy import Coverage, Finding, Permitted
 
@@ -90,6 +90,7 @@ def conversion_text(result: Conversion) -> str:
             f"{printable(output.path)}: {facts.tensors_in(result, output)}{_hash(output.sha256)}"
             for output in result.outputs
         ),
+        *_vae_source(result.vae_source),
         *_notes(result.notes),
         *_components(result.components, result.sizes),
         *figures.modelspec(result),
@@ -110,17 +111,22 @@ def verification_text(result: Verification) -> str:
     proven = sum(proof.equal for proof in result.tensors)
     verdict = "proven" if result.equal else "NOT what its source gives"
     of = f"{proven} of {counted(len(result.tensors), 'tensor')}"
+    files = f" in {counted(len(result.files), 'file')}" if len(result.files) > 1 else ""
+    vae = "" if result.vae_source is None else f" with the VAE of {result.vae_source.path}"
     return _lines(
         f"{printable(result.converted.path)}: {verdict}",
-        f"exactly what {printable(result.source.path)} gives: {of}",
+        f"exactly what {printable(result.source.path)} gives{printable(vae)}: {of}{files}",
         *_asked_for(result),
         *_notes(result.notes),
         *_not_read(result.coverage),
         *facts.first_of(result.problems),
-        *facts.first_of(
-            f"{escape(proof.name)}: {proof.problem}" for proof in result.tensors if not proof.equal
-        ),
+        *facts.first_of(map(_disproof, filter(lambda proof: not proof.equal, result.tensors))),
     )
+
+
+def _disproof(proof: TensorProof) -> str:
+    where = f"{escape(proof.file)}: " if proof.file else ""
+    return f"{where}{escape(proof.name)}: {proof.problem}"
 
 
 def _lines(first: str, *rest: str) -> str:
@@ -138,6 +144,22 @@ def _notes(notes: Iterable[str]) -> list[str]:
 
 def _not_read(coverage: Coverage) -> list[str]:
     return facts.first_of(f"not read: {gap}" for gap in coverage.gaps)
+
+
+def _vae_source(source: VaeSource | None) -> list[str]:
+    """What is to be said of the file that the VAE is from."""
+    if source is None:
+        return []
+    name = printable(source.path)
+    told = [
+        *_findings(source.findings),
+        *_permitted(source.permitted),
+        *_not_read(source.coverage),
+    ]
+    return [
+        f"with the VAE of {name}: {source.container.value}, {source.family}{_hash(source.sha256)}",
+        *(f"{name}: {line}" for line in told),
+    ]
 
 
 def _findings(findings: Iterable[Finding]) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from ckptaudit.layouts.families.alone import TEXT_ENCODERS, UNETS
 from ckptaudit.layouts.families.controlnet import CONTROLNETS
 from ckptaudit.layouts.families.ldm import LDM_CLASS, LDM_TEXT
 from ckptaudit.layouts.families.sd1 import SD1, SD1_EDIT, SD1_INPAINTING
@@ -40,6 +41,8 @@ _ALL = (
     *(LDM_TEXT, LDM_CLASS),
     *(VAE_F8, VAE_SDXL, VAE_F4),
     *CONTROLNETS,
+    *UNETS,
+    *TEXT_ENCODERS,
 )
 
 FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in _ALL})

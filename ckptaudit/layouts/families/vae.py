@@ -92,7 +92,6 @@ VAE_F4 = Family(
     foreign=(
         *_ALONE,
         Foreign("encoder.down.3.", "a fourth level, so it divides the sides by eight"),
-        Foreign("first_stage_model.encoder.down.3.", "a fourth level"),
     ),
     variants=_SPELLINGS,
     regions=_TRAINING,
