@@ -59,9 +59,34 @@ def test_what_was_saved_is_all_that_is_missing(
     assert sum(before.values()) == sum(t.numel() * t.element_size() for t in tensors.values())
     after = sum(part.written or 0 for part in result.sizes.parts)
     assert saved.ema + saved.dedupe + saved.others + saved.cast == sum(before.values()) - after
+    assert saved.added == 0
     if not dry_run and not options.makes_folder:
         header = int.from_bytes(out.read_bytes()[:8], "little")
         assert after == out.stat().st_size - 8 - header
+
+
+@pytest.mark.parametrize("thin_family", ["sd1"], indirect=True)
+def test_what_another_file_adds_is_told_apart(thin_family: Family, tmp_path: Path) -> None:
+    """An autoencoder that takes the place of another weighs in the output, not in the source."""
+    tensors = checkpoint(thin_family, tmp_path / "a.ckpt")
+    halves = {key: t.half() if t.is_floating_point() else t for key, t in tensors.items()}
+    torch.save(halves, tmp_path / "b.ckpt")
+    vae = sum(4 * t.numel() for key, t in tensors.items() if key.startswith("first_stage_model."))
+    keep = Options(precision=Precision.KEEP)
+    alone = convert(tmp_path / "a.ckpt", tmp_path / "a.safetensors", keep).sizes
+
+    sizes = convert(
+        tmp_path / "a.ckpt",
+        tmp_path / "c.safetensors",
+        keep,
+        replace_vae=tmp_path / "b.ckpt",
+    ).sizes
+
+    (part,) = (part for part in sizes.parts if part.component is Component.VAE)
+    assert (part.nbytes, part.written) == (vae, vae // 2)
+    assert sizes.saved is not None
+    assert (sizes.saved.others, sizes.saved.added, sizes.saved.cast) == (vae, vae // 2, 0)
+    assert sizes.memory == alone.memory
 
 
 @pytest.mark.parametrize("thin_family", ["sd1"], indirect=True)

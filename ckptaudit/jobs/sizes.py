@@ -1,7 +1,7 @@
 """What the parts of a model take: in the file, in what it becomes, and on a card.
 
 Knows:      which parts are loaded to make an image, and how large cards are.
-Is told:    a state dict, what its keys mean, and the plan of a conversion if there is one.
+Is told:    tensors and what they are, and the plan of a conversion if there is one.
 Never asks: for weights, or what else runs on the card.
 """
 
@@ -15,14 +15,18 @@ from ckptaudit.dtypes import named
 from ckptaudit.layouts import Component
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+    from typing import TypeAlias
 
+    from ckptaudit.jobs.basis import Basis
     from ckptaudit.jobs.planning import Meaning
     from ckptaudit.layouts import Placement
     from ckptaudit.plan import ConversionPlan
     from ckptaudit.tensors import StateDict, TensorView
 
-__all__ = ["CardUse", "PartSize", "Saved", "Sizes", "WeightMemory", "sizes_of"]
+    _Pair: TypeAlias = tuple[TensorView, Placement]
+
+__all__ = ["CardUse", "PartSize", "Saved", "Sizes", "WeightMemory", "sizes_by", "sizes_of"]
 
 _PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 # What a card is sold as having, of 2**30 bytes each.
@@ -82,19 +86,23 @@ class WeightMemory:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """Why fewer bytes of tensors are written than the source has; the sum is the difference.
+    """Why fewer bytes of tensors are written than the source has.
+
+    The difference is the sum of all, less *added*.
 
     Attributes:
         ema: Averaged copies that are left out, in bytes of the source.
         dedupe: Names that are stored under another, likewise.
         others: Tensors of the state dict that are left out for other reasons, likewise.
-        cast: What is written takes so much less than in the source; negative if it takes more.
+        cast: What is written takes so much less than where it is from; negative if it takes more.
+        added: What is written of another file, in bytes of that.
     """
 
     ema: int
     dedupe: int
     others: int
     cast: int
+    added: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,26 +121,42 @@ class Sizes:
     saved: Saved | None
 
 
-def sizes_of(state_dict: StateDict, meaning: Meaning, plan: ConversionPlan | None = None) -> Sizes:
-    """What *state_dict* takes, and what becomes of it by *plan*."""
-    pairs = list(zip(state_dict.views, meaning.placements, strict=True))
+def sizes_of(state_dict: StateDict, meaning: Meaning) -> Sizes:
+    """What the tensors of a file take."""
+    own = list(zip(state_dict.views, meaning.placements, strict=True))
+    return Sizes(_parts(own, None), _memories(own, meaning), None)
+
+
+def sizes_by(plan: ConversionPlan, basis: Basis) -> Sizes:
+    """What the tensors that *plan* was made of take, and what becomes of them."""
+    pairs = list(zip(basis.state_dict.views, basis.meaning.placements, strict=True))
+    own = [pair for pair in pairs if basis.whence(pair[0].key)[0] is None]
+    taking_part = [pair for pair in pairs if pair[0].key not in basis.barred]
+    memory = _memories(taking_part, basis.meaning)
+    return Sizes(_parts(own, plan), memory, _saved(own, plan))
+
+
+def _parts(own: Sequence[_Pair], plan: ConversionPlan | None) -> tuple[PartSize, ...]:
     written: dict[Component, int] = defaultdict(int)
     for job in plan.jobs if plan is not None else ():
         written[job.component] += job.nbytes
     parts = []
     for component in Component:
-        views = [view for view, placement in pairs if placement.component is component]
-        if views:
+        views = [view for view, placement in own if placement.component is component]
+        if views or component in written:
             after = written[component] if plan is not None else None
             parameters = sum(view.numel for view in views)
             nbytes = sum(view.nbytes for view in views)
             parts.append(PartSize(component, len(views), parameters, nbytes, after))
+    return tuple(parts)
+
+
+def _memories(pairs: Iterable[_Pair], meaning: Meaning) -> tuple[WeightMemory, ...]:
     is_known = meaning.detection.has_inventory
     loaded = [
         view for view, placement in pairs if not is_known or placement.component not in _NOT_LOADED
     ]
-    memory = tuple(_memory(precision, loaded) for precision in _PRECISIONS)
-    return Sizes(tuple(parts), memory, _saved(pairs, plan) if plan is not None else None)
+    return tuple(_memory(precision, loaded) for precision in _PRECISIONS)
 
 
 def _memory(precision: str, loaded: Iterable[TensorView]) -> WeightMemory:
@@ -142,12 +166,14 @@ def _memory(precision: str, loaded: Iterable[TensorView]) -> WeightMemory:
     return WeightMemory(precision, nbytes, cards)
 
 
-def _saved(pairs: Iterable[tuple[TensorView, Placement]], plan: ConversionPlan) -> Saved:
+def _saved(own: Iterable[_Pair], plan: ConversionPlan) -> Saved:
     aliased = {alias.source for alias in plan.aliases}
-    written = {job.source for job in plan.jobs}
+    taken = {job.source: 0 for job in plan.jobs}
+    for job in plan.jobs:
+        taken[job.source] += job.view.nbytes
     ema = dedupe = others = kept = 0
-    for view, placement in pairs:
-        if view.key in written:
+    for view, placement in own:
+        if view.key in taken:
             kept += view.nbytes
         elif view.key in aliased:
             dedupe += view.nbytes
@@ -155,4 +181,5 @@ def _saved(pairs: Iterable[tuple[TensorView, Placement]], plan: ConversionPlan) 
             ema += view.nbytes
         else:
             others += view.nbytes
-    return Saved(ema, dedupe, others, kept - sum(job.nbytes for job in plan.jobs))
+    added = sum(taken.values()) - kept
+    return Saved(ema, dedupe, others, kept + added - sum(job.nbytes for job in plan.jobs), added)

@@ -27,7 +27,7 @@ from ckptaudit.jobs.modelspec import modelspec_of, with_data_hash
 from ckptaudit.jobs.opening import File, Judged, notes_on
 from ckptaudit.jobs.planning import check_layout, planner, prediction_of, texts_of
 from ckptaudit.jobs.receipt import metadata_of
-from ckptaudit.jobs.sizes import sizes_of
+from ckptaudit.jobs.sizes import sizes_by
 from ckptaudit.jobs.small import std_of
 from ckptaudit.jobs.stream import digest_of, stream
 from ckptaudit.layouts import Component
@@ -361,7 +361,7 @@ class _Run:
             prediction=self.prediction,
             options=self.options,
             components=self.basis.meaning.components,
-            sizes=sizes_of(self.basis.state_dict, self.basis.meaning, plan),
+            sizes=sizes_by(plan, self.basis),
             outputs=outputs,
             tensors=tuple(self.entry(job) for job in plan.jobs),
             aliases=tuple(

@@ -97,8 +97,8 @@ def saved(sizes: Sizes) -> list[str]:
         "narrower types": sizes.saved.cast,
     }
     said = [f"{size_text(nbytes)} by {what}" for what, nbytes in reasons.items() if nbytes > 0]
-    if sizes.saved.cast < 0:
-        said.append(f"{size_text(-sizes.saved.cast)} more for wider types")
+    more = {"for wider types": -sizes.saved.cast, "of another file": sizes.saved.added}
+    said += [f"{size_text(nbytes)} more {why}" for why, nbytes in more.items() if nbytes > 0]
     return [f"saved: {', '.join(said)}"] if said else []
 
 
