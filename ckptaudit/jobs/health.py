@@ -18,7 +18,7 @@ from ckptaudit.vm import escape
 from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from ckptaudit.containers import Container
     from ckptaudit.jobs.planning import Meaning
@@ -81,7 +81,6 @@ def counted_ailments(
     meaning: Meaning,
     stats: Iterable[tuple[str, TensorStats]],
     without_infinity: Collection[str] = (),
-    spelled: Callable[[str], str] = str,
 ) -> list[Finding]:
     """What shows in numbers: weights that are none, and weights that are all zero.
 
@@ -89,7 +88,6 @@ def counted_ailments(
         meaning: What the keys mean.
         stats: What tensors hold, each with its key; of one that was read in parts, each part.
         without_infinity: Keys of those that become float8_e4m3fn, which has none.
-        spelled: Gives a key as it stands in its file.
     """
     odd: dict[str, Counter[str]] = {}
     # By key, elements that are not zero, where there are elements.
@@ -103,13 +101,13 @@ def counted_ailments(
     for key, of in odd.items():
         what = f"holds {of['nan']} NaN and {counted(of['inf'], 'infinite value')}"
         becomes = "; in float8_e4m3fn all are NaN" if key in without_infinity and of["inf"] else ""
-        found.append(_finding("CKA302", f"{what}{becomes}", spelled(key)))
+        found.append(_finding("CKA302", f"{what}{becomes}", key))
     weights: dict[Component, list[str]] = {}
     for placement in meaning.placements:
         if placement.key in others and _lets_through(placement):
             weights.setdefault(placement.component, []).append(placement.key)
     for component, keys in weights.items():
-        zero = [spelled(key) for key in keys if not others[key]]
+        zero = [key for key in keys if not others[key]]
         if zero:
             some = f"{len(zero)} of {counted(len(keys), 'weight')} of the {component.value}"
             are = "is" if len(zero) == 1 else "are"

@@ -522,7 +522,7 @@ class _Run:
         found = []
         for job in plan.jobs:
             stats = self.stats.get(job.id)
-            name = escape(self.spelled(job.source))
+            name = escape(job.source)
             if job.id in self.misfits:
                 what = f"{self.misfits[job.id]}; it stays {job.target.name}"
                 found.append(_finding("CKA301", what, name))
@@ -534,13 +534,9 @@ class _Run:
         without_infinity = {job.source for job in plan.jobs if job.target.name == "float8_e4m3fn"}
         return [
             *found,
-            *counted_ailments(self.basis.meaning, held, without_infinity, self.spelled),
+            *counted_ailments(self.basis.meaning, held, without_infinity),
             *averaged_alike(*self.averages_alike(plan)),
         ]
-
-    def spelled(self, key: str) -> str:
-        """*key* as it stands in its file, whichever of the two that is."""
-        return self.basis.whence(key)[1]
 
     def averages_alike(self, plan: ConversionPlan) -> tuple[list[str], int]:
         """Keys of averaged copies known to be their weights; how many there are, biases left out.
