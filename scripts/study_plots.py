@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["PLOTS", "draw"]
 
 PLOTS = ("fp16-weights.svg", "fp16-unet.svg", "fp16-vae.svg")
-# Least exponent of a normal number of float16, and of the least that does not round to zero.
-_NORMAL, _SMALLEST = -14, -25
+# Between exponents: normal in float16 is what has -14 or more, zero what has -26 or less.
+_NORMAL, _SMALLEST = -14.5, -25.5
 _MOST = 65504.0
 _COLOURS = {"fp16": "#c0392b", "bf16": "#2471a3"}
 
@@ -52,7 +52,7 @@ def _weights(pyplot: Any, found: dict[str, dict[int, int]]) -> Any:
     axes.axvspan(-40, _SMALLEST, color="#c0392b", alpha=0.2, lw=0)
     axes.axvspan(_SMALLEST, _NORMAL, color="#c0392b", alpha=0.08, lw=0)
     axes.text(-39.5, 0.3, "zero in fp16", rotation=90, va="top", fontsize=8)
-    axes.text(-24.5, 0.3, "subnormal in fp16", rotation=90, va="top", fontsize=8)
+    axes.text(-25, 0.3, "subnormal in fp16", rotation=90, va="top", fontsize=8)
     axes.set(
         yscale="log", xlim=(-40, 4), ylim=(1e-9, 0.5),
         xlabel="binary exponent of a weight", ylabel="share of the component's weights",
@@ -87,10 +87,10 @@ def _vae(pyplot: Any, vae: Vae) -> Any:
         label = f"growth {decoder.growth}"
         axes.plot(range(len(values)), values, lw=1, color=colour, label=label)
     names = list(next(iter(vae.decoders.values())).largest)
-    starts = [n for n, name in enumerate(names) if name.endswith(("resnets.0.norm1", "conv_in"))]
+    starts = [n for n, name in enumerate(names) if name.endswith("resnets.0.norm1")]
     axes.set_xticks(starts, [names[n].removesuffix(".resnets.0.norm1") for n in starts], fontsize=7)
     axes.axhline(_MOST, color="#c0392b", lw=1)
     axes.text(0, _MOST * 1.2, "largest float16 number", color="#c0392b", fontsize=8)
     axes.set(yscale="log", ylabel="largest output of a layer, fp32")
-    axes.legend(fontsize=8, ncols=2, loc="upper left", bbox_to_anchor=(0.0, 0.85))
+    axes.legend(fontsize=8, ncols=2, loc="upper left", bbox_to_anchor=(0.0, 0.7))
     return figure

@@ -37,7 +37,7 @@ __all__ = [
     "reference_table",
 ]
 
-_PART = 1 << 17  # elements compared at a time; 1 MiB of doubles stays in cache
+_PART = 1 << 15  # elements compared at a time; as doubles they stay in cache
 # Of float16: what rounds to zero, and what has fewer bits than a normal number.
 _FLUSHED_TO, _NORMAL_FROM = 2.0**-25, 2.0**-14
 _LARGE = 2000  # elements, from which on a tensor's shape of distribution means something
