@@ -89,8 +89,19 @@ def test_a_folder_says_what_it_was_made_without(
     for component in ("unet", "vae", "text_encoder", "text_encoder_2"):
         assert (index[component] == [None, None]) == (component in absent)
         assert (output / component).exists() == (component not in absent)
-    notes = [note for note in done.files[0]["notes"] if "from_pretrained" in note]
+    notes = [note for note in done.files[0]["notes"] if note.startswith("the folder has no")]
     assert [note.split()[4] for note in notes] == [f"{component}:" for component in absent]
+
+
+@pytest.mark.parametrize("thin_family", ["sdxl"], indirect=True)
+def test_a_folder_says_what_no_checkpoint_has(thin_family: Family, tmp_path: Path) -> None:
+    """transformers opens a folder without the files of a tokenizer, which then knows no word."""
+    checkpoint(thin_family, tmp_path / "a.ckpt")
+
+    result = convert(tmp_path / "a.ckpt", tmp_path / "out", Options(layout=Layout.DIFFUSERS))
+
+    (note,) = (note for note in result.notes if note.startswith("no checkpoint has"))
+    assert "tokenizer=..., tokenizer_2=..." in note
 
 
 @pytest.mark.parametrize("thin_family", ["sd1"], indirect=True)

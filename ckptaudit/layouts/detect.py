@@ -119,6 +119,12 @@ class Detection:
         """What that folder lacks if these are the files of its weights; see `diffusers`."""
         return absent_from_folder(FAMILIES[self.family], weights)
 
+    @property
+    def named_in_folder(self) -> tuple[str, ...]:
+        """Components that the index of that folder names and of which a checkpoint has nothing."""
+        pipeline = FAMILIES[self.family].pipeline
+        return () if pipeline is None else tuple(each.name for each in pipeline.named)
+
     def folder_files(self, weights: Iterable[str], prediction: str) -> dict[str, Settings]:
         """What stands beside the files of *weights* in that folder; see `diffusers`."""
         return folder_files(FAMILIES[self.family], weights, prediction)
