@@ -22,8 +22,8 @@ from ckptaudit.jobs.baking import account_of, notes_on_vae, with_vae
 from ckptaudit.jobs.basis import basis_of, from_where
 from ckptaudit.jobs.choosing import choose
 from ckptaudit.jobs.folderfiles import own_files
+from ckptaudit.jobs.found import found_by
 from ckptaudit.jobs.hashing import hash_of, hashes_of
-from ckptaudit.jobs.health import averaged_alike, counted_ailments
 from ckptaudit.jobs.modelspec import modelspec_of, with_data_hash
 from ckptaudit.jobs.opening import File, Judged, notes_on
 from ckptaudit.jobs.planning import check_layout, planner, prediction_of, texts_of
@@ -45,7 +45,6 @@ from ckptaudit.plan import (
     Precision,
     TensorJob,
 )
-from ckptaudit.policy import RULES, Finding
 from ckptaudit.vm import escape
 from ckptaudit.wording import counted
 from ckptaudit.writer import (
@@ -399,7 +398,7 @@ class _Run:
             findings=(
                 *judgement.findings,
                 *self.basis.health(),
-                *self.numeric_findings(plan),
+                *found_by(plan, self.basis.meaning, self.stats, self.misfits),
             ),
             permitted=judgement.permitted,
             notes=(
@@ -518,47 +517,6 @@ class _Run:
         tensors = counted(len(self.chosen), "tensor")
         return [f"--precision auto, of {tensors} that would be cast: {', '.join(kinds)}"]
 
-    def numeric_findings(self, plan: ConversionPlan) -> list[Finding]:
-        found = []
-        for job in plan.jobs:
-            stats = self.stats.get(job.id)
-            name = escape(job.source)
-            if job.id in self.misfits:
-                what = f"{self.misfits[job.id]}; it stays {job.target.name}"
-                found.append(_finding("CKA301", what, name))
-            elif stats is not None and stats.overflowed:
-                weights = counted(stats.overflowed, "weight")
-                what = f"{weights} clamped to the range of {job.target.name}"
-                found.append(_finding("CKA301", what, name))
-        held = ((job.source, self.stats[job.id]) for job in plan.jobs if job.id in self.stats)
-        without_infinity = {job.source for job in plan.jobs if job.target.name == "float8_e4m3fn"}
-        return [
-            *found,
-            *counted_ailments(self.basis.meaning, held, without_infinity),
-            *averaged_alike(*self.averages_alike(plan)),
-        ]
-
-    def averages_alike(self, plan: ConversionPlan) -> tuple[list[str], int]:
-        """Keys of averaged copies known to be their weights; how many there are, biases left out.
-
-        That is known where both are wanted and equal ones are stored once.
-        """
-        holders = {placement.name: placement.key for placement in self.basis.meaning.placements}
-        weights = {
-            placement.key: placement.of
-            for placement in self.basis.meaning.placements
-            if placement.component is Component.EMA and placement.of in holders
-            if not placement.of.endswith("bias")
-        }
-        stored_as = {alias.source: alias.of for alias in plan.aliases}
-        equal = [
-            key
-            for key, weight in weights.items()
-            if stored_as.get(key) in {weight, holders[weight]}
-        ]
-        left_out = {drop.source for drop in plan.drops}
-        return equal, len(weights.keys() - left_out)
-
 
 @dataclass(frozen=True, slots=True)
 class DraftSink:
@@ -600,8 +558,3 @@ def _begun(draft: AnyDraft, stack: ExitStack) -> AnyDraft:
     stack.push(draft)
     draft.begin()
     return draft
-
-
-def _finding(rule_id: str, message: str, record: str) -> Finding:
-    rule = RULES[rule_id]
-    return Finding(rule.id, rule.severity, message, record, None)
