@@ -95,7 +95,7 @@ def test_a_folder_says_what_it_was_made_without(
 
 @pytest.mark.parametrize("thin_family", ["sdxl"], indirect=True)
 def test_a_folder_says_what_no_checkpoint_has(thin_family: Family, tmp_path: Path) -> None:
-    """transformers opens a folder without the files of a tokenizer, which then knows no word."""
+    """A folder without them opens in transformers, with a tokenizer that knows no word."""
     checkpoint(thin_family, tmp_path / "a.ckpt")
 
     result = convert(tmp_path / "a.ckpt", tmp_path / "out", Options(layout=Layout.DIFFUSERS))

@@ -1,7 +1,7 @@
 """What a conversion has to say of itself: every tensor, every finding, everything worth knowing.
 
 Knows:      what of all that is worth a line.
-Is told:    a conversion as it was understood, and what was found on the way.
+Is told:    a conversion as it was understood, and what was learned on the way.
 Never asks: how weights get from one file to the other (`writing`), how the answer is shown.
 """
 
@@ -15,12 +15,11 @@ from ckptaudit.jobs.account import Conversion, Source, TensorEntry
 from ckptaudit.jobs.baking import account_of, notes_on_vae
 from ckptaudit.jobs.basis import from_where
 from ckptaudit.jobs.case import Digests
-from ckptaudit.jobs.health import averaged_alike, counted_ailments
+from ckptaudit.jobs.found import found_by
 from ckptaudit.jobs.opening import notes_on
 from ckptaudit.jobs.sizes import sizes_by
 from ckptaudit.layouts import Component
 from ckptaudit.plan import CANDIDATES, FALLBACK, Ema, Layout, Precision
-from ckptaudit.policy import RULES, Finding
 from ckptaudit.vm import escape
 from ckptaudit.wording import counted
 from ckptaudit.writer import path_text
@@ -32,12 +31,12 @@ if TYPE_CHECKING:
     from ckptaudit.numerics import TensorStats
     from ckptaudit.plan import Choice, ConversionPlan, TensorJob
 
-__all__ = ["Accounting", "Found"]
+__all__ = ["Accounting", "Learned"]
 
 
 @dataclass(slots=True)
-class Found:
-    """What is found out on the way.
+class Learned:
+    """What is learned on the way.
 
     Attributes:
         stats: What was counted, by job; empty if nothing was read.
@@ -60,11 +59,11 @@ class Accounting:
 
     Attributes:
         case: The conversion.
-        found: What was found out on the way.
+        learned: What was learned on the way.
     """
 
     case: Case
-    found: Found
+    learned: Learned
 
     def conversion(
         self,
@@ -105,11 +104,11 @@ class Accounting:
             ),
             dropped=tuple(from_where(drop, self.case.basis) for drop in plan.drops),
             leftovers=plan.leftovers,
-            modelspec=self.found.modelspec,
+            modelspec=self.learned.modelspec,
             findings=(
                 *judgement.findings,
                 *self.case.basis.health(),
-                *self._numeric_findings(plan),
+                *found_by(plan, self.case.basis.meaning, self.learned.stats, self.learned.misfits),
             ),
             permitted=judgement.permitted,
             notes=(
@@ -139,13 +138,13 @@ class Accounting:
             source_dtype=job.view.dtype.name,
             dtype=job.target.name,
             shape=job.view.shape,
-            stats=self.found.stats.get(job.id),
+            stats=self.learned.stats.get(job.id),
             why=choice.why if (choice := self._choice(job)) is not None else None,
         )
 
     def _choice(self, job: TensorJob) -> Choice | None:
         """The type that the weights asked for, if *job* got it."""
-        choice = self.found.chosen.get((job.file, job.name))
+        choice = self.learned.chosen.get((job.file, job.name))
         return choice if choice is not None and choice.dtype is job.target else None
 
     def _empty_notes(self, plan: ConversionPlan) -> list[str]:
@@ -182,15 +181,15 @@ class Accounting:
 
     def _stale_notes(self, *, written: bool) -> list[str]:
         """Say which files of an earlier conversion have no successor."""
-        if not self.found.stale:
+        if not self.learned.stale:
             return []
         verb = "were" if written else "would be"
         more = (
-            f" and {counted(len(self.found.stale) - 1, 'other')}"
-            if len(self.found.stale) > 1
+            f" and {counted(len(self.learned.stale) - 1, 'other')}"
+            if len(self.learned.stale) > 1
             else ""
         )
-        which = f"{escape(path_text(self.found.stale[0]))}{more}"
+        which = f"{escape(path_text(self.learned.stale[0]))}{more}"
         return [f"files of an earlier conversion {verb} removed: {which}"]
 
     def _dry_notes(self, *, written: bool) -> list[str]:
@@ -236,58 +235,7 @@ class Accounting:
         """Say how many tensors got another type than the first, where it was left to them."""
         if self.case.options.precision is not Precision.AUTO:
             return []
-        chosen = Counter(choice.dtype.name for choice in self.found.chosen.values())
+        chosen = Counter(choice.dtype.name for choice in self.learned.chosen.values())
         kinds = [f"{chosen[dtype.name]} {dtype.name}" for dtype in (*CANDIDATES, FALLBACK)]
-        tensors = counted(len(self.found.chosen), "tensor")
+        tensors = counted(len(self.learned.chosen), "tensor")
         return [f"--precision auto, of {tensors} that would be cast: {', '.join(kinds)}"]
-
-    def _numeric_findings(self, plan: ConversionPlan) -> list[Finding]:
-        found = []
-        for job in plan.jobs:
-            stats = self.found.stats.get(job.id)
-            name = escape(job.source)
-            if job.id in self.found.misfits:
-                what = f"{self.found.misfits[job.id]}; it stays {job.target.name}"
-                found.append(_finding("CKA301", what, name))
-            elif stats is not None and stats.overflowed:
-                weights = counted(stats.overflowed, "weight")
-                what = f"{weights} clamped to the range of {job.target.name}"
-                found.append(_finding("CKA301", what, name))
-        held = (
-            (job.source, self.found.stats[job.id])
-            for job in plan.jobs
-            if job.id in self.found.stats
-        )
-        without_infinity = {job.source for job in plan.jobs if job.target.name == "float8_e4m3fn"}
-        return [
-            *found,
-            *counted_ailments(self.case.basis.meaning, held, without_infinity),
-            *averaged_alike(*self._averages_alike(plan)),
-        ]
-
-    def _averages_alike(self, plan: ConversionPlan) -> tuple[list[str], int]:
-        """Keys of averaged copies known to be their weights; how many there are, biases left out.
-
-        That is known where both are wanted and equal ones are stored once.
-        """
-        placements = self.case.basis.meaning.placements
-        holders = {placement.name: placement.key for placement in placements}
-        weights = {
-            placement.key: placement.of
-            for placement in placements
-            if placement.component is Component.EMA and placement.of in holders
-            if not placement.of.endswith("bias")
-        }
-        stored_as = {alias.source: alias.of for alias in plan.aliases}
-        equal = [
-            key
-            for key, weight in weights.items()
-            if stored_as.get(key) in {weight, holders[weight]}
-        ]
-        left_out = {drop.source for drop in plan.drops}
-        return equal, len(weights.keys() - left_out)
-
-
-def _finding(rule_id: str, message: str, record: str) -> Finding:
-    rule = RULES[rule_id]
-    return Finding(rule.id, rule.severity, message, record, None)

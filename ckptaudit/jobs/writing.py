@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ckptaudit.errors import CastOverflow, Unsupported
-from ckptaudit.jobs.accounting import Accounting, Found
+from ckptaudit.jobs.accounting import Accounting, Learned
 from ckptaudit.jobs.case import Digests, case_of
 from ckptaudit.jobs.choosing import choose
 from ckptaudit.jobs.folderfiles import own_files
@@ -104,8 +104,8 @@ class _Run:
         self.progress = progress
         digests = partial(digest_of, case.basis.container)
         self.plan_with = planner(case.basis, case.options, digests)
-        self.found = Found(modelspec=self.described())
-        self.account = Accounting(case, self.found).conversion
+        self.learned = Learned(modelspec=self.described())
+        self.account = Accounting(case, self.learned).conversion
         # By file and name of the output, why a tensor is not cast.
         self.unfit: dict[tuple[str, str], str] = {}
         # Bytes of weights that were read to choose types, or in attempts that came to nothing.
@@ -136,7 +136,7 @@ class _Run:
             files = [output.file for output in plan.outputs]
             places = {*map(self.case.within, files), *self.case.texts(plan)}
             own = own_files(self.case.target, self.case.target.name)
-            self.found.stale = tuple(sorted(own - places))
+            self.learned.stale = tuple(sorted(own - places))
             for file in sorted(places | own):
                 check_spares(self.case.target / file, sources)
 
@@ -151,13 +151,13 @@ class _Run:
             self.in_vain = done
             self.progress(done, in_all + total)
 
-        self.found.chosen = choose(
+        self.learned.chosen = choose(
             self.case.basis.container, plan, beside=self.case.cores_taken, progress=advance
         )
 
     def dry(self, *, with_hash: bool) -> Conversion:
         self.choose()
-        plan = self.plan_with({}, self.found.chosen)
+        plan = self.plan_with({}, self.learned.chosen)
         starts = self.starts(plan, with_hash=with_hash)
         digests = self.case.finish()
         weights = [
@@ -176,7 +176,7 @@ class _Run:
         while outputs is None:
             # Which tensors stay as they are decides where every other one lies; they are
             # known after one attempt, which then writes nothing.
-            plan = self.plan_with(self.unfit, self.found.chosen)
+            plan = self.plan_with(self.unfit, self.learned.chosen)
             outputs = self.attempt(plan, with_hash=with_hash, overwrite=overwrite)
         # That nothing had changed was seen before the output appeared.  A source that lies in a
         # folder that was replaced is linked into the new one, which changes its ctime.
@@ -213,9 +213,9 @@ class _Run:
             written = []
             for output in plan.outputs:
                 draft = drafts[output.file]
-                if self.found.modelspec is not None and with_hash:
+                if self.learned.modelspec is not None and with_hash:
                     (of_data,) = hashes_of(draft.read_into, draft.size, (starts[output.file],))
-                    self.found.modelspec = with_data_hash(self.found.modelspec, of_data)
+                    self.learned.modelspec = with_data_hash(self.learned.modelspec, of_data)
                 draft.write_at(0, self.header(plan, output, digests))
                 draft.check_opens()
                 digest = hash_of(draft.read_into, draft.size) if with_hash else None
@@ -257,7 +257,7 @@ class _Run:
         # Closed, so that no thread writes any more when the draft is discarded.
         with closing(done_jobs):
             for job, stats in done_jobs:
-                self.found.stats[job.id] = stats
+                self.learned.stats[job.id] = stats
                 if stats.overflowed and not clamp:
                     self.misfit(job, stats)
 
@@ -269,12 +269,12 @@ class _Run:
         if self.case.options.on_overflow is OnOverflow.ERROR:
             raise CastOverflow(f"{self.case.name}: {escape(job.source)}: {what}")
         self.unfit[job.file, job.name] = what
-        self.found.misfits[job.id] = what
+        self.learned.misfits[job.id] = what
         self.is_vain[0] = 1
 
     def header(self, plan: ConversionPlan, output: Output, digests: Digests) -> bytes:
         aliases = [alias for alias in plan.aliases if alias.file == output.file]
-        modelspec = self.found.modelspec or {}
+        modelspec = self.learned.modelspec or {}
         if modelspec and digests.source is not None:
             # Room for the hash, where it is not known yet.
             modelspec = with_data_hash(modelspec, _NO_HASH) | modelspec
