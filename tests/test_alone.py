@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from narrow import checkpoint
@@ -10,12 +10,10 @@ from oracle import torch
 from safetensors.torch import load_file, save_file
 
 from ckptaudit import Layout, Options, Precision, convert, inspect, verify
-from ckptaudit.layouts import FAMILIES, Component, Spec, count, detect, place
+from ckptaudit.layouts import FAMILIES, Component, Family, Spec, count, detect, place
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from ckptaudit.layouts import Family
 
 ORIGINAL = Options(precision=Precision.KEEP)
 DIFFUSERS = Options(precision=Precision.KEEP, layout=Layout.DIFFUSERS)
@@ -103,6 +101,17 @@ def test_what_pools_the_text_belongs_to_the_encoder() -> None:
     (row,) = count(detect(tensors), tensors)
 
     assert (row.component, row.present, row.unexpected) == (Component.TEXT_ENCODER, 199, ())
+
+
+def test_of_a_file_of_no_family_no_inventory_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are fifty families, and most files are of none of them."""
+
+    def fails(*_: object, **__: object) -> NoReturn:
+        raise AssertionError
+
+    monkeypatch.setattr(Family, "inventory", fails)
+
+    assert detect({"layer1.0.conv1.weight": Spec((64, 64, 3, 3), "float32")}).family == "unknown"
 
 
 @pytest.mark.parametrize("thin_family", ["sd1"], indirect=True)

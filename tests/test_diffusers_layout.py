@@ -32,7 +32,19 @@ if TYPE_CHECKING:
 KEEP = Options(layout=Layout.DIFFUSERS, precision=Precision.KEEP)
 
 
-SINGLE_FILES = ["sd1", "sd1-inpainting", "sd2", "sdxl", "sdxl-refiner", "sd2-sgm"]
+SINGLE_FILES = [
+    *(
+        "sd1",
+        "sd1-inpainting",
+        "sd2",
+        "sd2-depth",
+        "sd2-upscaler",
+        "sd2-unclip-l",
+        "sd2-unclip-h",
+        "sd2-sgm",
+    ),
+    *("sdxl", "sdxl-refiner", "ssd-1b", "segmind-vega", "ldm-text2img"),
+]
 
 
 @pytest.mark.parametrize("thin_family", SINGLE_FILES, indirect=True)
@@ -231,6 +243,28 @@ def test_there_and_back_loses_nothing_but_what_was_listed(
     assert all(found[key].dtype == expected[key].dtype for key in expected)
     assert not back.dropped
     assert verify(tmp_path / "out", tmp_path / "b.safetensors").equal
+
+
+@pytest.mark.parametrize("thin_family", ["sd2-unclip-l"], indirect=True)
+def test_where_a_file_has_what_makes_embeddings_alike_the_folder_has_it_too(
+    thin_family: Family, tmp_path: Path
+) -> None:
+    """Few files have it; it is no weight, and is never cast."""
+    tensors = checkpoint(thin_family, tmp_path / "a.ckpt")
+    named = {"mean": "noise_augmentor.data_mean", "std": "noise_augmentor.data_std"}
+    tensors |= {key: torch.rand(1, 768) for key in named.values()}
+    torch.save(tensors, tmp_path / "a.ckpt")
+
+    there = convert(tmp_path / "a.ckpt", tmp_path / "out", Options(layout=Layout.DIFFUSERS))
+    convert(tmp_path / "out", tmp_path / "b.safetensors", ORIGINAL)
+
+    found = read(tmp_path / "out", "image_normalizer")
+    assert found.keys() == named.keys()
+    assert all(torch.equal(found[name], tensors[key]) for name, key in named.items())
+    config = json.loads((tmp_path / "out/image_normalizer/config.json").read_text())
+    assert config["embedding_dim"] == 768
+    assert not {drop.source for drop in there.dropped} & set(named.values())
+    assert set(named.values()) < load_file(tmp_path / "b.safetensors").keys()
 
 
 @pytest.mark.parametrize("thin_family", ["sd2"], indirect=True)

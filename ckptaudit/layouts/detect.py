@@ -20,7 +20,7 @@ from ckptaudit.layouts.adapters import recognise
 from ckptaudit.layouts.diffusers import absent_from_folder, folder_files, weights_file
 from ckptaudit.layouts.families import FAMILIES
 from ckptaudit.layouts.family import Component
-from ckptaudit.layouts.folder import FolderMatch
+from ckptaudit.layouts.folder import FolderMatch, may_be_of
 from ckptaudit.layouts.match import ComponentCount, Match, Placement, Spec, has_strangers, signs_met
 
 if TYPE_CHECKING:
@@ -97,6 +97,19 @@ class Detection:
             return name
         prefixes = [p.prefix for p in FAMILIES[self.family].parts if p.component is component]
         return name.removeprefix(prefixes[0]) if prefixes else name
+
+    def home_of(self, name: str) -> tuple[Component, str] | None:
+        """Which component the canonical *name* lies in, and what its architecture calls it.
+
+        That is the name without the component's place in a file, the same in every layout and
+        in every family that has the architecture; None where no part of the family lies there.
+        """
+        parts = FAMILIES[self.family].parts if self.has_inventory else ()
+        around = [part for part in parts if name.startswith(part.prefix)]
+        if not around:
+            return None
+        nearest = max(around, key=lambda part: len(part.prefix))
+        return nearest.component, name.removeprefix(nearest.prefix)
 
     def weights_file(self, component: Component) -> str:
         """Where in the folder that diffusers opens the weights of *component* lie."""
@@ -178,7 +191,7 @@ def _of_folder(tensors: Mapping[str, Spec], families: Iterable[Family]) -> Detec
     fitting = [
         match
         for family in families
-        if family.has_diffusers_layout
+        if family.has_diffusers_layout and may_be_of(family, tensors)
         for match in (FolderMatch.between(family, tensors),)
         if match.holders and not any(match.objections())
     ]

@@ -139,10 +139,10 @@ class _Inventory:
 def _inventory(family: Family, *, ema: bool) -> _Inventory:
     entries = {entry.key: entry for entry in family.inventory(ema=ema)}
     names = {key: key for key in entries}
-    if ema:
-        for copy in family.further_copies():
-            entries.setdefault(copy.key, copy)
-            names.setdefault(copy.key, copy.key)
+    besides = (*family.rarities(), *(family.further_copies() if ema else ()))
+    for entry in besides:
+        entries.setdefault(entry.key, entry)
+        names.setdefault(entry.key, entry.key)
     for variant in family.variants:
         for key in entries:
             names.setdefault(variant.spell(key), key)

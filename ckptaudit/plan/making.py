@@ -306,6 +306,8 @@ def _action(component: Component, options: Options) -> Action:
             return options.text_encoder
         case Component.OTHER | Component.IMAGE_ENCODER | Component.DEPTH_ESTIMATOR:
             return options.other
+        case Component.IMAGE_NORMALIZER:
+            return Action.COPY
         case Component.EMA | Component.CONTROLNET:
             return options.unet
         case Component.SCHEDULE:

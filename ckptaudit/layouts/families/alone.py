@@ -18,7 +18,14 @@ from ckptaudit.layouts.families.encoders import CLIP_L, OPENCLIP_BIG_G, OPENCLIP
 from ckptaudit.layouts.families.ldm import LDM_CLASS, LDM_TEXT
 from ckptaudit.layouts.families.sd1 import SD1, SD1_EDIT, SD1_INPAINTING
 from ckptaudit.layouts.families.sd2 import SD2, SD2_DEPTH, SD2_INPAINTING, SD2_UPSCALER
-from ckptaudit.layouts.families.sdxl import SDXL, SDXL_EDIT, SDXL_INPAINTING, SDXL_REFINER, SSD_1B
+from ckptaudit.layouts.families.sdxl import (
+    SDXL,
+    SDXL_EDIT,
+    SDXL_INPAINTING,
+    SDXL_REFINER,
+    SSD_1B,
+    VEGA,
+)
 from ckptaudit.layouts.families.unclip import UNCLIP_H, UNCLIP_L
 from ckptaudit.layouts.family import Component, Family, Foreign, Part, Region, Sign, Variant
 
@@ -60,7 +67,7 @@ UNETS = tuple(
     for whole in (
         *(SD1, SD1_INPAINTING, SD1_EDIT),
         *(SD2, SD2_INPAINTING, SD2_DEPTH, SD2_UPSCALER, UNCLIP_L, UNCLIP_H),
-        *(SDXL, SDXL_INPAINTING, SDXL_EDIT, SDXL_REFINER, SSD_1B),
+        *(SDXL, SDXL_INPAINTING, SDXL_EDIT, SDXL_REFINER, SSD_1B, VEGA),
         *(LDM_TEXT, LDM_CLASS),
     )
 )
