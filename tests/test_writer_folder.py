@@ -267,6 +267,17 @@ def test_the_working_directory_is_filled_if_it_is_empty_and_never_exchanged(
     assert names_in(tmp_path) == {"out", "here"}
 
 
+def test_a_mount_point_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is renamed onto it, and nothing from beside it into it."""
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+
+    with pytest.raises(OutputFailed, match="name a folder in it"):
+        check_folder(tmp_path, overwrite=True)
+    check_folder(tmp_path / "new", overwrite=True)
+
+
 @pytest.mark.parametrize("kind", ["file", "link"])
 def test_what_is_no_folder_is_never_replaced(tmp_path: Path, kind: str) -> None:
     """Not even if it came there at the last moment."""

@@ -55,10 +55,14 @@ def check_folder(path: Path, *, overwrite: bool) -> None:
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise OutputFailed(f"{name}: is no folder, and a folder is to be written")
         check_place(path, overwrite=overwrite)
-        if path.is_dir() and any(path.iterdir()) and _must_stay(path):
+        if path.is_mount():
             raise OutputFailed(
-                f"{name}: is a mount point, or the working directory is in it, so that it cannot "
-                "be exchanged for a new one; name a folder in it, or go elsewhere"
+                f"{name}: is a mount point, which cannot be exchanged; name a folder in it"
+            )
+        if path.is_dir() and any(path.iterdir()) and _is_stood_in(path):
+            raise OutputFailed(
+                f"{name}: cannot be exchanged for a new one, for the working directory is in it; "
+                "go elsewhere, or name a folder in it"
             )
 
 
@@ -161,7 +165,7 @@ class DraftFolder:
         """
         with output_errors(self.path):
             _sync(self._temporary)
-            if overwrite and self.path.is_dir() and _must_stay(self.path):
+            if overwrite and self.path.is_dir() and _is_stood_in(self.path):
                 self._fill()
                 return
             try:
@@ -231,7 +235,7 @@ class DraftFolder:
             )
 
     def _fill(self) -> None:
-        """Put each file into the folder that is there and empty, and cannot be exchanged.
+        """Put each file into the folder that is there and empty, and is not to be exchanged.
 
         Those at the top come last: loaders begin with them.
         """
@@ -257,10 +261,10 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".ckptaudit-{digest}.old")
 
 
-def _must_stay(path: Path) -> bool:
-    """Whether the folder *path* cannot be renamed, or somebody would stand in what was removed."""
+def _is_stood_in(path: Path) -> bool:
+    """Whether we, and so maybe a shell, would stand in what was removed."""
     here, real = os.path.realpath("."), os.path.realpath(path)
-    return os.path.commonpath([here, real]) == real or path.is_mount()
+    return os.path.commonpath([here, real]) == real
 
 
 def _below(folder: Path) -> Iterator[str]:
