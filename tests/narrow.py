@@ -13,6 +13,7 @@ from ckptaudit.layouts.bert import BertText
 from ckptaudit.layouts.clip import ClipImage, ClipText, OpenClipText
 from ckptaudit.layouts.midas import DptHybrid
 from ckptaudit.layouts.unet import ControlNet, UNet
+from ckptaudit.layouts.xlmr import XlmRoberta
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,6 +63,8 @@ def thin(architecture: Architecture) -> Architecture:
             return replace(
                 architecture, stem=32, stages=(1, 1, 2), width=64, features=32, classes=5
             )
+        case XlmRoberta():
+            return replace(architecture, width=64, layers=1, vocabulary=99)
         case BertText():
             return replace(architecture, width=64, heads=128, layers=2, vocabulary=99)
         case _:
