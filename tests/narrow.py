@@ -48,6 +48,17 @@ def thin(architecture: Architecture) -> Architecture:
             return replace(architecture, unet=narrowed(unet))
         case Vae():
             return replace(architecture, channels=32)
+        case DptHybrid():
+            return replace(
+                architecture, stem=32, stages=(1, 1, 2), width=64, features=32, classes=5
+            )
+        case _:
+            return thin_encoder(architecture)
+
+
+def thin_encoder(architecture: Architecture) -> Architecture:
+    """*architecture* narrow, if it is an encoder of text or images."""
+    match architecture:
         case ClipText():
             return replace(architecture, width=64, layers=2, vocabulary=99)
         case OpenClipText(projects=True):
@@ -59,10 +70,6 @@ def thin(architecture: Architecture) -> Architecture:
             # The UNet of unCLIP takes what it projects to as wide as it is.
             few = min(layers, 1)
             return replace(architecture, width=64, layers=2, text_layers=few, vocabulary=99)
-        case DptHybrid():
-            return replace(
-                architecture, stem=32, stages=(1, 1, 2), width=64, features=32, classes=5
-            )
         case XlmRoberta():
             return replace(architecture, width=64, layers=1, vocabulary=99)
         case BertText():
