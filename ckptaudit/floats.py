@@ -295,8 +295,8 @@ def _encode_float8(x: Wide, out: Stored, target: DType) -> None:
     """Round float32 to eight bits: to odd first, into the eight bits of precision of bfloat16.
 
     There it is one of 65,536, and a table says the rest.  The target has four bits at most, and
-    two more would do; see `_round_to_odd`.  numkong has such casts too, but its NaN becomes 448
-    in the one format, and its 1e5 a NaN in the other.
+    two more would do; see `_round_to_odd`.  numkong 7.8 has such casts too, but makes 448 of most
+    NaN in the one format, and NaN of 1e5 in the other.
     """
     bits = x.view(np.uint32)
     # Bit 16 is set where any below it is, by the carry of an addition.

@@ -22,14 +22,14 @@ __all__ = ["Tally", "TensorStats", "joined"]
 class TensorStats:
     """What a tensor held, and what its cast cost; unitless elements, counted exactly.
 
-    The first eight describe the source.  ``min``, ``max``, ``mean`` and ``std`` are
-    taken over its finite elements and are None where there are none, or where the type
-    has no order (complex, quantised).  ``min`` and ``max`` are exact (the nearest double
-    for 64-bit integers).  ``mean`` is good to 1e-12 of the mean of ``|x|``; ``std``, and the
-    ratio behind ``sqnr_db``, to 1e-8 of itself.  Their sums are doubles: for a float64
-    source that holds while values, deviations and errors lie between 1e-140 and 1e140,
-    and where a sum leaves the range of a double they are None.  ``finite``, ``signal`` and
-    ``noise`` are what `joined` needs besides.
+    The first eight, and ``finite`` and ``histogram``, describe the source.  ``min``, ``max``,
+    ``mean`` and ``std`` are taken over its finite elements and are None where there are none, or
+    where the type has no order (complex, quantised).  ``min`` and ``max`` are exact (the nearest
+    double for 64-bit integers).  ``mean`` is good to 1e-12 of the mean of ``|x|``; ``std``, and
+    the ratio behind ``sqnr_db``, to 1e-8 of itself.  Their sums are doubles: for a float64 source
+    that holds while values, deviations and errors lie between 1e-140 and 1e140, and where a sum
+    leaves the range of a double they are None.  ``finite``, ``signal`` and ``noise`` are what
+    `joined` needs besides.
 
     Attributes:
         numel: Elements.

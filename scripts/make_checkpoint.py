@@ -6,6 +6,7 @@
 The file is framed and pickled as `torch.save` does it (`torchfile`), has the tensors of the
 family's inventory (`ckptaudit.layouts`), and holds plausible, meaningless values (`weights`):
 scaled slices of one pool of deviates.  It is written in one pass, in little memory.
+`--values trained` makes them as like those of a trained model as public sources tell (`trained`).
 
 With the same seed the tensors have the same values whatever the other options: framing, layout
 in memory, EMA, aliases, extras.  So two files of one seed must convert to equal tensors.
@@ -39,6 +40,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from storing import Layout, generated, given
 from torchfile import Framing, Name, OrderedDict, Tensor, Tree, write_file
+from trained import FREEDOM, trained
 from weights import PLANTS, Counts, Pool, Spread, Weights, fixed, spread
 
 from ckptaudit.layouts import FAMILIES, Component, Entry
@@ -69,6 +71,7 @@ class Options:
         aliases: Each a number of tensors to repeat under a second prefix, or ``KEY=OF``.
         non_contiguous: How many tensors are not stored row by row.
         plants: Each ``KIND:COUNT`` or ``KIND:WHERE:COUNT``.
+        values: Whether they are plainly normal or like a trained model's.
         seed: What values and random choices depend on.
     """
 
@@ -81,6 +84,7 @@ class Options:
     aliases: tuple[str, ...] = ()
     non_contiguous: int = 0
     plants: tuple[str, ...] = ()
+    values: Literal["plain", "trained"] = "plain"
     seed: int = 0
 
 
@@ -196,7 +200,8 @@ class _Model:
     def __post_init__(self) -> None:
         if self.options.bare and self.options.lightning:
             raise ValueError("a bare state dict has no room for what Lightning saves")
-        self.pool = Pool(self.options.seed)
+        freedom = FREEDOM if self.options.values == "trained" else None
+        self.pool = Pool(self.options.seed, freedom)
         self.layouts = dict(self.choose_layouts())
         for number, request in enumerate(self.options.plants):
             self.plant(number, request)
@@ -279,7 +284,7 @@ class _Model:
             self.pool,
             source,
             math.prod(entry.shape),
-            spread(source, entry.shape),
+            (trained if self.options.values == "trained" else spread)(source, entry.shape),
             None if identical else entry.key,
             tuple(sorted(plants.items())),
         )
@@ -390,6 +395,10 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--dtype", choices=("fp32", "fp16"), default="fp32", help="type of the weights"
     )
+    what.add_argument(
+        "--values", choices=("plain", "trained"), default="plain",
+        help="normal values, or some with the tails and outliers of trained ones",
+    )  # fmt: skip
     what.add_argument("--ema", action="store_true", help="add moving averages of the UNet")
     what.add_argument(
         "--ema-identical", action="store_true", help="--ema, and equal to the weights in value"
@@ -450,6 +459,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         aliases=tuple(chosen.alias),
         non_contiguous=chosen.non_contiguous,
         plants=tuple(chosen.plant),
+        values=chosen.values,
         seed=chosen.seed,
     )
     components = [name for name in chosen.components.split(",") if name]

@@ -28,7 +28,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["PLANTS", "Counts", "Plant", "Pool", "Spread", "Weights", "fixed", "schedule", "spread"]
+__all__ = [
+    "PLANTS",
+    "Counts",
+    "Plant",
+    "Pool",
+    "Rows",
+    "Spread",
+    "Weights",
+    "fixed",
+    "schedule",
+    "spread",
+]
 
 Plant: TypeAlias = tuple[int, float]
 
@@ -45,17 +56,30 @@ PLANTS: Mapping[str, tuple[float, ...]] = {
     "subnormal": (5e-5, -1e-6, 2.0**-24),
     "flush": (2.0**-25, -1e-9, 1e-40),
 }
+# How much louder, or quieter, a row is that stands out.
+LOUDER, QUIETER = 4.0, 0.02
 _OVERFLOWS_AT, _FLUSHED_TO, _NORMAL_FROM = 65520.0, 2.0**-25, 2.0**-14 - 2.0**-25
 
 
 class Pool:
-    """Standard normal deviates, drawn once for a seed."""
+    """Deviates of mean 0 and variance 1, drawn once for a seed.
 
-    def __init__(self, seed: int) -> None:
+    Args:
+        seed: What they depend on.
+        freedom: Degrees of freedom of the t distribution they are drawn from, above 2; None is
+            the normal one.
+    """
+
+    def __init__(self, seed: int, freedom: float | None = None) -> None:
         self.seed = seed
         # Below 0.1 GB/s and so the reason for this class; PCG64 is numpy's default.
         generator = np.random.Generator(np.random.PCG64(seed))
-        self._normals = generator.standard_normal(_DRAWN + BLOCK, dtype=np.float32)
+        self._deviates = generator.standard_normal(_DRAWN + BLOCK, dtype=np.float32)
+        if freedom is not None:
+            # A normal deviate over the root of a mean square of others has variance f / (f - 2).
+            squares = generator.standard_gamma(freedom / 2, _DRAWN + BLOCK, dtype=np.float32)
+            squares *= np.float32(2 / (freedom - 2))
+            self._deviates /= np.sqrt(squares, out=squares)
 
     def number(self, *words: object) -> int:
         """A 64-bit number that depends on the seed and *words*, and on nothing else."""
@@ -71,22 +95,49 @@ class Pool:
             count: Elements, at most `BLOCK`.
         """
         start = self.number(name, block) % _DRAWN
-        return self._normals[start : start + count]
+        return self._deviates[start : start + count]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """How unequal the rows of a tensor are: what one output channel, or one word, is made of.
+
+    Attributes:
+        length: Elements of a row.
+        apart: Standard deviation of the logarithm of their scales.
+        loud: Share of rows that are `LOUDER` times as large.
+        quiet: Share of rows that are `QUIETER` times as large.
+    """
+
+    length: int
+    apart: float
+    loud: float
+    quiet: float
+
+    def scales(self, generator: np.random.Generator, count: int) -> NDArray[np.float32]:
+        """The scales of *count* rows, of mean square 1."""
+        scales = np.exp(self.apart * generator.standard_normal(count))
+        fate = generator.random(count)
+        scales[fate < self.loud] *= LOUDER
+        scales[fate > 1 - self.quiet] *= QUIETER
+        scales /= np.sqrt(np.mean(np.square(scales)))
+        return scales.astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Mean and standard deviation of a tensor's values."""
+    """Mean and standard deviation of a tensor's values; and how its rows differ, if they do."""
 
     mean: float
     std: float
+    rows: Rows | None = None
 
 
 def spread(key: str, shape: tuple[int, ...]) -> Spread:
     """About what a trained tensor of this name and shape has.
 
     >>> spread("out.0.weight", (320,)), spread("out.0.bias", (320,))
-    (Spread(mean=1.0, std=0.1), Spread(mean=0.0, std=0.02))
+    (Spread(mean=1.0, std=0.1, rows=None), Spread(mean=0.0, std=0.02, rows=None))
     >>> spread("out.2.weight", (4, 320, 3, 3)).std  # 1 / sqrt(2880)
     0.018633899812498248
     """
@@ -123,10 +174,16 @@ class Weights:
         drift = np.empty_like(buffer) if self.drifted is not None else buffer
         jitter = self.pool.number(self.key, "std") / 2**64
         std = np.float32(self.spread.std * (0.95 + 0.1 * jitter))
+        rows = self.spread.rows if self.numel else None
+        scales = rows.scales(self.generator(), self.numel // rows.length) if rows else None
         plants = list(self.plants)
         for number, start in enumerate(range(0, self.numel, BLOCK)):
             count = min(BLOCK, self.numel - start)
             block = np.multiply(self.pool.draw(self.key, number, count), std, out=buffer[:count])
+            if rows and scales is not None:
+                first, last = start // rows.length, -(-(start + count) // rows.length)
+                along = np.repeat(scales[first:last], rows.length)
+                block *= along[start - first * rows.length :][:count]
             if self.spread.mean:
                 block += np.float32(self.spread.mean)
             if self.drifted is not None:
@@ -136,6 +193,10 @@ class Weights:
                 position, value = plants.pop(0)
                 block[position - start] = value
             yield block
+
+    def generator(self) -> np.random.Generator:
+        """What draws the few numbers of this tensor that need not come from the pool."""
+        return np.random.default_rng(self.pool.number(self.key, "rows"))
 
 
 @dataclass(slots=True)

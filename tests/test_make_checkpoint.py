@@ -415,6 +415,34 @@ def test_selection_by_component_prefix_and_size() -> None:
         select(ENTRIES, [], ["x"])
 
 
+def test_trained_values_have_heavy_tails_and_rows_that_stand_out_at_the_same_scale(
+    tmp_path: Path,
+) -> None:
+    made = {}
+    for values in ("plain", "trained"):
+        path = tmp_path / f"{values}.ckpt"
+        write_checkpoint(path, ENTRIES, Options(values=values))
+        made[values] = load(path)["state_dict"]
+
+    def tails(tensor: Any) -> float:
+        """The kurtosis: 3 of normal numbers, above 5 of a t distribution with unequal rows."""
+        apart = tensor.double() - tensor.double().mean()
+        return float((apart**4).mean() / (apart**2).mean() ** 2)
+
+    plain, trained = made["plain"][MATRIX], made["trained"][MATRIX]
+    norms = trained.double().norm(dim=1)
+    # By the initialisation of CLIP it is 1 / sqrt(2) of the inverse root of a row's length.
+    assert float(trained.std()) == pytest.approx((2 * 500) ** -0.5, rel=0.1)
+    assert tails(plain) < 3.1
+    assert tails(trained) > 5
+    assert float(norms.max() / norms.median()) > 3
+    assert float(norms.min() / norms.median()) < 0.1
+    assert made["trained"]["first_stage_model.empty"].shape == (0, 4)
+    assert float(made["trained"]["model.diffusion_model.out.0.weight"].mean()) == pytest.approx(
+        1, abs=0.1
+    )
+
+
 def test_the_command_prints_one_line_of_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,13 +22,13 @@ from samples import HOSTILE
 
 from ckptaudit import (
     Action,
-    CkptauditError,
     Dedupe,
     Ema,
     Incomplete,
     Layout,
     OnOverflow,
     Options,
+    OutputFailed,
     Precision,
     Refused,
     SourceChanged,
@@ -234,6 +234,7 @@ MANY = [
     Options(),
     KEEP,
     Options(precision=Precision.BF16, dedupe=Dedupe.ALL),
+    Options(precision=Precision.AUTO),
     Options(vae=Action.COPY, dedupe=Dedupe.NONE),
     Options(layout=Layout.DIFFUSERS),
     Options(split=True, vae=Action.CONVERT),
@@ -304,6 +305,22 @@ def test_a_model_without_a_vae_gets_one(
         convert(source, tmp_path / str(folder) / name, options, replace_vae=vae, with_hash=False)
 
     assert contents(tmp_path / "0") == contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_what_stands_where_the_vae_belongs_makes_room_whatever_it_is(
+    own: Tensors, vae: Path, other: Tensors, tmp_path: Path
+) -> None:
+    """A model with a strange one is of no family by itself; the user names it."""
+    strange = {HOME + FIRST: torch.zeros(3), f"{HOME}strange.weight": torch.ones(3)}
+    torch.save(rest_of(own) | strange, tmp_path / "a.ckpt")
+    options = replace(KEEP, family="sd1")
+
+    done = convert(tmp_path / "a.ckpt", tmp_path / "out.safetensors", options, replace_vae=vae)
+
+    wanted = rest_of(own) | prefixed(other)
+    assert written(tmp_path / "out.safetensors") == {k: bits(t) for k, t in wanted.items()}
+    assert {drop.source for drop in done.dropped} == set(strange)
+    assert not {finding.rule for finding in done.findings} & {"CKA304", "CKA305"}
 
 
 def test_a_folder_as_source_gets_it_too(
@@ -726,9 +743,13 @@ def test_the_other_file_is_never_overwritten(
     Path("linked").symlink_to("p")
     Path("out/vae").mkdir(parents=True)
     as_safetensors(Path("out/vae", WEIGHTS), other)
+    convert(model, "parts", Options(split=True))
     before = contents(tmp_path)
 
     for output, donor in (
+        ("parts --split", "parts/parts.vae.safetensors"),
+        # It would not be written over, but removed as what an earlier conversion left there.
+        ("parts --split --vae=drop", "parts/parts.vae.safetensors"),
         ("vae.safetensors", "vae.safetensors"),
         (f"linked/{WEIGHTS}", "p"),
         (f"linked/{WEIGHTS}", f"p/{WEIGHTS}"),
@@ -737,15 +758,20 @@ def test_the_other_file_is_never_overwritten(
     ):
         arguments = ("-o", *output.split(), "--replace-vae", donor, "--if-exists", "overwrite")
         assert_one_clear_line(audit("convert", model, *arguments), "is the source itself")
-        with pytest.raises(CkptauditError, match="is the source itself"):
-            convert(
-                model,
-                output.split()[0],
-                Options(layout=Layout.DIFFUSERS if " " in output else Layout.ORIGINAL),
-                replace_vae=donor,
-                overwrite=True,
-            )
         assert contents(tmp_path) == before
+
+
+def test_a_caller_of_the_library_overwrites_it_no_more_than_the_command_line(
+    model: Path, other: Tensors, tmp_path: Path
+) -> None:
+    donor = tmp_path / "vae.safetensors"
+    as_safetensors(donor, other)
+    before = donor.read_bytes()
+
+    with pytest.raises(OutputFailed, match="is the source itself"):
+        convert(model, donor, replace_vae=donor, overwrite=True)
+
+    assert donor.read_bytes() == before
 
 
 def test_the_receipt_names_the_other_file_and_a_proof_asks_for_it(

@@ -18,7 +18,7 @@ from ckptaudit.errors import LimitExceeded, MalformedInput
 from ckptaudit.jobs.stream import read_block
 from ckptaudit.source import BufferSource
 from ckptaudit.tensors import TensorView, blocks
-from ckptaudit.tensors.blocks import blocks_of, rows_of
+from ckptaudit.tensors.blocks import blocks_in_order, blocks_of, rows_of
 
 RAMP = 4096
 
@@ -83,6 +83,7 @@ def small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     """Blocks so small that tensors of a few elements have to be cut."""
     block, tile = request.param
     monkeypatch.setattr(blocks, "BLOCK_BYTES", block)
+    monkeypatch.setattr(blocks, "SLAB_BYTES", block)
     monkeypatch.setattr(blocks, "_ROWS_BYTES", tile)
     monkeypatch.setattr(blocks, "_NEAR_BYTES", 8)
     monkeypatch.setattr(blocks, "_LEAST_RUN_BYTES", 8)
@@ -97,6 +98,27 @@ def test_reading_equals_as_strided(window: tuple[tuple[int, ...], tuple[int, ...
     expected = np.lib.stride_tricks.as_strided(ramp[offset:], shape, steps)
 
     assert read(view(RAMP, shape, stride, offset), ramp.tobytes()) == expected.tobytes()
+
+
+@pytest.mark.usefixtures("small_blocks")
+@given(windows())
+def test_blocks_in_order_are_the_elements_one_after_the_other(
+    window: tuple[tuple[int, ...], tuple[int, ...], int],
+) -> None:
+    shape, stride, offset = window
+    ramp = np.arange(RAMP, dtype="<i4")
+    shown = view(RAMP, shape, stride, offset)
+    container = Container(BufferSource(ramp.tobytes()), Kind.ZIP, (), ())
+    buffer = memoryview(bytearray(blocks.SLAB_BYTES))
+    expected = np.lib.stride_tricks.as_strided(ramp[offset:], shape, [4 * step for step in stride])
+
+    elements, at = b"", 0
+    for block in blocks_in_order(shown):
+        assert block.runs == ((at, at + block.numel),)
+        elements += read_block(container, shown, block, buffer)
+        at += block.numel
+
+    assert elements == expected.tobytes()
 
 
 @pytest.mark.usefixtures("small_blocks")

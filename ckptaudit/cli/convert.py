@@ -133,6 +133,19 @@ _ADVICE: dict[type[CkptauditError], str] = {
     help="Tensors whose part in the model is not known, likewise.",
 )
 @click.option(
+    "--modelspec",
+    is_flag=True,
+    help="Describe the model by the ModelSpec in the file's metadata, as far as it is known; its "
+    "title is the name of the file.",
+)
+@click.option(
+    "--modelspec-field",
+    "modelspec_fields",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Say this of the model there, such as author=...; may be given several times.",
+)
+@click.option(
     "--replace-vae",
     type=click.Path(readable=False),
     metavar="FILE",
@@ -173,7 +186,7 @@ def convert(
     if_exists: str,
     allow_unsafe: bool,
     policy_path: str | None,
-    **chosen: str | bool,
+    **chosen: str | bool | tuple[str, ...],
 ) -> None:
     """Convert PATHS to safetensors, with a report beside each.
 
@@ -189,8 +202,9 @@ def convert(
     def status(_result: Conversion) -> int:
         return GOOD
 
+    described = _described(chosen.pop("modelspec"), chosen.pop("modelspec_fields"))
     try:
-        options = _options(chosen)
+        options = _options(chosen, described)
     except ValueError as err:
         raise click.UsageError(f"--{str(err).replace('_', '-')}") from err
     is_folder = options.makes_folder
@@ -246,7 +260,29 @@ def _with_vae_sources(results: list[Conversion] | None) -> list[Conversion | Vae
     return [*results, *(each.vae_source for each in results if each.vae_source is not None)]
 
 
-def _options(chosen: dict[str, str | bool]) -> Options:
+def _described(is_wanted: object, fields: object) -> tuple[tuple[str, str], ...] | None:
+    """What the user says for ModelSpec metadata; None if there are to be none.
+
+    Raises:
+        click.BadParameter: It is none of what can be said there.
+    """
+    from ckptaudit.plan import check_described
+
+    texts = fields if isinstance(fields, tuple) else ()
+    if not (is_wanted or texts):
+        return None
+    pairs = (text.partition("=") for text in texts)
+    said = tuple((key, value) for key, _, value in pairs)
+    try:
+        check_described(said)
+    except ValueError as err:
+        raise click.BadParameter(str(err), param_hint="--modelspec-field") from err
+    return said
+
+
+def _options(
+    chosen: Mapping[str, object], modelspec: tuple[tuple[str, str], ...] | None
+) -> Options:
     from ckptaudit.plan import Action, Dedupe, Ema, Layout, OnOverflow, Options, Precision
 
     return Options(
@@ -262,6 +298,7 @@ def _options(chosen: dict[str, str | bool]) -> Options:
         vae=Action(chosen["vae"]),
         text_encoder=Action(chosen["text_encoder"]),
         other=Action(chosen["other"]),
+        modelspec=modelspec,
     )
 
 

@@ -14,6 +14,7 @@ from ckptaudit.jobs.opening import File
 
 if TYPE_CHECKING:
     from ckptaudit.containers import Kind
+    from ckptaudit.jobs.sizes import Sizes
     from ckptaudit.layouts import Component, ComponentCount
     from ckptaudit.numerics import TensorStats
     from ckptaudit.plan import Alias, Drop, Options
@@ -114,11 +115,13 @@ class Conversion:
             is none.
         options: What was asked for.
         components: What is there, missing and unexpected, component by component.
+        sizes: What its parts take, before and after, and why that is less.
         outputs: The files written, their hashes read back after writing; a dry run has none.
         tensors: In the order of the data in the output.
         aliases: Names stored under another.
         dropped: Tensors not written.
         leftovers: Values of the source that are no tensors.
+        modelspec: The ModelSpec metadata of the output, by key; None where none were wanted.
         findings: What the scan found, and what became of weights that did not fit.
         permitted: What the policy permits of what the scan found.
         notes: What is worth knowing besides.
@@ -133,11 +136,13 @@ class Conversion:
     prediction: str | None
     options: Options
     components: tuple[ComponentCount, ...]
+    sizes: Sizes
     outputs: tuple[File, ...]
     tensors: tuple[TensorEntry, ...]
     aliases: tuple[Alias, ...]
     dropped: tuple[Drop, ...]
     leftovers: tuple[Leftover, ...]
+    modelspec: dict[str, str] | None
     findings: tuple[Finding, ...]
     permitted: tuple[Permitted, ...]
     notes: tuple[str, ...]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers import Container, Kind, open_container
+from ckptaudit.containers import Container, Kind, data_start, open_container
 from ckptaudit.source import FileSource
 
 if TYPE_CHECKING:
@@ -74,6 +74,10 @@ class Opened:
         """Wait for the hash; None if it is not wanted."""
         return self.hashing.result() if self.hashing is not None else None
 
+    def data_digest(self) -> str | None:
+        """Wait for the hash of a safetensors file's data; None if it is not wanted, or is none."""
+        return self.hashing.tail_result() if self.hashing is not None else None
+
     def finish(self) -> str | None:
         """Wait for the hash and make sure that the file is still the one that was opened.
 
@@ -105,6 +109,7 @@ def opened(
     with_hash: bool,
     limits: Limits | None = None,
     folders: Folders = Folders.REFUSED,
+    with_data_hash: bool = False,
 ) -> Iterator[Opened]:
     """Open *path* for one job and close it after; its hash, if wanted, begins at once.
 
@@ -113,6 +118,7 @@ def opened(
         with_hash: Whether its SHA-256 is wanted; of a folder that of its files laid end to end.
         limits: The most it may cost.
         folders: What the job does with a folder.
+        with_data_hash: Whether, if it is a safetensors file, the hash of its data is wanted too.
 
     Raises:
         CkptauditError: It cannot be read, or is no checkpoint.
@@ -122,7 +128,8 @@ def opened(
     source = FileSource(path) if folder is None else folder.source
     hashing = None
     try:
-        hashing = _hashing(source) if with_hash else None
+        tail_start = data_start(source) if with_data_hash and folder is None else None
+        hashing = _hashing(source, tail_start) if with_hash else None
         container = open_container(source, limits) if folder is None else folder
         yield Opened(container, hashing)
     finally:
@@ -141,11 +148,11 @@ def _folder(path: str | PathLike[str], limits: Limits | None, folders: Folders) 
             return folder.open_folder(path, limits)
 
 
-def _hashing(source: ByteSource) -> Hashing:
+def _hashing(source: ByteSource, tail_start: int | None) -> Hashing:
     # Threads, processes and hashlib take a tenth of a scan to load, and a scan may want no hash.
     from ckptaudit.jobs.hashing import Hashing  # noqa: PLC0415
 
-    return Hashing(source)
+    return Hashing(source, tail_start)
 
 
 def notes_on(container: Container) -> tuple[str, ...]:

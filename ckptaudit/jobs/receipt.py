@@ -4,9 +4,9 @@ Knows:      which of its keys are ours, and that any other names an alias.
 Is told:    options, aliases and a hash to write down; or the metadata of a file.
 Never asks: whether what it reads is true; `verify` proves it.
 
-``format`` is what other loaders look for.  Our own keys begin with ``ckptaudit.``.  Every
-other key is a name that was left out, and its value the name that has the same bytes: this
-is how safetensors' own tools write down tied weights.
+``format`` is what other loaders look for.  Our own keys begin with ``ckptaudit.``, those of the
+ModelSpec (`modelspec`) with ``modelspec.``.  Every other key is a name that was left out, and its
+value the name that has the same bytes: this is how safetensors' own tools write down tied weights.
 """
 
 from __future__ import annotations
@@ -58,10 +58,12 @@ def metadata_of(
     aliases: Iterable[Alias],
     source_sha256: str | None,
     vae_sha256: str | None = None,
+    modelspec: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """The metadata that `receipt_in` reads; see `Receipt`."""
+    """The metadata that `receipt_in` reads, see `Receipt`, and *modelspec*."""
     metadata = {alias.name: alias.of for alias in aliases}
     metadata |= {
+        **(modelspec or {}),
         _FORMAT: "pt",
         _VERSION: __version__,
         _OPTIONS: msgspec.json.encode(options, order="sorted").decode(),

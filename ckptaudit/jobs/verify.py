@@ -10,7 +10,7 @@ Never asks: to be believed: from the converted file it takes which options were 
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,6 +23,13 @@ from ckptaudit.floats import TARGETS, decode
 from ckptaudit.jobs.basis import from_where
 from ckptaudit.jobs.choosing import choose
 from ckptaudit.jobs.given import Given
+from ckptaudit.jobs.modelspec import (
+    TITLE,
+    hash_claimed,
+    modelspec_in,
+    modelspec_of,
+    with_data_hash,
+)
 from ckptaudit.jobs.opening import File, Folders, Opened, opened
 from ckptaudit.jobs.receipt import receipt_in
 from ckptaudit.jobs.stream import JobId, Nowhere, Tally, stream
@@ -32,7 +39,7 @@ from ckptaudit.vm import escape
 from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from os import PathLike
 
     from numpy.typing import NDArray
@@ -137,7 +144,7 @@ def verify(
             from ckptaudit.jobs.folderproof import FolderProof  # noqa: PLC0415 - as said above
 
             return FolderProof(given, Path(converted)).run(progress, with_hash=with_hash)
-        two = stack.enter_context(opened(converted, with_hash=with_hash))
+        two = stack.enter_context(opened(converted, with_hash=with_hash, with_data_hash=True))
         return prove(two, given, progress)
 
 
@@ -430,11 +437,30 @@ class _Proof:
     def check_metadata(self, plan: ConversionPlan, digest: str | None) -> None:
         if self.receipt is None:
             return
+        self.check_modelspec(self.receipt.options.modelspec)
         claimed = self.receipt.source_sha256
         if claimed is not None and digest is not None and claimed != digest:
             self.problems.append(f"names a source of SHA-256 {escape(claimed)}, which this is not")
         if self.receipt.aliases != {alias.name: alias.of for alias in plan.aliases}:
             self.problems.append("lists other aliases than its source gives")
+
+    def check_modelspec(self, said: Iterable[tuple[str, str]] | None) -> None:
+        """Prove what the file says by the ModelSpec, all but a title that was its name once."""
+        there = modelspec_in(self.file.metadata)
+        claimed, of_data = hash_claimed(there), self.converted.data_digest()
+        owed: dict[str, str] = {}
+        if said is not None:
+            title, name = there.get(TITLE, ""), self.given.source.container.source.name
+            # What cannot be known of this source was not known when the file was made of it.
+            with suppress(Unsupported):
+                owed = modelspec_of(self.basis.meaning.detection, title, said, name)
+            # Whoever wanted no hash of the file got none of its data either.
+            owed = owed if claimed is None else with_data_hash(owed, claimed)
+        wrong = [key for key in {*there, *owed} if there.get(key) != owed.get(key)]
+        if wrong:
+            self.problems.append(f"says by {escape(min(wrong))} what its source does not give")
+        elif claimed is not None and of_data not in {None, claimed}:
+            self.problems.append("names a SHA-256 of its data that they do not have")
 
     def check_vae_claim(self, digest: str | None) -> None:
         if self.receipt is None:

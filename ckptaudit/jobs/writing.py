@@ -22,10 +22,13 @@ from ckptaudit.jobs.baking import account_of, notes_on_vae, with_vae
 from ckptaudit.jobs.basis import basis_of, from_where
 from ckptaudit.jobs.choosing import choose
 from ckptaudit.jobs.folderfiles import own_files
-from ckptaudit.jobs.hashing import hash_of
+from ckptaudit.jobs.hashing import hash_of, hashes_of
+from ckptaudit.jobs.health import averaged_alike, counted_ailments
+from ckptaudit.jobs.modelspec import modelspec_of, with_data_hash
 from ckptaudit.jobs.opening import File, Judged, notes_on
 from ckptaudit.jobs.planning import check_layout, planner, prediction_of, texts_of
 from ckptaudit.jobs.receipt import metadata_of
+from ckptaudit.jobs.sizes import sizes_by
 from ckptaudit.jobs.small import std_of
 from ckptaudit.jobs.stream import digest_of, stream
 from ckptaudit.layouts import Component
@@ -144,12 +147,21 @@ class _Run:
         self.unfit: dict[tuple[str, str], str] = {}
         # The same by the jobs that told so: of a tensor of several parts, maybe one.
         self.misfits: dict[JobId, str] = {}
+        # What the header says by the ModelSpec; None where that is not wanted.
+        self.modelspec = self.described()
         # Files of an earlier conversion that go, where its folder is overwritten.
         self.stale: tuple[str, ...] = ()
         # Bytes of weights that were read to choose types, or in attempts that came to nothing.
         self.in_vain = 0
         # One byte that lanes share: not 0 once the attempt under way has come to nothing.
         self.is_vain = mmap(-1, 1)
+
+    def described(self) -> dict[str, str] | None:
+        """What is known of the model and what the user says, in the words of the ModelSpec."""
+        if self.options.modelspec is None:
+            return None
+        title = path_text(Path(self.target.stem))
+        return modelspec_of(self.detection, title, self.options.modelspec, self.name)
 
     def check_places(self, sources: tuple[Path, ...]) -> None:
         """Refuse to write to any of *sources*, which may lie where a file of a folder goes.
@@ -253,6 +265,9 @@ class _Run:
             written = []
             for output in plan.outputs:
                 draft = drafts[output.file]
+                if self.modelspec is not None and with_hash:
+                    (of_data,) = hashes_of(draft.read_into, draft.size, (starts[output.file],))
+                    self.modelspec = with_data_hash(self.modelspec, of_data)
                 draft.write_at(0, self.header(plan, output, digests))
                 draft.check_opens()
                 digest = hash_of(draft.read_into, draft.size) if with_hash else None
@@ -334,8 +349,13 @@ class _Run:
 
     def header(self, plan: ConversionPlan, output: Output, digests: _Digests) -> bytes:
         aliases = [alias for alias in plan.aliases if alias.file == output.file]
+        modelspec = self.modelspec or {}
+        if modelspec and digests.source is not None:
+            # Room for the hash, where it is not known yet.
+            modelspec = with_data_hash(modelspec, _NO_HASH) | modelspec
         vae = None if self.vae_source is None else digests.vae or ""
-        return header_of(output.tensors, metadata_of(self.options, aliases, digests.source, vae))
+        metadata = metadata_of(self.options, aliases, digests.source, vae, modelspec)
+        return header_of(output.tensors, metadata)
 
     def result(
         self,
@@ -366,6 +386,7 @@ class _Run:
             prediction=self.prediction,
             options=self.options,
             components=self.basis.meaning.components,
+            sizes=sizes_by(plan, self.basis),
             outputs=outputs,
             tensors=tuple(self.entry(job) for job in plan.jobs),
             aliases=tuple(
@@ -374,6 +395,7 @@ class _Run:
             ),
             dropped=tuple(from_where(drop, self.basis) for drop in plan.drops),
             leftovers=plan.leftovers,
+            modelspec=self.modelspec,
             findings=(
                 *judgement.findings,
                 *self.basis.health(),
@@ -508,12 +530,34 @@ class _Run:
                 weights = counted(stats.overflowed, "weight")
                 what = f"{weights} clamped to the range of {job.target.name}"
                 found.append(_finding("CKA301", what, name))
-            if stats is not None and stats.nan + stats.inf:
-                what = f"holds {stats.nan} NaN and {counted(stats.inf, 'infinite value')}"
-                becomes_nan = stats.inf and job.target.name == "float8_e4m3fn"
-                what += "; in float8_e4m3fn all are NaN" if becomes_nan else ", which stay"
-                found.append(_finding("CKA302", what, name))
-        return found
+        held = ((job.source, self.stats[job.id]) for job in plan.jobs if job.id in self.stats)
+        without_infinity = {job.source for job in plan.jobs if job.target.name == "float8_e4m3fn"}
+        return [
+            *found,
+            *counted_ailments(self.basis.meaning, held, without_infinity),
+            *averaged_alike(*self.averages_alike(plan)),
+        ]
+
+    def averages_alike(self, plan: ConversionPlan) -> tuple[list[str], int]:
+        """Keys of averaged copies known to be their weights; how many there are, biases left out.
+
+        That is known where both are wanted and equal ones are stored once.
+        """
+        holders = {placement.name: placement.key for placement in self.basis.meaning.placements}
+        weights = {
+            placement.key: placement.of
+            for placement in self.basis.meaning.placements
+            if placement.component is Component.EMA and placement.of in holders
+            if not placement.of.endswith("bias")
+        }
+        stored_as = {alias.source: alias.of for alias in plan.aliases}
+        equal = [
+            key
+            for key, weight in weights.items()
+            if stored_as.get(key) in {weight, holders[weight]}
+        ]
+        left_out = {drop.source for drop in plan.drops}
+        return equal, len(weights.keys() - left_out)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from ckptaudit.layouts.families import FAMILIES
 from ckptaudit.layouts.family import Component, Destination, Entry, Family
 from ckptaudit.layouts.grammar import Op
 from ckptaudit.layouts.match import ComponentCount, Placement, Spec
+from ckptaudit.layouts.modelspec import ModelSpecIds, modelspec_ids
 
 __all__ = [
     "FAMILIES",
@@ -32,6 +33,7 @@ __all__ = [
     "Donor",
     "Entry",
     "Family",
+    "ModelSpecIds",
     "Op",
     "Placement",
     "Spec",
@@ -39,5 +41,6 @@ __all__ = [
     "detect",
     "has_vae",
     "makes_room",
+    "modelspec_ids",
     "place",
 ]

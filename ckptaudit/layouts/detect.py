@@ -98,6 +98,19 @@ class Detection:
         prefixes = [p.prefix for p in FAMILIES[self.family].parts if p.component is component]
         return name.removeprefix(prefixes[0]) if prefixes else name
 
+    def home_of(self, name: str) -> tuple[Component, str] | None:
+        """Which component the canonical *name* lies in, and what its architecture calls it.
+
+        That is the name without the component's place in a file, the same in every layout and
+        in every family that has the architecture; None where no part of the family lies there.
+        """
+        parts = FAMILIES[self.family].parts if self.has_inventory else ()
+        around = [part for part in parts if name.startswith(part.prefix)]
+        if not around:
+            return None
+        nearest = max(around, key=lambda part: len(part.prefix))
+        return nearest.component, name.removeprefix(nearest.prefix)
+
     def weights_file(self, component: Component) -> str:
         """Where in the folder that diffusers opens the weights of *component* lie."""
         return weights_file(FAMILIES[self.family], component)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ckptaudit.plan.choosing import CANDIDATES, FALLBACK, Choice, objection, undecided
+from ckptaudit.plan.describing import MODELSPEC_KEYS, check_described
 from ckptaudit.plan.duplicates import METADATA_PREFIX, names_an_alias
 from ckptaudit.plan.making import comparable_groups, make_plan
 from ckptaudit.plan.options import Action, Dedupe, Ema, Layout, OnOverflow, Options, Precision
@@ -12,6 +13,7 @@ __all__ = [
     "CANDIDATES",
     "FALLBACK",
     "METADATA_PREFIX",
+    "MODELSPEC_KEYS",
     "Action",
     "Alias",
     "Choice",
@@ -26,6 +28,7 @@ __all__ = [
     "OutputTensor",
     "Precision",
     "TensorJob",
+    "check_described",
     "comparable_groups",
     "make_plan",
     "names_an_alias",

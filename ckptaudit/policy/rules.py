@@ -580,3 +580,32 @@ _rule(
     cwe="CWE-681",
     taught_by="the notes on SDXL's VAE in fp16 of those who mended it",
 )
+_rule(
+    "CKA310",
+    Severity.REVIEW,
+    "has weights that are zero throughout",
+    """
+    A matrix, a kernel or the gain of a norm in which every number is 0 lets nothing through: the
+    layer behind it sees no picture and no prompt. A part that was emptied, a merge with a factor of
+    0, an interrupted download filled up with zeros, and training that never began leave such. A
+    bias may be zero, and so may the layers through which a ControlNet adds to its model, which
+    begin at zero. Nothing is repaired here: take the file from where it came once more, or bring
+    the tensor from the model that it was made from.
+    """,
+    cwe="CWE-1295",
+    taught_by="ControlNet's zero convolutions, the only weights that are meant to begin at zero",
+)
+_rule(
+    "CKA311",
+    Severity.REVIEW,
+    "has averaged copies that are the weights themselves",
+    """
+    Training keeps a moving average of every weight, which is another number unless the weight
+    never changed. Copies that are equal to the last bit say that nothing was trained, that the part
+    was frozen, or that a tool put the averages in place of the weights and kept both. They take
+    space and give nothing: --ema drop, the default, leaves them out without loss, and --ema use
+    gives the same model.
+    """,
+    cwe="CWE-1164",
+    taught_by="ldm/modules/ema.py, which averages every trained weight",
+)

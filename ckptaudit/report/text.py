@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from ckptaudit.policy import Severity
-from ckptaudit.report import facts
+from ckptaudit.report import facts, figures
 from ckptaudit.report.escaping import printable, without_commands
 from ckptaudit.report.facts import size_text
 from ckptaudit.vm import escape
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.account import Conversion, VaeSource
     from ckptaudit.jobs.inspect import Inspection
     from ckptaudit.jobs.scan import ScanResult
+    from ckptaudit.jobs.sizes import Sizes
     from ckptaudit.jobs.verify import TensorProof, Verification
     from ckptaudit.layouts import ComponentCount
     from ckptaudit.policy import Coverage, Finding, Permitted
@@ -65,8 +66,13 @@ def inspection_text(result: Inspection) -> str:
         f"state dict: {escape(result.state_dict) or facts.root_of(result.container)}",
         *_notes(result.notes),
         *(f"because {evidence}" for evidence in result.evidence),
-        *_components(result.components),
+        *_components(result.components, result.sizes),
+        *(figures.hashes(result.identity) if result.identity is not None else ()),
+        *figures.twins(result.twins),
         *(f"{dtype}: {size}" for dtype, size in facts.sizes_by_dtype(result.tensors)),
+        *figures.memory(result.sizes),
+        *figures.measures(result.stats),
+        *(f"risk: {risk}" for risk in figures.risks(result.risks)),
         *facts.leftovers(result.leftovers),
         *_findings(result.findings),
         *_not_read(result.coverage),
@@ -86,7 +92,10 @@ def conversion_text(result: Conversion) -> str:
         ),
         *_vae_source(result.vae_source),
         *_notes(result.notes),
-        *_components(result.components),
+        *_components(result.components, result.sizes),
+        *figures.modelspec(result),
+        *figures.saved(result.sizes),
+        *figures.memory(result.sizes),
         *facts.losses(result.tensors),
         *facts.choices(result.tensors),
         *facts.stored_once(result),
@@ -169,11 +178,12 @@ def _to_permit(lines: Iterable[str], expires: date) -> list[str]:
     return [facts.HOW_TO_PERMIT, *(f"  {line}" for line in told)] if told else []
 
 
-def _components(components: Iterable[ComponentCount]) -> list[str]:
+def _components(components: Iterable[ComponentCount], sizes: Sizes) -> list[str]:
     lines = []
     for part in components:
         of = f"/{part.expected}" if part.expected else ""
-        count = f"{part.component.value}: {part.present}{of}"
+        size = figures.size_of_part(sizes, part.component)
+        count = f"{part.component.value}: {part.present}{of}{f', {size}' if size else ''}"
         lines.append("; ".join([count, *facts.wrong_with(part)]))
     return lines
 
@@ -190,6 +200,7 @@ def _asked_for(result: Verification) -> list[str]:
     ]
     chosen += ["--keep-names"] if result.options.keep_names else []
     chosen += ["--split"] if result.options.split else []
+    chosen += ["--modelspec"] if result.options.modelspec is not None else []
     chosen += [f"--family {result.options.family}"] if result.options.family else []
     return [
         f"made with {' '.join(chosen) or 'the default options'}",

@@ -22,10 +22,20 @@ if TYPE_CHECKING:
 
     from ckptaudit.tensors.view import TensorView
 
-__all__ = ["BLOCK_BYTES", "Block", "Rows", "blocks_of", "rows_of"]
+__all__ = [
+    "BLOCK_BYTES",
+    "SLAB_BYTES",
+    "Block",
+    "Rows",
+    "blocks_in_order",
+    "blocks_of",
+    "rows_of",
+]
 
 # The most a block holds, in bytes of its elements.
 BLOCK_BYTES = 4 << 20
+# The most a block of `blocks_in_order` holds: of a turned matrix every one reads nearly all of it.
+SLAB_BYTES = 32 << 20
 # The most that is read before elements are picked out of it.
 _ROWS_BYTES = 8 << 20
 # Bytes that are read as quickly as none: one more system call costs as much as copying them.
@@ -110,6 +120,19 @@ def blocks_of(view: TensorView) -> Iterator[Block]:
         yield from _boxes(grid, (0,) * len(grid.shape), grid.shape)
 
 
+def blocks_in_order(view: TensorView) -> Iterator[Block]:
+    """Cut *view* into blocks that come in the order of the output, each one run of it.
+
+    Of a contiguous view they are those of `blocks_of`, of any other up to `SLAB_BYTES` each, and
+    more may have to be read for them.
+    """
+    if view.is_contiguous:
+        yield from blocks_of(view)
+        return
+    grid = _grid(view)
+    yield from _slabs(grid, (0,) * len(grid.shape), grid.shape)
+
+
 def rows_of(view: TensorView, block: Block) -> Iterator[Rows]:
     """What to read for *block*, a box of *view* whose elements lie apart."""
     yield from _rows(_grid(view), block.low, block.low, block.shape)
@@ -148,6 +171,16 @@ def _boxes(view: TensorView, low: tuple[int, ...], shape: tuple[int, ...]) -> It
         axis = next(axis for axis, size in enumerate(shape) if size > 1)
     for part_low, part_shape in _halves(low, shape, axis):
         yield from _boxes(view, part_low, part_shape)
+
+
+def _slabs(view: TensorView, low: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[Block]:
+    """Cut the box of *shape* at *low* along its first axis until each part fits into a slab."""
+    if prod(shape) * view.dtype.itemsize <= SLAB_BYTES:
+        yield Block(low, shape, None, tuple(_runs(view.shape, low, shape)))
+        return
+    axis = next(axis for axis, size in enumerate(shape) if size > 1)
+    for part_low, part_shape in _halves(low, shape, axis):
+        yield from _slabs(view, part_low, part_shape)
 
 
 def _rows(

@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers import Kind
+from ckptaudit.containers import Kind, speaks_of_file
 from ckptaudit.errors import Unsupported
 from ckptaudit.tensors.rebuild import Tensor
 from ckptaudit.tensors.view import Leftover, StateDict, TensorView
@@ -111,7 +111,7 @@ def _metadata_of(part: Nested, names: Collection[str]) -> Iterator[tuple[str, st
     for key, text in part.container.metadata.items():
         if key == _FORMAT:
             continue
-        if home + text in names:
+        if home + text in names and not speaks_of_file(key):
             yield home + key, home + text
         else:
             yield f"{part.name}: {key}", text
@@ -134,8 +134,7 @@ def _with_metadata(
     aliases = {
         name: replace(by_key[kept], key=name)
         for name, kept in metadata.items()
-        # What every file says of its format may be the name of a tensor.
-        if kept in by_key and name not in by_key and name != _FORMAT
+        if kept in by_key and name not in by_key and not speaks_of_file(name)
     }
     leftovers = tuple(
         Leftover(f"__metadata__[{name!a}]", brief(text), "is metadata", is_tensor=False)
