@@ -13,6 +13,7 @@ from ckptaudit.layouts.bert import BertText
 from ckptaudit.layouts.clip import ClipImage, ClipText, OpenClipText
 from ckptaudit.layouts.midas import DptHybrid
 from ckptaudit.layouts.unet import ControlNet, UNet
+from ckptaudit.layouts.xlmr import XlmRoberta
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +48,17 @@ def thin(architecture: Architecture) -> Architecture:
             return replace(architecture, unet=narrowed(unet))
         case Vae():
             return replace(architecture, channels=32)
+        case DptHybrid():
+            return replace(
+                architecture, stem=32, stages=(1, 1, 2), width=64, features=32, classes=5
+            )
+        case _:
+            return thin_encoder(architecture)
+
+
+def thin_encoder(architecture: Architecture) -> Architecture:
+    """*architecture* narrow, if it is an encoder of text or images."""
+    match architecture:
         case ClipText():
             return replace(architecture, width=64, layers=2, vocabulary=99)
         case OpenClipText(projects=True):
@@ -58,10 +70,8 @@ def thin(architecture: Architecture) -> Architecture:
             # The UNet of unCLIP takes what it projects to as wide as it is.
             few = min(layers, 1)
             return replace(architecture, width=64, layers=2, text_layers=few, vocabulary=99)
-        case DptHybrid():
-            return replace(
-                architecture, stem=32, stages=(1, 1, 2), width=64, features=32, classes=5
-            )
+        case XlmRoberta():
+            return replace(architecture, width=64, layers=1, vocabulary=99)
         case BertText():
             return replace(architecture, width=64, heads=128, layers=2, vocabulary=99)
         case _:

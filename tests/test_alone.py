@@ -10,7 +10,17 @@ from oracle import torch
 from safetensors.torch import load_file, save_file
 
 from ckptaudit import Layout, Options, Precision, convert, inspect, verify
-from ckptaudit.layouts import FAMILIES, Component, Family, Spec, count, detect, place
+from ckptaudit.layouts import (
+    FAMILIES,
+    Component,
+    ComponentCount,
+    Family,
+    Spec,
+    count,
+    detect,
+    place,
+)
+from ckptaudit.report.facts import wrong_with
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,6 +138,14 @@ def test_a_part_that_is_wholly_absent_is_told_without_its_names(
         "CKA304",
         "the vae is not there: none of its 248 tensors",
     )
+
+
+def test_of_an_absent_part_a_report_names_nothing_and_of_another_the_first() -> None:
+    absent = ComponentCount(Component.VAE, 0, 2, missing=("a", "b"))
+    damaged = ComponentCount(Component.VAE, 1, 3, missing=("a", "b"))
+
+    assert wrong_with(absent) == ["is not there at all"]
+    assert wrong_with(damaged) == ["2 missing: a, ..."]
 
 
 @pytest.mark.parametrize("thin_family", THIN, indirect=True)

@@ -245,6 +245,39 @@ def test_there_and_back_loses_nothing_but_what_was_listed(
     assert verify(tmp_path / "out", tmp_path / "b.safetensors").equal
 
 
+@pytest.mark.parametrize(
+    "thin_family", ["ldm-class", "alt-diffusion", "controlnet-sd1-full"], indirect=True
+)
+def test_what_diffusers_has_no_pipeline_for_is_refused_in_a_line(
+    thin_family: Family, tmp_path: Path
+) -> None:
+    checkpoint(thin_family, tmp_path / "a.ckpt")
+
+    with pytest.raises(Unsupported, match=r"of which no diffusers folder is made") as caught:
+        convert(tmp_path / "a.ckpt", tmp_path / "out", KEEP)
+
+    assert thin_family.name in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+@pytest.mark.parametrize("thin_family", ["sd2-unclip-h"], indirect=True)
+def test_an_image_encoder_without_its_wrapper_is_known(thin_family: Family, tmp_path: Path) -> None:
+    """Newer versions of transformers have none."""
+    checkpoint(thin_family, tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "out", KEEP)
+
+    def newer(held: Tensors) -> None:
+        for name in list(held):
+            held[name.removeprefix("vision_model.")] = held.pop(name)
+
+    change(tmp_path / "out/image_encoder/model.safetensors", newer)
+
+    back = convert(tmp_path / "out", tmp_path / "b.safetensors", ORIGINAL)
+
+    assert not back.dropped
+
+
 @pytest.mark.parametrize("thin_family", ["sd2-unclip-l"], indirect=True)
 def test_where_a_file_has_what_makes_embeddings_alike_the_folder_has_it_too(
     thin_family: Family, tmp_path: Path
