@@ -191,11 +191,12 @@ class Caster:
             # Before all else, for `encode` may have left a number where a NaN was.
             keep_nan(x, nan, out, self._target)
             over = finite & ~np.isfinite(decode(out, self._target, _scratch.work))
-            tally.overflowed += int(np.count_nonzero(over))
-            if self._clamp:
+            overflowed = int(np.count_nonzero(over))
+            tally.overflowed += overflowed
+            if overflowed and self._clamp:
                 clamp(out, over)
                 error_type = np.float64  # their errors need not fit into x's own precision
-            else:
+            elif overflowed:
                 kept = finite & ~over
 
         values = x[finite]
