@@ -117,7 +117,7 @@ class Answer:
                 expected = opened.get_tensor(name).astype(theirs.dtype)
                 self.tensors += 1
                 # A scalar comes out as a vector of one element.
-                same_shape = expected.shape == theirs.shape or expected.shape == ()
+                same_shape = expected.shape in {theirs.shape, ()}
                 if not same_shape or expected.tobytes() != theirs.tobytes():
                     self.different.append(name)
 

@@ -115,8 +115,8 @@ def _comfyui_text(request: Request) -> Callable[[str], Place | None]:
 
     def place(name: str) -> Place | None:
         head, _, rest = name.partition(".transformer.")
-        both = ("text_encoder", "text_encoder_2")
-        order = both if head == "clip_l" else both[::-1]
+        # The first of two has a projection of its own making; SD 2 has one encoder, not called so.
+        order = ("text_encoder",) if head == "clip_l" else ("text_encoder_2", "text_encoder")
         found = [request.places.get(each, {}).get(rest) for each in order]
         return next((where for where in found if where is not None), None)
 
