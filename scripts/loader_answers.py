@@ -39,6 +39,7 @@ class Request:
     Attributes:
         family: The family's name.
         files: The file by role: ``whole``, or ``unet``, ``vae`` and ``text_encoder`` of a split.
+        truth: The files that have the values it should have; those above, if they are not spoilt.
         prefixes: By component, what its names begin with in a whole file.
         places: By component and name in the diffusers layout, where in the file it comes from.
         config: A diffusers folder of the family, for loaders that would ask the network for one.
@@ -46,9 +47,10 @@ class Request:
 
     family: str
     files: dict[str, Path]
+    truth: list[Path]
     prefixes: dict[str, str]
     places: dict[str, dict[str, Place]]
-    config: Path | None
+    config: Path
 
     @property
     def whole(self) -> Path:
@@ -103,7 +105,7 @@ class Answer:
                     self.different.append(name)
 
     def compare_arrays(self, made: Path, ours: Path) -> None:
-        """Hold the file that a loader *made* of *ours* against it, without torch."""
+        """Hold the file that a loader *made* against *ours*, without torch."""
         with _open(made, "np") as written, _open(ours, "np") as opened:
             known = set(opened.keys())
             for name in written.keys():  # noqa: SIM118 - no dict
@@ -114,7 +116,9 @@ class Answer:
                 # Where it writes buffers in half precision, too, they are rounded as ours are here.
                 expected = opened.get_tensor(name).astype(theirs.dtype)
                 self.tensors += 1
-                if expected.shape != theirs.shape or expected.tobytes() != theirs.tobytes():
+                # A scalar comes out as a vector of one element.
+                same_shape = expected.shape in {theirs.shape, ()}
+                if not same_shape or expected.tobytes() != theirs.tobytes():
                     self.different.append(name)
 
     def compare_values(self, state: Mapping[str, Any], files: Sequence[Path]) -> None:

