@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.policyfile import read_policy
     from ckptaudit.jobs.scan import ScanResult, scan
     from ckptaudit.jobs.screening import SafetyLevel, ScreenedGlobal, Screening, scan_file_path
-    from ckptaudit.jobs.verify import Verification, verify
+    from ckptaudit.jobs.verification import Verification
+    from ckptaudit.jobs.verify import verify
     from ckptaudit.plan import Action, Dedupe, Ema, Layout, OnOverflow, Options, Precision
     from ckptaudit.policy import Coverage, Finding, Permitted, Policy, Severity
 
@@ -178,6 +179,12 @@ def _convert() -> ModuleType:
     return convert
 
 
+def _verification() -> ModuleType:
+    from ckptaudit.jobs import verification  # noqa: PLC0415
+
+    return verification
+
+
 def _verify() -> ModuleType:
     from ckptaudit.jobs import verify  # noqa: PLC0415
 
@@ -198,5 +205,6 @@ _HOMES: tuple[tuple[tuple[str, ...], Callable[[], ModuleType]], ...] = (
     (("Action", "Dedupe", "Ema", "Layout", "OnOverflow", "Options", "Precision"), _plan),
     (("Conversion",), _account),
     (("convert",), _convert),
-    (("Verification", "verify"), _verify),
+    (("Verification",), _verification),
+    (("verify",), _verify),
 )

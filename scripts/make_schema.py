@@ -20,12 +20,12 @@ import msgspec
 from derived import keep
 
 from ckptaudit import containers, layouts, numerics, plan, policy, tensors
-from ckptaudit.jobs import contents, identity, measures, names, parts, risks, sizes
+from ckptaudit.jobs import contents, identity, measures, names, opening, parts, risks, sizes
 from ckptaudit.jobs.account import Conversion
 from ckptaudit.jobs.explain import Explanation
 from ckptaudit.jobs.inspect import Inspection
 from ckptaudit.jobs.scan import ScanResult
-from ckptaudit.jobs.verify import Verification
+from ckptaudit.jobs.verification import Verification
 from ckptaudit.report import SCHEMA_VERSION, Failure, Tool
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _ANSWERS = (ScanResult, Explanation, Inspection, Conversion, Verification)
 # The rooms whose types stand in answers.
 _ROOMS = (
     *(containers, layouts, numerics, plan, policy, tensors),
-    *(contents, identity, measures, names, parts, risks, sizes),
+    *(contents, identity, measures, names, opening, parts, risks, sizes),
 )
 
 

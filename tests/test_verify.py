@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ckptaudit.jobs.verify import Verification
+    from ckptaudit.jobs.verification import Verification
 
 NAN = float("nan")
 

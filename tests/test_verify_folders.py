@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ckptaudit.jobs.verify import Verification
+    from ckptaudit.jobs.verification import Verification
     from ckptaudit.layouts import Family
 
 DIFFUSERS = Options(layout=Layout.DIFFUSERS)

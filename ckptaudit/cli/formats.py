@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.explain import Explanation
     from ckptaudit.jobs.inspect import Inspection
     from ckptaudit.jobs.scan import ScanResult
-    from ckptaudit.jobs.verify import Verification
+    from ckptaudit.jobs.verification import Verification
     from ckptaudit.jobs.weights import Weights
     from ckptaudit.report import Run
 

@@ -13,7 +13,7 @@ from ckptaudit.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from ckptaudit.cli.outputs import Outputs
-    from ckptaudit.jobs.verify import Verification
+    from ckptaudit.jobs.verification import Verification
 
 
 @click.command()

@@ -2,7 +2,7 @@
 
 Knows:      what a conversion calls its files, and which others a loader might take for its own.
 Is told:    the folder, a plan, and the settings that go with it.
-Never asks: what is in a file of weights (`verify`).
+Never asks: what is in a file of weights (`fileproof`).
 """
 
 from __future__ import annotations

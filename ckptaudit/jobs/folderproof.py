@@ -2,7 +2,7 @@
 
 Knows:      that a folder is proven when each of its files is, and none is missing or strange.
 Is told:    what a source gives, and a folder.
-Never asks: how one file is proven (`verify`), or what a conversion calls its files
+Never asks: how one file is proven (`fileproof`), or what a conversion calls its files
             (`folderfiles`).
 """
 
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from ckptaudit.errors import Unsupported
 from ckptaudit.jobs.basis import from_where
+from ckptaudit.jobs.fileproof import FOREIGN_FOLDER, Place, prove
 from ckptaudit.jobs.folderfiles import FolderFiles, claim_at, files_against, files_in
 from ckptaudit.jobs.opening import File, opened
-from ckptaudit.jobs.verify import FOREIGN_FOLDER, Place, Verification, file_of, prove
+from ckptaudit.jobs.verification import Verification
 from ckptaudit.vm import escape
 from ckptaudit.writer import path_text
 
@@ -90,11 +91,11 @@ class FolderProof:
         notes = dict.fromkeys(note for each in proven for note in each.notes)
         if self.options is None:
             notes["its settings were not compared: another tool has its own"] = None
-        source, vae = self.given.source, self.given.vae
+        source, vae = self.given.finished()
         basis = self.given.basis(self.options or FOREIGN_FOLDER)
         return Verification(
-            source=file_of(source.container, source.finish()),
-            vae_source=None if vae is None else file_of(vae.container, vae.finish()),
+            source=source,
+            vae_source=vae,
             converted=File(path_text(self.folder), sum(each.size for each in files), None),
             files=tuple(sorted(files, key=lambda each: each.path)),
             equal=not problems and all(each.equal for each in proven),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ckptaudit.jobs.basis import Basis
-    from ckptaudit.jobs.opening import Opened
+    from ckptaudit.jobs.opening import File, Opened
     from ckptaudit.jobs.planning import Planner
     from ckptaudit.plan import ConversionPlan, Options
     from ckptaudit.tensors import TensorView
@@ -56,6 +56,14 @@ class Given:
             complete=all(each.complete for each in found),
             gaps=tuple(gap for each in found for gap in each.gaps),
         )
+
+    def finished(self) -> tuple[File, File | None]:
+        """The source and the file of the VAE, if there is one; see `Opened.finished`.
+
+        Raises:
+            SourceChanged: One is no longer the file that was opened.
+        """
+        return self.source.finished(), None if self.vae is None else self.vae.finished()
 
     def basis(self, options: Options) -> Basis:
         """What a plan under *options* is made of.

@@ -88,6 +88,11 @@ class Opened:
         self.container.source.check_unchanged()
         return digest
 
+    def finished(self) -> File:
+        """What an answer says of the file, once `finish` is done with it; raises what that does."""
+        source = self.container.source
+        return File(source.name, source.size, self.finish())
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.inspect import Inspection
     from ckptaudit.jobs.scan import ScanResult
     from ckptaudit.jobs.sizes import Sizes
-    from ckptaudit.jobs.verify import TensorProof, Verification
+    from ckptaudit.jobs.verification import TensorProof, Verification
     from ckptaudit.layouts import ComponentCount
     from ckptaudit.policy import Coverage, Finding, Permitted
 
