@@ -36,12 +36,12 @@ from ckptaudit.floats import (
     keep_nan,
     magnitudes,
 )
-from ckptaudit.stats import Tally, TensorStats, joined
+from ckptaudit.stats import Tally, TensorStats
 
 if TYPE_CHECKING:
     from ckptaudit.floats import Stored, Wide
 
-__all__ = ["PIECE", "Caster", "TensorStats", "joined"]
+__all__ = ["PIECE", "Caster"]
 
 # Half of it is a sixth slower, for each of a dozen calls costs a microsecond; twice of it is a
 # tenth faster for twice the scratch.  docs/fp16-exhaustive.md has the measurements.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from derived import keep
 
-from ckptaudit import containers, layouts, numerics, plan, policy, tensors
+from ckptaudit import containers, layouts, plan, policy, stats, tensors
 from ckptaudit.jobs import contents, identity, measures, names, opening, parts, risks, sizes
 from ckptaudit.jobs.account import Conversion
 from ckptaudit.jobs.explain import Explanation
@@ -37,7 +37,7 @@ SCHEMA = Path(__file__).parents[1] / "docs" / "report.schema.json"
 _ANSWERS = (ScanResult, Explanation, Inspection, Conversion, Verification)
 # The rooms whose types stand in answers.
 _ROOMS = (
-    *(containers, layouts, numerics, plan, policy, tensors),
+    *(containers, layouts, plan, policy, stats, tensors),
     *(contents, identity, measures, names, opening, parts, risks, sizes),
 )
 

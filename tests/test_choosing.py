@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from ckptaudit.jobs.convert import convert
 from ckptaudit.jobs.verify import verify
-from ckptaudit.numerics import Caster, TensorStats
+from ckptaudit.numerics import Caster
 from ckptaudit.plan import Dedupe, Ema, Layout, OnOverflow, Options, Precision, objection
 from ckptaudit.report import conversion_text
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.jobs.account import Conversion
     from ckptaudit.layouts import Family
+    from ckptaudit.stats import TensorStats
 
 AUTO = Options(precision=Precision.AUTO)
 PLAIN = torch.linspace(-1, 1, 60)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from test_package import loaded_by
 
 from ckptaudit import Ema, Layout, Options, Precision, convert, inspect
-from ckptaudit.jobs import measuring
+from ckptaudit.jobs import measuring, sharing
 from ckptaudit.jobs.identity import Known
 from ckptaudit.layouts import FAMILIES, Component
 
@@ -240,7 +240,7 @@ def test_many_processes_find_what_one_does(
     checkpoint(thin["sdxl"], tmp_path / "a.ckpt")
     alone = inspect(tmp_path / "a.ckpt")
     monkeypatch.setattr("ckptaudit.jobs.hashing._LEAST_FORK_BYTES", 1)
-    monkeypatch.setattr(measuring, "_LEAST_LANE_BYTES", 1000)
+    monkeypatch.setattr(sharing, "_LEAST_LANE_BYTES", 1000)
     monkeypatch.setattr(measuring, "lanes_at_hand", lambda _beside: 3)
 
     assert inspect(tmp_path / "a.ckpt") == alone

@@ -22,7 +22,7 @@ from ckptaudit.containers import Storage
 from ckptaudit.containers.inflate import InflatedSource
 from ckptaudit.dtypes import named
 from ckptaudit.errors import JobDied, MalformedInput, OutputFailed, SourceChanged
-from ckptaudit.jobs import hashing, lanes, stream
+from ckptaudit.jobs import hashing, lanes, sharing, stream
 from ckptaudit.jobs.convert import convert
 from ckptaudit.jobs.lanes import Say, lanes_at_hand, run_lanes
 from ckptaudit.jobs.verify import verify
@@ -246,7 +246,7 @@ def test_a_hash_nobody_wants_any_more_leaves_nothing_running(
 @pytest.fixture(params=[1, 2, 3])
 def lane_count(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Few or many lanes, for files of any size."""
-    monkeypatch.setattr(stream, "_LEAST_LANE_BYTES", 1)
+    monkeypatch.setattr(sharing, "_LEAST_LANE_BYTES", 1)
     monkeypatch.setattr(stream, "lanes_at_hand", lambda _beside: request.param)
     return int(request.param)
 

@@ -21,7 +21,7 @@ from ckptaudit import (
     convert,
     inspect,
 )
-from ckptaudit.jobs import measuring
+from ckptaudit.jobs import measuring, sharing
 from ckptaudit.layouts import Component
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def test_many_processes_measure_what_one_does(
 ) -> None:
     write_sd1(tmp_path / "a.ckpt", Made(non_contiguous=5))
     alone = inspect(tmp_path / "a.ckpt", with_hash=False, with_stats=True)
-    monkeypatch.setattr(measuring, "_LEAST_LANE_BYTES", 1000)
+    monkeypatch.setattr(sharing, "_LEAST_LANE_BYTES", 1000)
     monkeypatch.setattr(measuring, "lanes_at_hand", lambda _beside: 3)
 
     assert inspect(tmp_path / "a.ckpt", with_hash=False, with_stats=True) == alone

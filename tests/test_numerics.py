@@ -31,7 +31,8 @@ from rounding import (
 
 from ckptaudit import floats
 from ckptaudit.dtypes import DTYPES, DType, Kind
-from ckptaudit.numerics import PIECE, Caster, TensorStats
+from ckptaudit.numerics import PIECE, Caster
+from ckptaudit.stats import TensorStats
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -22,8 +22,9 @@ from ckptaudit.dtypes import DTYPES, DType, Kind
 from ckptaudit.jobs.opening import opened
 from ckptaudit.jobs.stream import Nowhere, read_block, stream
 from ckptaudit.layouts import Component
-from ckptaudit.numerics import PIECE, Caster, TensorStats, joined
+from ckptaudit.numerics import PIECE, Caster
 from ckptaudit.plan import TensorJob
+from ckptaudit.stats import TensorStats, joined
 from ckptaudit.tensors import TensorView, blocks, find_state_dict
 
 if TYPE_CHECKING:

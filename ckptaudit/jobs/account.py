@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from ckptaudit.containers import Kind
     from ckptaudit.jobs.sizes import Sizes
     from ckptaudit.layouts import Component, ComponentCount
-    from ckptaudit.numerics import TensorStats
     from ckptaudit.plan import Alias, Drop, Options
     from ckptaudit.policy import Coverage, Finding, Permitted, Severity
+    from ckptaudit.stats import TensorStats
     from ckptaudit.tensors import Leftover
 
 __all__ = ["Conversion", "Source", "TensorEntry", "VaeSource"]

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.case import Case
     from ckptaudit.jobs.opening import File
     from ckptaudit.jobs.stream import JobId
-    from ckptaudit.numerics import TensorStats
     from ckptaudit.plan import Choice, ConversionPlan, TensorJob
+    from ckptaudit.stats import TensorStats
 
 __all__ = ["Accounting", "Learned"]
 

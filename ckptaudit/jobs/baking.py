@@ -4,7 +4,7 @@ Every tensor of both files is there, and every one that is not wanted has its re
 make room for another VAE, and what else the other file holds.
 
 Knows:      how the tensors of two files become one state dict.
-Is told:    what a plan for the checkpoint is made of, and the other file, open.
+Is told:    the checkpoint and the other file, open, and options.
 Never asks: whether either may be converted, or what becomes of the tensors.
 """
 
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from ckptaudit.containers.joined import Joined, joined
 from ckptaudit.errors import Unsupported
 from ckptaudit.jobs.account import VaeSource
-from ckptaudit.jobs.basis import Basis, VaeBasis
+from ckptaudit.jobs.basis import Basis, VaeBasis, basis_of
 from ckptaudit.jobs.opening import notes_on
-from ckptaudit.jobs.planning import Meaning
+from ckptaudit.jobs.planning import Meaning, check_layout
 from ckptaudit.layouts import Component, Donor, Placement, Spec, has_vae, makes_room
 from ckptaudit.plan import Ema
 from ckptaudit.tensors import StateDict, find_state_dict
@@ -34,10 +34,26 @@ if TYPE_CHECKING:
     from ckptaudit.plan import Options
     from ckptaudit.tensors import TensorView
 
-__all__ = ["account_of", "notes_on_vae", "with_vae"]
+__all__ = ["account_of", "basis_under", "notes_on_vae"]
 
 
-def with_vae(basis: Basis, other: Container, options: Options) -> Basis:
+def basis_under(options: Options, container: Container, vae: Container | None) -> Basis:
+    """What a plan under *options* is made of.
+
+    Args:
+        options: What is to be done with weights, copies and names.
+        container: The checkpoint, open.
+        vae: The file whose VAE takes the place of the checkpoint's, open; None if none does.
+
+    Raises:
+        CkptauditError: That cannot be made of it.
+    """
+    basis = basis_of(container, options.family)
+    check_layout(basis.meaning.detection, options, container.source.name)
+    return basis if vae is None else _with_vae(basis, vae, options)
+
+
+def _with_vae(basis: Basis, other: Container, options: Options) -> Basis:
     """*basis* with the VAE that is in *other* in place of its own, or besides, if it has none.
 
     Args:

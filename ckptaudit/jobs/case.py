@@ -13,9 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ckptaudit.jobs.baking import with_vae
-from ckptaudit.jobs.basis import basis_of
-from ckptaudit.jobs.planning import check_layout, prediction_of, texts_of
+from ckptaudit.jobs.baking import basis_under
+from ckptaudit.jobs.planning import prediction_of, texts_of
 from ckptaudit.jobs.small import std_of
 from ckptaudit.writer import path_text
 
@@ -115,11 +114,8 @@ def case_of(source: Judged, vae_source: Judged | None, target: Path, options: Op
     Raises:
         CkptauditError: That cannot be made of it.
     """
-    container = source.file.container
-    basis = basis_of(container, options.family)
-    check_layout(basis.meaning.detection, options, container.source.name)
-    if vae_source is not None:
-        basis = with_vae(basis, vae_source.file.container, options)
+    vae = None if vae_source is None else vae_source.file.container
+    basis = basis_under(options, source.file.container, vae)
     std = partial(std_of, basis.container)
     prediction, hints = prediction_of(basis.meaning, basis.state_dict, std)
     return Case(source, vae_source, target, options, basis, prediction, hints)

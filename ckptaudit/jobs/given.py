@@ -10,9 +10,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ckptaudit.jobs.baking import with_vae
-from ckptaudit.jobs.basis import basis_of
-from ckptaudit.jobs.planning import check_layout, planner, prediction_of, texts_of
+from ckptaudit.jobs.baking import basis_under
+from ckptaudit.jobs.planning import planner, prediction_of, texts_of
 from ckptaudit.jobs.small import std_of
 from ckptaudit.jobs.stream import digest_of
 from ckptaudit.policy import Coverage, judge
@@ -72,12 +71,8 @@ class Given:
             Unsupported: They ask for what cannot be made of such a source.
         """
         if options not in self._bases:
-            container = self.source.container
-            basis = basis_of(container, options.family)
-            check_layout(basis.meaning.detection, options, container.source.name)
-            if self.vae is not None:
-                basis = with_vae(basis, self.vae.container, options)
-            self._bases[options] = basis
+            vae = None if self.vae is None else self.vae.container
+            self._bases[options] = basis_under(options, self.source.container, vae)
         return self._bases[options]
 
     def planner(self, options: Options) -> Planner:

@@ -23,6 +23,7 @@ import msgspec
 from ckptaudit.dtypes import named
 from ckptaudit.jobs.lanes import Lane, Say, lanes_at_hand, run_lanes
 from ckptaudit.jobs.measures import Measured
+from ckptaudit.jobs.sharing import in_order, shares
 from ckptaudit.jobs.stream import read_block
 from ckptaudit.numerics import Caster
 from ckptaudit.tensors.blocks import BLOCK_BYTES, SLAB_BYTES, blocks_in_order
@@ -39,8 +40,6 @@ __all__ = ["Measurement", "measure"]
 
 # What a cast is tried to, where casts are asked for.
 _TRIED = (named("float16"), named("bfloat16"))
-# Below this a second process costs more than it saves.
-_LEAST_LANE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +78,14 @@ def measure(
     Raises:
         CkptauditError: Whatever reading the file raises.
     """
-    order = _in_order(container, units)
+    order = in_order(container, range(len(units)), lambda number: units[number].views[0])
+    parts = shares(order, lambda number: _nbytes(units[number]), lanes_at_hand(beside))
     total = sum(map(_nbytes, units))
-    lanes = max(1, min(lanes_at_hand(beside), total // _LEAST_LANE_BYTES))
     reading = _Reading(container, units, with_hash=with_hash, with_casts=with_casts)
     digests: dict[int, str] = {}
     tensors: dict[str, Measured] = {}
     done = 0
-    results = _in_lanes(reading, _shares(order, units, lanes)) if lanes > 1 else reading.of(order)
+    results = _in_lanes(reading, parts) if len(parts) > 1 else reading.of(order)
     # Closed, so that no process reads any more when whoever asked has given up.
     with closing(results):
         for number, digest, measured in results:
@@ -179,30 +178,3 @@ def _measured(casters: list[tuple[DType, Caster]]) -> Measured:
 
 def _nbytes(unit: Unit) -> int:
     return sum(view.nbytes for view in unit.views)
-
-
-def _in_order(container: Container, units: Sequence[Unit]) -> list[int]:
-    """Numbers of *units* by where they begin in the file; those of a compressed record together."""
-    homes = {record.name: record.offset for record in container.records}
-
-    def position(number: int) -> tuple[int, int]:
-        view = units[number].views[0]
-        storage, first = view.storage, view.offset * view.dtype.itemsize
-        if storage.record in container.inflated:
-            return homes[storage.record], storage.offset + first
-        return storage.offset + first, 0
-
-    return sorted(range(len(units)), key=position)
-
-
-def _shares(order: list[int], units: Sequence[Unit], count: int) -> list[list[int]]:
-    """Cut *order* into *count* ranges of about as many bytes each."""
-    total = sum(map(_nbytes, units))
-    shares: list[list[int]] = [[]]
-    done = 0
-    for number in order:
-        if done >= total * len(shares) // count and len(shares) < count:
-            shares.append([])
-        shares[-1].append(number)
-        done += _nbytes(units[number])
-    return shares

@@ -23,7 +23,9 @@ import msgspec
 import numpy as np
 
 from ckptaudit.jobs.lanes import Lane, Say, lanes_at_hand, run_lanes
-from ckptaudit.numerics import PIECE, Caster, TensorStats
+from ckptaudit.jobs.sharing import in_order, shares
+from ckptaudit.numerics import PIECE, Caster
+from ckptaudit.stats import TensorStats
 from ckptaudit.tensors.blocks import BLOCK_BYTES, Block, Rows, blocks_of, rows_of
 from ckptaudit.writer import PAGE
 
@@ -44,8 +46,6 @@ Tally: TypeAlias = tuple[tuple[JobId, int], ...]
 # Blocks cast but not yet written.
 _BEHIND = 3
 _WIDEST_INTEGER = 8
-# Below this a second process costs more than it saves.
-_LEAST_LANE_BYTES = 64 << 20
 
 
 class Sink(Protocol):
@@ -117,10 +117,10 @@ def stream(
     Raises:
         CkptauditError: Whatever reading the source or the sink raises.
     """
-    in_order = _in_order(container, jobs)
-    shares = _shares(in_order, lanes_at_hand(beside))
-    if len(shares) == 1:
-        yield from _cast(container, in_order, sink, clamp=clamp, progress=progress)
+    ordered = in_order(container, jobs, lambda job: job.view)
+    parts = shares(ordered, lambda job: job.view.nbytes, lanes_at_hand(beside))
+    if len(parts) == 1:
+        yield from _cast(container, ordered, sink, clamp=clamp, progress=progress)
         return
 
     def lane(share: Sequence[TensorJob]) -> Lane:
@@ -132,44 +132,17 @@ def stream(
 
         return work
 
-    numbers = {job.id: number for number, job in enumerate(in_order)}
+    numbers = {job.id: number for number, job in enumerate(ordered)}
     # Closed with this generator: nobody else would stop the lanes.
-    with closing(run_lanes([lane(share) for share in shares])) as talk:
+    with closing(run_lanes([lane(share) for share in parts])) as talk:
         for message in talk:
             match message:
                 case {"bytes": int(nbytes)}:
                     progress(nbytes)
                 case {"job": int(number), "stats": stats}:
-                    yield in_order[number], msgspec.convert(stats, TensorStats)
+                    yield ordered[number], msgspec.convert(stats, TensorStats)
                 case {"tally": tally}:
                     sink.recall(msgspec.convert(tally, tuple[tuple[JobId, int], ...]))
-
-
-def _in_order(container: Container, jobs: Sequence[TensorJob]) -> list[TensorJob]:
-    """*jobs* by where their tensors begin in the file; those of a compressed record together."""
-    homes = {record.name: record.offset for record in container.records}
-
-    def position(job: TensorJob) -> tuple[int, int]:
-        storage, first = job.view.storage, job.view.offset * job.view.dtype.itemsize
-        if storage.record in container.inflated:
-            return homes[storage.record], storage.offset + first
-        return storage.offset + first, 0
-
-    return sorted(jobs, key=position)
-
-
-def _shares(jobs: Sequence[TensorJob], count: int) -> list[Sequence[TensorJob]]:
-    """Cut *jobs* into at most *count* ranges of about as many bytes each."""
-    total = sum(job.view.nbytes for job in jobs)
-    count = max(1, min(count, total // _LEAST_LANE_BYTES))
-    shares: list[list[TensorJob]] = [[]]
-    done = 0
-    for job in jobs:
-        if done >= total * len(shares) // count and len(shares) < count:
-            shares.append([])
-        shares[-1].append(job)
-        done += job.view.nbytes
-    return list(shares)
 
 
 def _cast(

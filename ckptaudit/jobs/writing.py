@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from ckptaudit.jobs.account import Conversion
     from ckptaudit.jobs.case import Case
     from ckptaudit.jobs.stream import Sink, Tally
-    from ckptaudit.numerics import TensorStats
+    from ckptaudit.stats import TensorStats
 
 __all__ = ["DraftSink", "write"]
 
