@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 TYPES = ("fp32", "fp16", "bf16")
+OURS = "synthetic-sd15.ckpt"
 
 
 QUICK = Extent(
@@ -97,8 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = measure(folder, QUICK if chosen.quick else Extent(), chosen.model)
         parts = sections(found, time.monotonic() - began, quick=chosen.quick)
         if chosen.reference:
-            example = write_sd1(folder / "like-them.ckpt")
-            files = [*chosen.reference, example]
+            ours = folder / OURS
+            files = [*chosen.reference, ours if ours.exists() else write_sd1(ours)]
             parts["reference"] = "\n".join(study_weights.reference_table(files))
     finally:
         shutil.rmtree(folder)
@@ -149,7 +150,7 @@ def write_sd1(path: Path) -> Path:
 def measure(folder: Path, extent: Extent, model: Path | None) -> Findings:
     """Do all of it, in *folder*."""
     say("source")
-    source = model or write_sd1(folder / "model.ckpt")
+    source = model or write_sd1(folder / OURS)
     single, conversions, judgements = {}, {}, {}
     for kind in TYPES:
         say(f"convert to {kind}")
