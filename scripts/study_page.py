@@ -212,7 +212,7 @@ def _kernel(found: Findings) -> str:
     kernel = found.kernel
     torchs, ours = (kernel[name] / kernel["float32"] for name in ("float16", "ours"))
     return (
-        f"In the fp16 row convolutions are done as described above.  One of torch's own in "
+        f"In the fp16 row products are done as described above.  A convolution of torch's own in "
         f"float16 (3 x 3, {found.extent.channels} channels, 16 x 16) takes {torchs:.0f} times as "
         f"long as in float32 here, ours {ours:.1f} times; their results differ by "
         f"{kernel['apart']:.0e} (relative L2)."
