@@ -7,6 +7,7 @@ Never asks: how.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -130,10 +131,9 @@ def sections(found: Findings, took: float, *, quick: bool) -> dict[str, str]:
 def _machine(took: float, *, quick: bool) -> str:
     where = torch.cuda.get_device_name() if DEVICE == "cuda" else "no GPU"
     libraries = ("torch", "diffusers", "safetensors", "numpy", "numkong")
+    when = f"{time.strftime('%Y-%m-%d')}, {took / 60:.0f} minutes, load {os.getloadavg()[2]:.1f}"
     versions = ", ".join(f"{name} {version(name)}" for name in libraries)
-    said = (
-        f"{time.strftime('%Y-%m-%d')}, {took / 60:.0f} minutes.  {machine()}, {where};\n{versions}."
-    )
+    said = f"{when}.  {machine()}, {where};\n{versions}."
     return f"{said}  Thin layers: it shows that the script runs, no more." if quick else said
 
 
