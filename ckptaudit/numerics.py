@@ -1,6 +1,6 @@
 """Cast a tensor block by block, and say exactly what was lost.
 
-Knows:      which statistics there are, how far each is exact, and what each costs.
+Knows:      how each statistic is measured, and what it costs.
 Is told:    two element types, then blocks of elements and room for the results.
 Never asks: what an element's bits mean or how it is rounded (`floats`), which tensor
             it is, where the bytes come from or go to, or whether a loss is
@@ -18,72 +18,34 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numkong
 import numpy as np
 
 from ckptaudit.dtypes import DType, Kind
-from ckptaudit.floats import FORMATS, TARGETS, as_bits, clamp, decode, encode, keep_nan, magnitudes
+from ckptaudit.floats import (
+    BINADES,
+    FORMATS,
+    TARGETS,
+    as_bits,
+    clamp,
+    count_binades,
+    decode,
+    encode,
+    keep_nan,
+    magnitudes,
+)
+from ckptaudit.stats import Tally, TensorStats, joined
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ckptaudit.floats import Stored, Wide
 
-__all__ = ["PIECE", "Caster", "TensorStats"]
+__all__ = ["PIECE", "Caster", "TensorStats", "joined"]
 
 # Half of it is a sixth slower, for each of a dozen calls costs a microsecond; twice of it is a
 # tenth faster for twice the scratch.  docs/fp16-exhaustive.md has the measurements.
 PIECE = 65_536
-
-
-@dataclass(frozen=True, slots=True)
-class TensorStats:
-    """What a tensor held, and what its cast cost; unitless elements, counted exactly.
-
-    The first eight describe the source.  ``min``, ``max``, ``mean`` and ``std`` are
-    taken over its finite elements and are None where there are none, or where the type
-    has no order (complex, quantised).  ``min`` and ``max`` are exact (the nearest double
-    for 64-bit integers).  ``mean`` is good to 1e-12 of the mean of ``|x|``; ``std``, and the
-    ratio behind ``sqnr_db``, to 1e-8 of itself.  Their sums are doubles: for a float64
-    source that holds while values, deviations and errors lie between 1e-140 and 1e140,
-    and where a sum leaves the range of a double they are None.
-
-    Attributes:
-        numel: Elements.
-        min: Smallest finite element.
-        max: Largest finite element.
-        mean: Arithmetic mean.
-        std: Population standard deviation (divisor n, not n - 1).
-        zeros: Elements equal to zero, of either sign.
-        nan: Elements that are not a number.
-        inf: Infinite elements, of either sign.
-        overflowed: Finite in, too large for the target: infinite out, or, if clamped,
-            its largest finite number.
-        flushed: Nonzero in, zero out.
-        subnormal: Elements of the *result* that are nonzero and smaller than the target's
-            smallest normal number.
-        max_abs_error: Largest ``|out - in|`` over elements finite in and out (clamped
-            ones included); None if there are none.
-        sqnr_db: Signal to quantisation noise over the same elements, in decibels,
-            ``10 log10(sum in^2 / sum (out - in)^2)``; None if there is no noise or no signal.
-    """
-
-    numel: int
-    min: float | None
-    max: float | None
-    mean: float | None
-    std: float | None
-    zeros: int
-    nan: int
-    inf: int
-    overflowed: int
-    flushed: int
-    subnormal: int
-    max_abs_error: float | None
-    sqnr_db: float | None
 
 
 class _Scratch(threading.local):
@@ -107,34 +69,14 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-@dataclass(slots=True)
-class _Tally:
-    """Sums so far; pieces are added in the order of the tensor, each in double precision."""
-
-    numel: int = 0
-    finite: int = 0
-    low: float = math.inf
-    high: float = -math.inf
-    total: float = 0.0
-    spread: float = 0.0
-    zeros: int = 0
-    nan: int = 0
-    inf: int = 0
-    overflowed: int = 0
-    flushed: int = 0
-    subnormal: int = 0
-    compared: int = 0
-    error: float = 0.0
-    signal: float = 0.0
-    noise: float = 0.0
-
-
 class Caster:
     """Casts one tensor, given as a stream of blocks, and measures it.
 
-    Any float type can be cast to float32, float16 or bfloat16; every type can be copied
-    (source and target the same).  A NaN stays a NaN: it keeps its sign and the leading bits
-    of its payload and becomes quiet.  Infinities stay.  Copied elements keep every bit.
+    Any float type can be cast to float32, float16, bfloat16, float8_e4m3fn or float8_e5m2;
+    every type can be copied (source and target the same).  A NaN stays a NaN: it keeps its sign
+    and the leading bits of its payload and becomes quiet.  Infinities stay, but in float8_e4m3fn,
+    which has none: there they become NaN of their sign, clamped or not, for no finite number is
+    what they were.  Copied elements keep every bit.
 
     All counts, ``min``, ``max`` and ``max_abs_error`` depend on the elements alone.  The
     sums behind ``mean``, ``std`` and ``sqnr_db`` are taken piece by piece: on one machine
@@ -148,6 +90,7 @@ class Caster:
         target: Element type of the results.
         clamp: Write the largest finite number for what would overflow; it is counted all
             the same.
+        histogram: Count the elements by their size as well, which takes longer.
 
     Raises:
         ValueError: There is no such cast.
@@ -160,17 +103,21 @@ class Caster:
     ([1.0, inf, 0.0], 1, 1)
     """
 
-    __slots__ = ("_clamp", "_copies", "_limit", "_source", "_tally", "_target")
+    __slots__ = ("_binades", "_clamp", "_copies", "_limit", "_source", "_tally", "_target")
 
-    def __init__(self, source: DType, target: DType, *, clamp: bool = False) -> None:
+    def __init__(
+        self, source: DType, target: DType, *, clamp: bool = False, histogram: bool = False
+    ) -> None:
         if source != target and not (source.is_float and target.name in TARGETS):
             raise ValueError(f"no cast from {source.name} to {target.name}")
         self._source = source
         self._target = target
         self._copies = source == target
         self._clamp = clamp
-        self._limit = math.inf if self._copies else FORMATS[target.name].overflows_at
-        self._tally = _Tally()
+        self._limit = math.inf if self._copies else FORMATS[target.name].overflows_beyond
+        self._tally = Tally()
+        has_order = source.kind in (Kind.FLOAT, Kind.INTEGER, Kind.BOOL)
+        self._binades = np.zeros(len(BINADES), np.int64) if histogram and has_order else None
 
     def cast(self, block: memoryview, out: memoryview) -> None:
         """Cast the elements of *block* into *out*, and add them to `stats`.
@@ -208,26 +155,15 @@ class Caster:
     @property
     def stats(self) -> TensorStats:
         """The statistics of all blocks so far."""
-        tally = self._tally
-        some = tally.finite > 0
-        return TensorStats(
-            numel=tally.numel,
-            min=tally.low if some else None,
-            max=tally.high if some else None,
-            mean=_or_none(tally.total / tally.finite) if some else None,
-            std=_or_none(tally.spread / tally.finite, math.sqrt) if some else None,
-            zeros=tally.zeros,
-            nan=tally.nan,
-            inf=tally.inf,
-            overflowed=tally.overflowed,
-            flushed=tally.flushed,
-            subnormal=tally.subnormal,
-            max_abs_error=tally.error if tally.compared else None,
-            sqnr_db=_decibels(tally.signal, tally.noise),
-        )
+        if self._binades is None:
+            return self._tally.stats(None)
+        held = np.flatnonzero(self._binades).tolist()
+        return self._tally.stats(tuple((BINADES[at], int(self._binades[at])) for at in held))
 
     def _cast_floats(self, stored: Stored, out: Stored) -> None:
         x = decode(stored, self._source, _scratch.source)
+        if self._binades is not None:
+            count_binades(x, self._binades, _scratch.work)
         if not self._copies:
             encode(x, out, self._target)
         total, squares = numkong.moments(x)
@@ -250,21 +186,23 @@ class Caster:
         nans = int(np.count_nonzero(nan))
         tally.nan += nans
         tally.inf += x.size - nans - int(np.count_nonzero(finite))
-        kept = finite
+        kept, error_type = finite, x.dtype.type
         if not self._copies:
             # Before all else, for `encode` may have left a number where a NaN was.
             keep_nan(x, nan, out, self._target)
             over = finite & ~np.isfinite(decode(out, self._target, _scratch.work))
-            tally.overflowed += int(np.count_nonzero(over))
-            if self._clamp:
+            overflowed = int(np.count_nonzero(over))
+            tally.overflowed += overflowed
+            if overflowed and self._clamp:
                 clamp(out, over)
-            else:
+                error_type = np.float64  # their errors need not fit into x's own precision
+            elif overflowed:
                 kept = finite & ~over
 
         values = x[finite]
         if values.size:
             self._add_values(values, *numkong.moments(values), *_extremes(values))
-        compared = x[kept]
+        compared = x[kept].astype(error_type, copy=False)
         if compared.size:
             self._add_losses(compared, out[kept], numkong.moments(compared)[1])
         self._count_small(x, out)
@@ -274,28 +212,18 @@ class Caster:
         integers = stored.view(np.uint8) if self._source.kind is Kind.BOOL else stored
         values = integers.astype(np.float64)
         # Conversion is monotonic, so the extremes of the doubles are those of the integers.
-        self._add_values(values, *numkong.moments(values), *_extremes(values))
+        total, squares = numkong.moments(values)
+        self._add_values(values, total, squares, *_extremes(values))
+        self._tally.signal += squares
         self._tally.zeros += values.size - int(np.count_nonzero(values))
-        self._tally.compared += values.size
+        self._tally.is_compared = True
+        if self._binades is not None:
+            count_binades(_of_same_binades(integers), self._binades, _scratch.work)
 
     def _add_values(self, x: Wide, total: float, squares: float, low: float, high: float) -> None:
-        """Add finite *x*, at least one of them, to the statistics of the source.
-
-        Two pieces' squared deviations are joined by Chan, Golub and LeVeque, "Updating
-        formulae and a pairwise algorithm for computing sample variances" (1979), eq. 2.1.
-        """
-        tally = self._tally
+        """Add finite *x*, at least one of them, to the statistics of the source."""
         spread = _spread(x, total, squares, low, high)
-        if tally.finite:
-            apart = total / x.size - tally.total / tally.finite
-            joint = tally.finite + x.size
-            spread += apart * apart * (tally.finite * x.size / joint)
-        tally.finite += x.size
-        tally.total += total
-        tally.spread += spread
-        # Which of two zeros is the smaller depends on their order; 0.0 stands for both.
-        tally.low = min(tally.low, low + 0.0)
-        tally.high = max(tally.high, high + 0.0)
+        self._tally.add_values(x.size, total, spread, low, high)
 
     def _add_losses(self, x: Wide, out: Stored, squares: float) -> None:
         """Add the error of *out*, finite like *x*; *squares* is the sum of x*x.
@@ -304,10 +232,10 @@ class Caster:
         so the nearest one is no farther from x than zero: |x - out| <= |x|.  And out is zero
         or a multiple of x's unit in the last place, because the target is no finer than x
         there; so x - out is one as well, and no larger than x: it fits.  (Elements that were
-        clamped are the exception; theirs is rounded, to x's precision.)
+        clamped are the exception; their *x* is float64, and what it cannot hold is lost.)
         """
         tally = self._tally
-        tally.compared += x.size
+        tally.is_compared = True
         tally.signal += squares
         if self._copies:
             return
@@ -375,12 +303,14 @@ def _count_below(x: Stored | Wide, smallest: int) -> tuple[int, int]:
     return zeros, int(np.count_nonzero(below)) - zeros
 
 
-def _decibels(signal: float, noise: float) -> float | None:
-    if signal == 0.0 or noise == 0.0:
-        return None
-    return _or_none(signal / noise, lambda ratio: 10.0 * math.log10(ratio))
+def _of_same_binades(integers: Stored) -> Wide:
+    """A double for each of *integers* that is as large as the same power of two.
 
-
-def _or_none(value: float, function: Callable[[float], float] = float) -> float | None:
-    """*function* of *value*, or None where the sums behind it left the range of a double."""
-    return function(value) if math.isfinite(value) else None
+    Rounded to the nearest, 2^63 - 1 would be as large as the next.
+    """
+    if integers.dtype.itemsize < 8:  # noqa: PLR2004 - bytes of an integer that a double may not hold
+        return integers.astype(np.float64)
+    sizes = np.abs(integers).view(np.uint64)
+    # Of one of more than 53 bits the last eleven can go: 53 are left, or more that are zero.
+    sizes = np.where(sizes >> 53, sizes & ~np.uint64(0x7FF), sizes)
+    return sizes.astype(np.float64)

@@ -85,10 +85,7 @@ class FileSource:
         if not stat.S_ISREG(status.st_mode):
             os.close(self._fd)
             if stat.S_ISDIR(status.st_mode):
-                example = f"{self.name.rstrip('/')}/*.ckpt"
-                raise SourceUnreadable(
-                    f"{self.name}: is a directory; name the files in it, such as {example}"
-                )
+                raise SourceUnreadable(f"{self.name}: is a directory; name a file in it")
             raise SourceUnreadable(f"{self.name}: is not a regular file; give the path of a file")
         self.size = status.st_size
         self.identity = _identity(status)
@@ -201,7 +198,13 @@ class SplicedSource:
         return bytes(buffer)
 
     def will_need(self, offset: int, length: int) -> None:
-        """Do nothing: a hint is worth something for large files, and they are read as a whole."""
+        """See `ByteSource.will_need`."""
+        for source, start, own in self._parts:
+            wanted = min(own - offset, length)
+            if wanted > 0:
+                source.will_need(start + offset, wanted)
+                length -= wanted
+            offset = max(offset - own, 0)
 
     def check_unchanged(self) -> None:
         """See `ByteSource.check_unchanged`."""

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Time what docs/performance.md shows, a conversion, a scan, a start; and casts alone.
 
-    scripts/bench.py                      convert SD 1.5 fp32, 4.27 GB, beside torch's recipe
+    scripts/bench.py                      convert and load SD 1.5 fp32, 4.27 GB, beside everyone
     scripts/bench.py convert --ema        the same with EMA copies, 7.70 GB
+    scripts/bench.py convert --all        the same for 0.3, 4.3 and 13.9 GB, zip and legacy, fp32
+                                          and fp16; --peers PEERS for pt-safe-loader
     scripts/bench.py scan --peers PEERS   scan it beside picklescan and modelscan, if they are in
                                           the environment PEERS (bench_scan.py says how to make it)
     scripts/bench.py heavy --peers PEERS  scan pickles that are made to cost much
@@ -26,23 +28,22 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench_cast import bench_cast
-from bench_convert import bench_convert
+from bench_convert import ALL, SD1, SD1_EMA, bench_convert
 from bench_scan import bench_heavy, bench_scan
 from bench_start import bench_start
-from contest import ROOT, roomy
+from contest import roomy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Source, output and what torch holds of both; the source alone; a few hundred MB.
-CONVERT_ROOM, SCAN_ROOM, HEAVY_ROOM = 12 << 30, 6 << 30, 1 << 30
+# Source, output and what torch holds of both; the source alone; a few hundred MB.  The largest
+# source fits into no memory beside them.
+CONVERT_ROOM, ALL_ROOM, SCAN_ROOM, HEAVY_ROOM = 12 << 30, 64 << 30, 6 << 30, 1 << 30
 ROUNDS = {"convert": 5, "scan": 15, "heavy": 3, "start": 15, "cast": 240}
 
 
@@ -52,7 +53,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("part", nargs="?", default="convert", choices=list(ROUNDS))
-    parser.add_argument("--ema", action="store_true")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--ema", action="store_true")
+    which.add_argument("--all", action="store_true")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--dir", type=Path)
@@ -61,18 +64,24 @@ def main() -> None:
     rounds: int = arguments.rounds or ROUNDS[arguments.part]
     peers: Path | None = arguments.peers
 
+    sources = ALL if arguments.all else (SD1_EMA if arguments.ema else SD1,)
+
     def convert(folder: Path) -> str:
-        return bench_convert(checkpoint(folder, ema=arguments.ema), rounds)
+        return bench_convert(sources, folder, rounds, peers)
 
     def scan(folder: Path) -> str:
-        return bench_scan(checkpoint(folder, ema=arguments.ema), rounds, peers)
+        made = folder / "model.ckpt"
+        sources[0].make(made)
+        return bench_scan(made, rounds, peers)
 
     def heavy(folder: Path) -> str:
         return bench_heavy(folder, rounds, peers)
 
     match arguments.part:
         case "convert":
-            text = in_folder(convert, arguments.dir or roomy(CONVERT_ROOM))
+            text = in_folder(
+                convert, arguments.dir or roomy(ALL_ROOM if arguments.all else CONVERT_ROOM)
+            )
         case "scan":
             text = in_folder(scan, arguments.dir or roomy(SCAN_ROOM))
         case "heavy":
@@ -93,14 +102,6 @@ def in_folder(part: Callable[[Path], str], parent: Path | None) -> str:
         return part(folder)
     finally:
         shutil.rmtree(folder)
-
-
-def checkpoint(folder: Path, *, ema: bool) -> Path:
-    """A checkpoint of Stable Diffusion 1.5, made in *folder*."""
-    made = folder / "model.ckpt"
-    make = [sys.executable, str(ROOT / "scripts/make_checkpoint.py"), "sd1", str(made)]
-    subprocess.run([*make, *(["--ema"] if ema else [])], check=True, stdout=subprocess.DEVNULL)
-    return made
 
 
 if __name__ == "__main__":

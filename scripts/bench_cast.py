@@ -36,6 +36,8 @@ CASTS = [
     ("bfloat16", "float16"),
     ("float64", "float16"),
     ("float8_e4m3fn", "float16"),
+    ("float32", "float8_e4m3fn"),
+    ("float32", "float8_e5m2"),
 ]
 SMALL = 320  # elements: a bias of Stable Diffusion
 
@@ -56,6 +58,9 @@ def bench_cast(rounds: int) -> str:
         held = stored(values, source)
         seconds = best(rounds, casting(held, source, target))
         rows.append((name, f"{held.nbytes / seconds / 1e9:.1f}"))
+    held = stored(weights, "float32")
+    seconds = best(rounds, casting(held, "float32", "float16", histogram=True))
+    rows.append(("float32 → float16, with a histogram", f"{held.nbytes / seconds / 1e9:.1f}"))
     small = best(rounds * 10, casting(stored(weights[:SMALL], "float32"), "float32", "float16"))
     passes = [(name, best(rounds * 10, run) * 1e6) for name, run in piece(weights[:PIECE]).items()]
     lines = [
@@ -91,10 +96,12 @@ def stored(values: Weights, dtype: str) -> memoryview:
     return memoryview(out)
 
 
-def casting(block: memoryview, source: str, target: str) -> Callable[[], object]:
+def casting(
+    block: memoryview, source: str, target: str, *, histogram: bool = False
+) -> Callable[[], object]:
     """What casts *block* from *source* to *target*, taking every statistic."""
     out = memoryview(bytearray(block.nbytes // named(source).itemsize * named(target).itemsize))
-    return lambda: Caster(named(source), named(target)).cast(block, out)
+    return lambda: Caster(named(source), named(target), histogram=histogram).cast(block, out)
 
 
 def piece(x: Weights) -> dict[str, Callable[[], object]]:

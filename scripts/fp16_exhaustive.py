@@ -6,7 +6,7 @@ Three judges: ``numpy.astype`` (float16 only), ``torch.Tensor.to`` (left out, an
 where torch is not installed), and for the counts the positions of the thresholds in the
 float32 number line, which need no cast at all.
 
-    python scripts/fp16_exhaustive.py [--target float16|bfloat16] [--quick]
+    python scripts/fp16_exhaustive.py [--target TYPE] [--quick]
 
 Exit status: 0 everything agrees, 1 something does not.
 """
@@ -32,17 +32,20 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Judge = Callable[[NDArray[np.float32]], NDArray[np.uint16]]
+    Bits = NDArray[np.unsignedinteger]
+    Judge = Callable[[NDArray[np.float32]], Bits]
 
 BLOCK = 1 << 22  # elements
 PATTERNS = 1 << 32
 INFINITY = 0x7F800000  # bits of float32 infinity; patterns above it, up to the sign, are NaN
-# Per target: the values where the outcome changes (all of them float32 numbers), and the
-# bits of its infinity.  To even goes: flushed_to to zero, normal_from to the smallest normal
-# number, overflow_from to infinity.
+# Per target: the values where the outcome changes (all of them float32 numbers), and the bits of
+# the last that is no NaN.  To even goes: flushed_to to zero, normal_from to the smallest normal
+# number, overflow_from to infinity; float8_e4m3fn has none, and 464 goes to 448, the even side.
 THRESHOLDS = {
     "float16": (2.0**-25, 2.0**-14 - 2.0**-25, 65520.0, 0x7C00),
     "bfloat16": (2.0**-134, 2.0**-126 - 2.0**-134, 2.0**128 - 2.0**119, 0x7F80),
+    "float8_e4m3fn": (2.0**-10, 2.0**-6 - 2.0**-10, 464.0 + 2.0**-15, 0x7E),
+    "float8_e5m2": (2.0**-17, 2.0**-14 - 2.0**-17, 61440.0, 0x7C),
 }
 
 
@@ -66,7 +69,7 @@ def expected_counts(target: str) -> dict[str, int]:
     }
 
 
-def numpy_float16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
+def numpy_float16(x: NDArray[np.float32]) -> Bits:
     """What numpy makes of *x*, as bits."""
     with np.errstate(all="ignore"):
         return x.astype(np.float16).view(np.uint16)
@@ -80,22 +83,27 @@ def judges(target: str) -> dict[str, Judge]:
     if importlib.util.find_spec("torch"):
         import torch  # noqa: PLC0415 - optional, and it takes a second
 
-        kind = torch.float16 if target == "float16" else torch.bfloat16
+        kind = getattr(torch, target)
+        unsigned = getattr(torch, f"uint{8 * kind.itemsize}")
 
-        def by_torch(x: NDArray[np.float32]) -> NDArray[np.uint16]:
-            cast: NDArray[np.uint16] = torch.from_numpy(x).to(kind).view(torch.uint16).numpy()
+        def by_torch(x: NDArray[np.float32]) -> Bits:
+            cast: Bits = torch.from_numpy(x).to(kind).view(unsigned).numpy()
+            if target == "float8_e4m3fn":
+                # torch made NaN of what is too large until pull request 178817 of 2026, and makes
+                # the largest number of it since; ours is NaN, which counts as overflowed.
+                too_large = np.abs(x) >= np.float32(THRESHOLDS[target][2])
+                cast = np.where(too_large, cast | 0x7F, cast)
             return cast
 
         found["torch"] = by_torch
     return found
 
 
-def wrong(
-    ours: NDArray[np.uint16], theirs: NDArray[np.uint16], nan: NDArray[np.bool_], infinity: int
-) -> int:
+def wrong(ours: Bits, theirs: Bits, nan: NDArray[np.bool_], last: int) -> int:
     """Elements that differ: in any bit where the source is a number, in NaN-ness where not."""
     numbers = np.count_nonzero((ours != theirs) & ~nan)
-    still_nan = ((ours & 0x7FFF) > infinity) & ((theirs & 0x7FFF) > infinity)
+    unsigned = (1 << (8 * ours.itemsize - 1)) - 1
+    still_nan = ((ours & unsigned) > last) & ((theirs & unsigned) > last)
     return int(numbers + np.count_nonzero(nan & ~still_nan))
 
 
@@ -105,7 +113,7 @@ def run(target: str, *, quick: bool) -> bool:
     asked = judges(target)
     differing = dict.fromkeys(asked, 0)
     caster = Caster(types["float32"], types[target])
-    result = np.empty(BLOCK, np.uint16)
+    result = np.empty(BLOCK, f"u{types[target].itemsize}")
     starts = range(0, PATTERNS, BLOCK * 61 if quick else BLOCK)
     began = time.monotonic()
     casting = 0.0

@@ -37,8 +37,10 @@ import diffusers  # noqa: E402 - it reads the environment
 import torch  # noqa: E402 - the same
 from narrow import read  # noqa: E402 - the path is set above
 from test_diffusers_oracle import (  # noqa: E402 - the same
+    FETCHED,
     KEEP,
     ORIGINAL,
+    brought,
     forward,
     own_conversion,
     same,
@@ -97,7 +99,8 @@ def conversion(family: str, source: Path, out: Path) -> tuple[int, int]:
     """How many tensors of the folder *out* are those of diffusers' own, and how many either has."""
     tensors = torch.load(source, mmap=True, weights_only=True)["state_dict"]
     equal = total = 0
-    for home in sorted(path.parent for path in out.glob("*/config.json")):
+    homes = {path.parent for path in out.glob("*/config.json")} - {out / name for name in FETCHED}
+    for home in sorted(homes):
         prefix = text_prefix(FAMILIES[family], home.name)
         theirs = own_conversion(tensors, out, home.name, prefix)
         ours = read(out, home.name)
@@ -112,8 +115,7 @@ def opening(single: Path, out: Path) -> tuple[list[str], float]:
     """Which models diffusers opens alike from folder and file, and how far their numbers differ."""
     half = {"torch_dtype": torch.float16}
     index = diffusers.DiffusionPipeline.load_config(out)
-    brought = {name: None for name, of in index.items() if "CLIPTokenizer" in str(of)}
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(out, **brought, **half)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(out, **brought(index), **half)
     held = {component: getattr(pipeline, component) for component in KINDS}
     del pipeline
     opened, apart = [], 0.0

@@ -20,7 +20,7 @@ import msgspec
 from derived import keep
 
 from ckptaudit import containers, layouts, numerics, plan, policy, tensors
-from ckptaudit.jobs import names, parts
+from ckptaudit.jobs import contents, identity, measures, names, parts, risks, sizes
 from ckptaudit.jobs.account import Conversion
 from ckptaudit.jobs.explain import Explanation
 from ckptaudit.jobs.inspect import Inspection
@@ -36,7 +36,10 @@ __all__ = ["SCHEMA", "schema_text"]
 SCHEMA = Path(__file__).parents[1] / "docs" / "report.schema.json"
 _ANSWERS = (ScanResult, Explanation, Inspection, Conversion, Verification)
 # The rooms whose types stand in answers.
-_ROOMS = (containers, layouts, names, numerics, parts, plan, policy, tensors)
+_ROOMS = (
+    *(containers, layouts, numerics, plan, policy, tensors),
+    *(contents, identity, measures, names, parts, risks, sizes),
+)
 
 
 def schema_text() -> str:

@@ -56,6 +56,7 @@ FILES: dict[str, tuple[dict[str, Spec], str, str]] = {
         "both encoders of SDXL",
     ),
     "inversion-of-diffusers": ({"<cat-toy>": Spec((768,), "float32")}, "textual-inversion", "768"),
+    "inversion-of-the-webui": (specs(emb_params=(8, 768)), "textual-inversion", "768 wide"),
     "aesthetic": (specs(tensor=(1, 768)), "aesthetic-embedding", "bare tensor, [1, 768]"),
     "hypernetwork": (
         {
@@ -95,6 +96,39 @@ FILES: dict[str, tuple[dict[str, Spec], str, str]] = {
         "lora",
         "4 pairs",
     ),
+    "lora-by-hadamard-products": (
+        {
+            f"lora_unet_mid_block_attentions_0_proj_in.hada_{way}": Spec((320, 8), "float16")
+            for way in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
+        },
+        "lora",
+        "of 1 layer,",
+    ),
+    "lora-by-rotations": (
+        {
+            f"lora_unet_{layer}.{name}": Spec(shape, "float16")
+            for layer in ("mid_block_to_q", "mid_block_to_k")
+            for name, shape in (("oft_blocks", (4, 80, 80)), ("alpha", ()))
+        },
+        "lora",
+        "what changes 2 layers: oft_blocks",
+    ),
+    "lora-by-scales": (
+        {
+            "lora_te_layers_0_k_proj.weight": Spec((768,), "float16"),
+            "lora_te_layers_0_k_proj.on_input": Spec((), "bool"),
+        },
+        "lora",
+        "what changes 1 layer: on_input",
+    ),
+    "lora-generalised": (
+        {
+            f"lora_unet_mid_block_to_q.{name}.weight": Spec((8, 320), "float16")
+            for name in ("a1", "a2", "b1", "b2")
+        },
+        "lora",
+        "what changes 1 layer: a1.weight, a2.weight, b1.weight, b2.weight",
+    ),
     "vae-approx": (
         specs(
             **{f"conv{n}__weight": (8, 4, 7, 7) for n in range(1, 9)},
@@ -118,6 +152,36 @@ FILES: dict[str, tuple[dict[str, Spec], str, str]] = {
         "64 channels wide",
     ),
     "esrgan": (rrdb(), "upscaler", "residual dense blocks"),
+    "esrgan-of-old": (
+        {
+            f"model.1.sub.{block}.RDB{rdb}.conv{number}.0.weight": Spec((32, 64, 3, 3), "float32")
+            for block in range(2)
+            for rdb in (1, 2, 3)
+            for number in range(1, 6)
+        },
+        "upscaler",
+        "30 of its 30 tensors",
+    ),
+    "esrgan-compact": (
+        {
+            **{f"body.{n}.weight": Spec((64, 64, 3, 3), "float32") for n in range(0, 9, 2)},
+            **{f"body.{n}.bias": Spec((64,), "float32") for n in range(0, 9, 2)},
+            **{f"body.{n}.weight": Spec((64,), "float32") for n in range(1, 9, 2)},
+        },
+        "upscaler",
+        "4 activations",
+    ),
+    "swinir": (
+        {
+            "conv_first.weight": Spec((180, 3, 3, 3), "float32"),
+            **{
+                f"layers.0.residual_group.blocks.{n}.attn.qkv.weight": Spec((540, 180), "float32")
+                for n in range(6)
+            },
+        },
+        "upscaler",
+        "6 of its 7 tensors are of residual groups",
+    ),
     "sd3": (
         specs(model__diffusion_model__joint_blocks__0__x_block__attn__qkv__weight=(4608, 1536)),
         "sd3",
@@ -156,6 +220,9 @@ def test_a_file_of_its_kind_is_recognised_and_keeps_its_keys(name: str) -> None:
         {str(n): Spec((10, 10), "float32") for n in range(8)},
         specs(conv1__weight=(8, 4, 7, 7), conv1__bias=(8,)),
         {"0.weight": Spec((64, 3, 3, 3), "float32")},
+        {f"body.{n}.{of}": Spec((64,), "float32") for n in range(9) for of in ("weight", "bias")},
+        {"lora_unet_x.oft_blocks": Spec((4, 80, 80), "float16"), "y.z": Spec((), "float16")},
+        {"lora_unet_x.weight": Spec((4, 80), "float16")},
         {"alpha": Spec((1,), "float32"), "beta": Spec((1,), "float32")},
     ],
     ids=lambda tensors: ",".join(tensors)[:40] or "nothing",

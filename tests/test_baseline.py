@@ -203,7 +203,8 @@ def test_the_report_of_another_verb_is_refused(verb: str) -> None:
 
 
 def test_a_baseline_that_cannot_be_read_is_no_answer() -> None:
-    for name, words in {"none": "no such file", ".": "is a directory"}.items():
+    told = {"none": "no such file", ".": "is a directory; name a file in it"}
+    for name, words in told.items():
         assert_one_clear_line(audit("scan", "bad.pt", "--baseline", name), name, words)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
 from catalogue.wrappings import safetensors_and_pickle
 from forge import CALLS_SYSTEM, floats, safetensors_entry, safetensors_file
+from oracle import torch
 
 from ckptaudit.containers.folder import open_folder
-from ckptaudit.errors import LimitExceeded, SourceUnreadable
+from ckptaudit.errors import CkptauditError, LimitExceeded, SourceUnreadable
 from ckptaudit.policy import Judgement, Severity, judge
 from ckptaudit.tensors import find_state_dict, misfits
 from ckptaudit.vm import Limits
@@ -104,7 +106,9 @@ def test_a_name_may_stand_for_a_tensor_in_another_piece(tmp_path: Path) -> None:
     with open_folder(tmp_path) as container:
         found = find_state_dict(container)
 
-    assert {view.key: view.storage.key for view in found.views}["unet/tied"] == "unet/w1"
+    storages = {view.key: view.storage.key for view in found.views}
+    assert storages["unet/tied"] == storages["unet/w1"]
+    assert storages["unet/w2"] != storages["unet/w1"]
     assert found.leftovers == ()
 
 
@@ -118,3 +122,149 @@ def test_no_metadata_of_a_piece_take_the_place_of_anothers(tmp_path: Path) -> No
 
     assert [each.what for each in leftovers] == ["'mine'", "'yours'"]
     assert len({each.path for each in leftovers}) == 2
+
+
+def keys_in(folder: Path) -> set[str]:
+    with open_folder(folder) as container:
+        return {view.key for view in find_state_dict(container).views}
+
+
+@pytest.mark.parametrize(
+    "home",
+    ["unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "controlnet_1"],
+)
+@pytest.mark.parametrize("told_by", ["its settings", "the index"])
+def test_a_part_that_must_have_weights_and_has_none_is_told(
+    tmp_path: Path, home: str, told_by: str
+) -> None:
+    """What is left would be converted as a model of no known family, and nobody would see why."""
+    put(tmp_path, "other/model.safetensors", one_tensor())
+    if told_by == "its settings":
+        put(tmp_path, f"{home}/config.json", b"{}")
+    else:
+        index = {"_class_name": "A", home: ["diffusers", "B"]}
+        put(tmp_path, "model_index.json", json.dumps(index).encode())
+
+    with pytest.raises(SourceUnreadable, match=f"has no weights of the {home} that are read"):
+        open_folder(tmp_path)
+    put(tmp_path, f"{home}/diffusion_pytorch_model.safetensors", one_tensor())
+    assert keys_in(tmp_path) == {"other/w", f"{home}/w"}
+
+
+def test_what_has_settings_only_is_not_missed(tmp_path: Path) -> None:
+    parts = ["scheduler", "tokenizer", "feature_extractor", "safety_checker"]
+    index: dict[str, object] = {part: ["transformers", "A"] for part in parts}
+    index |= {"vae": [None, None], "requires_safety_checker": True, "_class_name": "B"}
+    put(tmp_path, "model_index.json", json.dumps(index).encode())
+    put(tmp_path, "scheduler/scheduler_config.json", b"{}")
+    put(tmp_path, "tokenizer/config.json", b"{}")
+    put(tmp_path, "unet/model.safetensors", one_tensor())
+
+    assert keys_in(tmp_path) == {"unet/w"}
+    put(tmp_path, "safety_checker/config.json", b"{}")
+    with pytest.raises(SourceUnreadable, match="has no weights of the safety_checker"):
+        open_folder(tmp_path)
+
+
+def test_settings_alone_are_no_model(tmp_path: Path) -> None:
+    put(tmp_path, "config.json", b"{}")
+
+    with pytest.raises(SourceUnreadable, match="has no weights that are read"):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [b"", b"{", b"[1]", b"[" * 99_999, b"\xff", b'{"a": 1' + b" " * 1_000_000 + b"}"],
+    ids=["empty", "cut-short", "a-list", "too-deep", "no-text", "too-long"],
+)
+def test_an_index_that_is_none_is_one_error(tmp_path: Path, index: bytes) -> None:
+    put(tmp_path, "unet/model.safetensors", one_tensor())
+    put(tmp_path, "model_index.json", index)
+
+    with pytest.raises(CkptauditError, match=r"model_index\.json: "):
+        open_folder(tmp_path)
+
+
+def save(folder: Path, file: str, tensors: object, **options: bool) -> None:
+    (folder / file).parent.mkdir(exist_ok=True)
+    torch.save(tensors, folder / file, **options)
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("diffusion_pytorch_model.bin",),
+        ("pytorch_model.bin",),
+        ("pytorch_model.fp16.bin",),
+        ("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"),
+        ("pytorch_model.fp16-1-of-2.bin", "pytorch_model.fp16-2-of-2.bin"),
+        ("pytorch_model-1-of-2.fp16.bin", "pytorch_model-2-of-2.fp16.bin"),
+    ],
+    ids=", ".join,
+)
+def test_pickled_weights_are_parts_of_the_folder(
+    tmp_path: Path, names: tuple[str, ...], *, is_zip: bool
+) -> None:
+    """Each element is where the files laid end to end have it."""
+    put(tmp_path, "a/model.safetensors", one_tensor())
+    expected = {}
+    for number, name in enumerate(names):
+        tensor = torch.arange(6.0).reshape(2, 3) + number
+        expected[f"unet/w{number}"] = expected[f"unet/turned{number}"] = tensor
+        held = {f"w{number}": tensor, f"turned{number}": tensor.clone().t().contiguous().t()}
+        save(tmp_path, f"unet/{name}", {"state_dict": held}, _use_new_zipfile_serialization=is_zip)
+
+    with open_folder(tmp_path) as container:
+        found = {view.key: view for view in find_state_dict(container).views}
+        assert found.keys() == {"a/w", *expected}
+        for key, tensor in expected.items():
+            view = found[key]
+            start = view.storage.offset + view.offset * view.dtype.itemsize
+            data = container.bytes_of(view.storage).read_at(start, view.nbytes)
+            read = torch.frombuffer(bytearray(data), dtype=torch.float32)
+            assert torch.equal(read.as_strided((2, 3), view.stride), tensor)
+
+
+def test_of_a_part_in_both_formats_the_safetensors_are_read_and_the_other_named(
+    tmp_path: Path,
+) -> None:
+    put(tmp_path, "unet/diffusion_pytorch_model.safetensors", one_tensor())
+    put(tmp_path, "unet/diffusion_pytorch_model.fp16.safetensors", one_tensor())
+    save(tmp_path, "unet/diffusion_pytorch_model.bin", {"v": torch.ones(2)})
+
+    with open_folder(tmp_path) as container:
+        assert {view.key for view in find_state_dict(container).views} == {"unet/w"}
+        (note,) = container.notes
+
+    assert note.endswith("were not read: unet/diffusion_pytorch_model.bin and 1 other")
+
+
+def test_a_variant_is_read_where_there_is_nothing_else_whatever_its_format(tmp_path: Path) -> None:
+    """As diffusers itself would: who names no variant gets none while there is another."""
+    put(tmp_path, "unet/diffusion_pytorch_model.fp16.safetensors", one_tensor())
+    assert keys_in(tmp_path) == {"unet/w"}
+    save(tmp_path, "unet/diffusion_pytorch_model.bin", {"v": torch.ones(2)})
+
+    assert keys_in(tmp_path) == {"unet/v"}
+
+
+def test_a_pickle_in_a_folder_is_judged_and_named(tmp_path: Path) -> None:
+    put(tmp_path, "unet/model.safetensors", one_tensor())
+    put(tmp_path, "vae/diffusion_pytorch_model.bin", CALLS_SYSTEM)
+
+    judgement = judged(tmp_path)
+
+    assert judgement.verdict is Severity.MALICIOUS
+    (call,) = [each for each in judgement.findings if "posix.system('true')" in each.message]
+    assert call.record == "vae/diffusion_pytorch_model.bin!pickle"
+
+
+def test_what_of_a_pickle_is_no_tensor_is_a_leftover_of_its_file(tmp_path: Path) -> None:
+    save(tmp_path, "unet/diffusion_pytorch_model.bin", {"w": torch.ones(2), "step": 3})
+
+    with open_folder(tmp_path) as container:
+        (left,) = find_state_dict(container).leftovers
+
+    assert left.path.startswith("unet/diffusion_pytorch_model.bin: ")

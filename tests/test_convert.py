@@ -228,6 +228,64 @@ def test_infinities_and_nan_of_the_source_stay_and_are_told(tmp_path: Path) -> N
     assert "1 NaN and 2 infinite" in finding.message
 
 
+EIGHT_BITS = [
+    (Precision.FP8_E4M3FN, torch.float8_e4m3fn, 448.0),
+    (Precision.FP8_E5M2, torch.float8_e5m2, 57344.0),
+]
+
+
+@pytest.mark.parametrize(("precision", "target", "largest"), EIGHT_BITS)
+def test_what_does_not_fit_eight_bits_is_kept_clamped_or_an_error(
+    precision: Precision, target: Any, largest: float, tmp_path: Path
+) -> None:
+    """In the one format it would become NaN, in the other infinite: neither is ever written."""
+    state_dict = {"a": torch.tensor([1.0, -1e6]), "b": torch.tensor([0.3, 448.0])}
+    source = save(tmp_path / "model.pt", state_dict)
+    output = tmp_path / "out.safetensors"
+
+    result = convert(source, output, Options(precision=precision))
+
+    found = converted(output)
+    assert found == {"a": bits(state_dict["a"]), "b": bits(state_dict["b"].to(target))}
+    (finding,) = result.findings
+    assert (finding.rule, finding.record) == ("CKA301", "a")
+    assert f"{str(target)[6:]} cannot hold 1 of 2 weights" in finding.message
+    assert verify(source, output).equal
+
+    clamp = Options(precision=precision, on_overflow=OnOverflow.CLAMP)
+    result = convert(source, output, clamp, overwrite=True)
+
+    assert converted(output)["a"] == bits(torch.tensor([1.0, -largest]).to(target))
+    assert [finding.rule for finding in result.findings] == ["CKA301"]
+    assert verify(source, output).equal
+
+    with pytest.raises(Refused, match=f"a: {str(target)[6:]} cannot hold 1 of 2 weights"):
+        convert(
+            source,
+            output,
+            Options(precision=precision, on_overflow=OnOverflow.ERROR),
+            overwrite=True,
+        )
+
+
+@pytest.mark.parametrize("on_overflow", [OnOverflow.KEEP, OnOverflow.CLAMP])
+def test_an_infinity_of_the_source_is_told_where_it_becomes_nan(
+    on_overflow: OnOverflow, tmp_path: Path
+) -> None:
+    """It is no number that could be clamped; and what has no infinity has to have something."""
+    source = save(tmp_path / "model.pt", {"odd": torch.tensor([float("inf"), -float("inf"), 1.0])})
+
+    options = Options(precision=Precision.FP8_E4M3FN, on_overflow=on_overflow)
+    result = convert_to(tmp_path, source, options)
+
+    (name, _, data) = converted(tmp_path / "out.safetensors")["odd"]
+    assert (name, data) == ("torch.float8_e4m3fn", bytes([0x7F, 0xFF, 0x38]))
+    (finding,) = result.findings
+    assert finding.rule == "CKA302"
+    assert finding.message == ("holds 0 NaN and 2 infinite values; in float8_e4m3fn all are NaN")
+    assert verify(source, tmp_path / "out.safetensors").equal
+
+
 @pytest.mark.parametrize("key", ["", "format", "a b", "é", "a\nb", "\x1b[2J", "x" * 5000, "0"])
 def test_any_key_is_written_as_it_is(key: str, tmp_path: Path) -> None:
     source = save(tmp_path / "model.pt", {"a": torch.ones(1), key: torch.zeros(2)})
@@ -383,7 +441,7 @@ def test_a_header_that_no_library_opens_is_refused_by_a_dry_run_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The library takes 100 MB of names; here it is 200 bytes, so that the test is a small one."""
-    monkeypatch.setattr("ckptaudit.writer._MOST_HEADER", 200)
+    monkeypatch.setattr("ckptaudit.writer.file._MOST_HEADER", 200)
     source = save(tmp_path / "model.pt", {f"layer.{at}.weight": torch.ones(1) for at in range(9)})
 
     for dry_run in (True, False):

@@ -105,6 +105,44 @@ def saved(tensor: Any, precision: Any) -> Any:
     return tensor if overflowing(tensor, rounded) else rounded
 
 
+EIGHT = {
+    Precision.FP8_E4M3FN: torch.float8_e4m3fn,
+    Precision.FP8_E5M2: torch.float8_e5m2,
+}
+
+
+@given(state_dicts(), st.sampled_from(list(EIGHT)))
+def test_eight_bits_are_written_where_every_weight_fits_and_nowhere_else(
+    state_dict: dict[str, Any], precision: Precision
+) -> None:
+    """Of float64 torch rounds twice; that `floats` does not is shown elsewhere."""
+    singles = {key: tensor for key, tensor in state_dict.items() if tensor.dtype != torch.float64}
+    target = EIGHT[precision]
+    # Both are ties: the one goes to 448, the other to infinity.
+    tie, tie_fits = (464.0, True) if target is torch.float8_e4m3fn else (61440.0, False)
+    with TemporaryDirectory() as folder:
+        result, output, loaded = converted_by_us(
+            singles, Options(precision=precision), new_zip=True, folder=folder
+        )
+
+        found = {key: from_bits(found) for key, found in converted(output).items()}
+        told = {finding.record for finding in result.findings if finding.rule == "CKA301"}
+        assert verify(Path(folder) / "model.pt", output).equal
+    for key, tensor in loaded.items():
+        size = tensor.float().abs() if tensor.dtype in CAST else torch.zeros(1)
+        over = torch.isfinite(size) & ((size > tie) | ((size == tie) & (not tie_fits)))
+        if tensor.dtype not in CAST or over.any():
+            assert without_nan(found[key]) == without_nan(tensor)
+        else:
+            rounded = tensor.float().to(target).float()
+            if target is torch.float8_e4m3fn:
+                rounded = torch.where(torch.isinf(tensor), torch.nan, rounded)
+            assert found[key].dtype is target
+            assert without_nan(found[key].float()) == without_nan(rounded)
+        stored_as = {entry.source for entry in result.tensors}
+        assert (key in told) == (bool(over.any()) and key in stored_as)
+
+
 def does_not_fit(tensor: Any) -> bool:
     return tensor.dtype in CAST and overflowing(tensor, rounded_to(torch.float16, tensor)) > 0
 

@@ -32,7 +32,19 @@ if TYPE_CHECKING:
 KEEP = Options(layout=Layout.DIFFUSERS, precision=Precision.KEEP)
 
 
-SINGLE_FILES = ["sd1", "sd1-inpainting", "sd2", "sdxl", "sdxl-refiner", "sd2-sgm"]
+SINGLE_FILES = [
+    *(
+        "sd1",
+        "sd1-inpainting",
+        "sd2",
+        "sd2-depth",
+        "sd2-upscaler",
+        "sd2-unclip-l",
+        "sd2-unclip-h",
+        "sd2-sgm",
+    ),
+    *("sdxl", "sdxl-refiner", "ssd-1b", "segmind-vega", "ldm-text2img"),
+]
 
 
 @pytest.mark.parametrize("thin_family", SINGLE_FILES, indirect=True)
@@ -233,6 +245,61 @@ def test_there_and_back_loses_nothing_but_what_was_listed(
     assert verify(tmp_path / "out", tmp_path / "b.safetensors").equal
 
 
+@pytest.mark.parametrize(
+    "thin_family", ["ldm-class", "alt-diffusion", "controlnet-sd1-full"], indirect=True
+)
+def test_what_diffusers_has_no_pipeline_for_is_refused_in_a_line(
+    thin_family: Family, tmp_path: Path
+) -> None:
+    checkpoint(thin_family, tmp_path / "a.ckpt")
+
+    with pytest.raises(Unsupported, match=r"of which no diffusers folder is made") as caught:
+        convert(tmp_path / "a.ckpt", tmp_path / "out", KEEP)
+
+    assert thin_family.name in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+@pytest.mark.parametrize("thin_family", ["sd2-unclip-h"], indirect=True)
+def test_an_image_encoder_without_its_wrapper_is_known(thin_family: Family, tmp_path: Path) -> None:
+    """Newer versions of transformers have none."""
+    checkpoint(thin_family, tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "out", KEEP)
+
+    def newer(held: Tensors) -> None:
+        for name in list(held):
+            held[name.removeprefix("vision_model.")] = held.pop(name)
+
+    change(tmp_path / "out/image_encoder/model.safetensors", newer)
+
+    back = convert(tmp_path / "out", tmp_path / "b.safetensors", ORIGINAL)
+
+    assert not back.dropped
+
+
+@pytest.mark.parametrize("thin_family", ["sd2-unclip-l"], indirect=True)
+def test_where_a_file_has_what_makes_embeddings_alike_the_folder_has_it_too(
+    thin_family: Family, tmp_path: Path
+) -> None:
+    """Few files have it; it is no weight, and is never cast."""
+    tensors = checkpoint(thin_family, tmp_path / "a.ckpt")
+    named = {"mean": "noise_augmentor.data_mean", "std": "noise_augmentor.data_std"}
+    tensors |= {key: torch.rand(1, 768) for key in named.values()}
+    torch.save(tensors, tmp_path / "a.ckpt")
+
+    there = convert(tmp_path / "a.ckpt", tmp_path / "out", Options(layout=Layout.DIFFUSERS))
+    convert(tmp_path / "out", tmp_path / "b.safetensors", ORIGINAL)
+
+    found = read(tmp_path / "out", "image_normalizer")
+    assert found.keys() == named.keys()
+    assert all(torch.equal(found[name], tensors[key]) for name, key in named.items())
+    config = json.loads((tmp_path / "out/image_normalizer/config.json").read_text())
+    assert config["embedding_dim"] == 768
+    assert not {drop.source for drop in there.dropped} & set(named.values())
+    assert set(named.values()) < load_file(tmp_path / "b.safetensors").keys()
+
+
 @pytest.mark.parametrize("thin_family", ["sd2"], indirect=True)
 def test_of_a_matrix_in_three_parts_none_is_written_where_one_is_missing(
     thin_family: Family, tmp_path: Path
@@ -358,11 +425,6 @@ def test_a_folder_of_something_else_is_named_for_what_it_is(tmp_path: Path) -> N
     with pytest.raises(SourceUnreadable, match="not of a diffusers model"):
         convert(tmp_path / "out", tmp_path / "b.safetensors", ORIGINAL)
 
-    (tmp_path / "out/unet").mkdir()
-    torch.save({"w": torch.ones(2)}, tmp_path / "out/unet/diffusion_pytorch_model.bin")
-    with pytest.raises(Unsupported, match=r"unet/diffusion_pytorch_model.bin is pickled"):
-        convert(tmp_path / "out", tmp_path / "b.safetensors", ORIGINAL)
-
 
 @pytest.mark.parametrize("thin_family", ["sd1"], indirect=True)
 def test_of_several_precisions_one_is_read_and_of_pieces_all(
@@ -402,7 +464,7 @@ def test_a_file_of_no_such_family_is_refused_and_leaves_nothing(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("thin_family", ["vae"], indirect=True)
-def test_a_folder_that_exists_is_replaced_file_by_file_and_only_on_request(
+def test_a_folder_that_exists_is_replaced_on_request_only_and_what_is_the_users_stays(
     thin_family: Family, tmp_path: Path
 ) -> None:
     checkpoint(thin_family, tmp_path / "a.ckpt")
@@ -445,8 +507,12 @@ def test_a_split_file_is_all_of_the_source_in_a_file_for_each_part(
     assert list(parts) == [
         f"out.{part}.safetensors" for part in ("other", *encoders, "unet", "vae")
     ]
-    # An autoencoder alone has bare names, or its loaders refuse it.
-    bare = {key.removeprefix("first_stage_model."): tensor for key, tensor in tensors.items()}
+    # Autoencoders and text encoders alone have bare names, or their loaders refuse them.
+    homes = tuple(p.prefix for p in thin_family.models if p.component is not Component.UNET)
+    bare = {
+        key.removeprefix(next((home for home in homes if key.startswith(home)), "")): tensor
+        for key, tensor in tensors.items()
+    }
     together = {key: tensor for part in parts.values() for key, tensor in part.items()}
     assert together.keys() == bare.keys()
     assert all(torch.equal(together[key], bare[key]) for key in bare)

@@ -58,9 +58,13 @@ COUNTED = {
     "sd1-instruct-pix2pix": 1143,
     "sd2": 1240,
     "sd2-inpainting": 1240,
+    # MiDaS has 368 of them.
+    "sd2-depth": 1240 + 368,
     "sd2-upscaler": 1205,
     "sd2-sgm": 1229,
     "sd2-unclip-h": 1650,
+    # The image half has eight layers fewer, and the text half its twelve, which the other has not.
+    "sd2-unclip-l": 1650 + 12 * 12 - 8 * 12,
     "sdxl": 2516,
     "sdxl-refiner": 1859,
     "ldm-text2img": 1368,
@@ -221,9 +225,49 @@ def test_every_tensor_arrives_in_the_shape_that_diffusers_has(name: str) -> None
     assert arrived == {key: spec.shape for key, spec in load(name).items()}
 
 
+@pytest.mark.parametrize(
+    ("key", "there"),
+    [
+        (
+            "pretrained.model.patch_embed.backbone.stages.2.blocks.0.downsample.conv.weight",
+            "dpt.embeddings.backbone.bit.encoder.stages.2.layers.0.downsample.conv.weight",
+        ),
+        ("pretrained.model.blocks.3.norm2.bias", "dpt.encoder.layer.3.layernorm_after.bias"),
+        (
+            "pretrained.act_postprocess3.0.project.0.weight",
+            "neck.reassemble_stage.readout_projects.2.0.weight",
+        ),
+        ("pretrained.act_postprocess4.4.bias", "neck.reassemble_stage.layers.3.resize.bias"),
+        ("scratch.layer1_rn.weight", "neck.convs.0.weight"),
+        (
+            "scratch.refinenet4.resConfUnit1.conv2.weight",
+            "neck.fusion_stage.layers.0.residual_layer1.convolution2.weight",
+        ),
+        ("scratch.refinenet1.out_conv.weight", "neck.fusion_stage.layers.3.projection.weight"),
+        ("scratch.output_conv.2.weight", "head.head.2.weight"),
+    ],
+)
+def test_a_depth_estimator_gets_the_names_that_transformers_gave_it(key: str, there: str) -> None:
+    """As its convert_dpt_hybrid_to_pytorch.py did; shapes alone leave some of them open."""
+    entries = {entry.key: entry for entry in FAMILIES["sd2-depth"].inventory()}
+
+    assert [to.key for to in entries[f"depth_model.model.{key}"].diffusers] == [there]
+
+
 @pytest.mark.parametrize("name", COUNTED)
 def test_a_file_has_as_many_tensors_as_others_have_counted(name: str) -> None:
     assert len(FAMILIES[name].inventory()) == COUNTED[name]
+
+
+def test_files_with_more_than_the_model_have_as_many_tensors_as_others_have_counted() -> None:
+    """What trained them: averages, and the weight of the loss in each step."""
+    assert len(FAMILIES["sd1-instruct-pix2pix"].inventory(ema=True)) == 1831
+    tensors = specs(FAMILIES["controlnet-sd1-full"].inventory()) | {
+        "logvar": Spec((1000,), "float32")
+    }
+    assert len(tensors) == 1484
+    rows = count(detect(tensors), tensors)
+    assert not any(row.missing + row.unexpected + row.misshapen for row in rows)
 
 
 @pytest.mark.parametrize("name", DETECTED)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +20,7 @@ from rounding import (
     SPECIAL,
     TARGETS,
     TYPES,
+    cast_by_torch,
     ids,
     nearest,
     patterns,
@@ -56,6 +59,7 @@ def test_a_format_agrees_with_torch(dtype: DType) -> None:
     ours = floats.FORMATS[dtype.name]
 
     assert ours.smallest_normal == theirs.smallest_normal
+    assert ours.largest == theirs.max
     # torch gives this one the epsilon of another, though its 1.25 follows its 1.0.
     if dtype.name != "float8_e5m2fnuz":
         assert 2.0 ** (1 - ours.precision) == theirs.eps
@@ -72,11 +76,30 @@ def test_the_bits_of_the_smallest_normal_number_are_its_bits(target: DType) -> N
 
 @pytest.mark.parametrize("target", TARGETS, ids=ids)
 def test_overflow_begins_where_the_format_says(target: DType) -> None:
-    edge = floats.FORMATS[target.name].overflows_at
-    x = np.array([math.nextafter(edge, 0.0), edge, -edge])
-    largest = torch.finfo(getattr(torch, target.name)).max
+    form = floats.FORMATS[target.name]
+    edge = form.overflows_beyond
+    inside, outside = math.nextafter(edge, 0.0), math.nextafter(edge, math.inf)
+    x = np.array([inside, -inside, outside, -outside])
 
-    assert values(encoded(x, target), target).tolist() == [largest, math.inf, -math.inf]
+    result = encoded(x, target)
+
+    beyond = math.nan if target.name == "float8_e4m3fn" else math.inf
+    expected = np.array([form.largest, -form.largest, beyond, -beyond])
+    assert same(values(result, target), expected)
+    tops = [element & 0x80 for element in result[target.itemsize - 1 :: target.itemsize]]
+    assert tops == [0, 0x80, 0, 0x80]
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["positive", "negative"])
+def test_a_tie_with_what_is_too_large_goes_to_the_even_side(sign: float) -> None:
+    """That is infinity, but in the one format that has a number's code in its place."""
+    for name, tie, becomes in (
+        ("float16", 65520.0, math.inf),
+        ("float8_e5m2", 61440.0, math.inf),
+        ("float8_e4m3fn", 464.0, 448.0),
+    ):
+        result = encoded(np.array([sign * tie]), TYPES[name])
+        assert values(result, TYPES[name]).tolist() == [sign * becomes]
 
 
 @pytest.mark.parametrize("source", [d for d in FLOATS if d.itemsize < 4], ids=ids)
@@ -142,40 +165,56 @@ def test_the_address_of_the_result_does_not_matter(target: DType, kind: type[np.
     assert room[1:] == encoded(x, target)
 
 
-@pytest.mark.parametrize("target", ["float16", "bfloat16"])
-def test_sampled_float32_patterns_are_rounded_as_torch_and_numpy_round_them(target: str) -> None:
+@pytest.mark.parametrize("target", [kind for kind in TARGETS if kind.itemsize < 4], ids=ids)
+def test_sampled_float32_patterns_are_rounded_as_torch_and_numpy_round_them(target: DType) -> None:
     """All of them: ``scripts/fp16_exhaustive.py``."""
     x = np.arange(0, 1 << 32, 8_191, dtype=np.uint32).view(np.float32)
-    result = np.frombuffer(encoded(x, TYPES[target]), np.uint16)
+    result = np.frombuffer(encoded(x, target), f"u{target.itemsize}")
     numbers = ~np.isnan(x)
 
-    theirs = torch.from_numpy(x).to(getattr(torch, target)).view(torch.uint16).numpy()
-    assert np.array_equal(result[numbers], theirs[numbers])
-    assert np.isnan(values(result.tobytes(), TYPES[target])[~numbers]).all()
-    if target == "float16":
+    assert same(
+        values(result.tobytes(), target), cast_by_torch(x.tobytes(), TYPES["float32"], target)
+    )
+    if target.name == "float16":
         with np.errstate(all="ignore"):
             numpy_says = x.astype(np.float16).view(np.uint16)
         assert np.array_equal(result[numbers], numpy_says[numbers])
 
 
-@pytest.mark.parametrize(("target", "kept_bits"), [("float16", 10), ("bfloat16", 7)])
-@pytest.mark.parametrize("sign", [0, 0x80000000], ids=["positive", "negative"])
+@pytest.mark.parametrize(
+    ("target", "infinity", "kept_bits"),
+    [("float16", 0x7C00, 10), ("bfloat16", 0x7F80, 7), ("float8_e5m2", 0x7C, 2)],
+)
+@pytest.mark.parametrize("sign", [0, 1], ids=["positive", "negative"])
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_a_nan_keeps_its_sign_and_the_head_of_its_payload_and_is_quiet(
-    target: str, kept_bits: int, sign: int, kind: type[np.floating]
+    target: str, infinity: int, kept_bits: int, sign: int, kind: type[np.floating]
 ) -> None:
     """Alone, numkong's bfloat16 cast makes infinity of 0x7f800001 and -0.0 of 0x7fffffff."""
     payload = np.array([*range(1, 1 << 23, 4_093), (1 << 23) - 1], np.uint32)
-    single = (payload | 0x7F800000 | sign).astype(np.uint32).view(np.float32)
-    with np.errstate(invalid="ignore"):
-        x = single.astype(kind)
+    x = nans(payload, sign, kind)
 
-    result = np.frombuffer(encoded(x, TYPES[target]), np.uint16)
+    result = np.frombuffer(encoded(x, TYPES[target]), f"u{TYPES[target].itemsize}")
 
-    infinity = 0x7C00 if target == "float16" else 0x7F80
+    negative = sign << (8 * TYPES[target].itemsize - 1)
     quiet = 1 << (kept_bits - 1)
-    expected = (sign >> 16) | infinity | quiet | (payload >> (23 - kept_bits))
-    assert np.array_equal(result, expected.astype(np.uint16))
+    expected = negative | infinity | quiet | (payload >> (23 - kept_bits))
+    assert np.array_equal(result, expected.astype(result.dtype))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_in_a_format_with_one_nan_only_its_sign_is_kept(kind: type[np.floating]) -> None:
+    payload = np.array([*range(1, 1 << 23, 4_093), (1 << 23) - 1], np.uint32)
+
+    for sign, code in ((0, 0x7F), (1, 0xFF)):
+        result = encoded(nans(payload, sign, kind), TYPES["float8_e4m3fn"])
+        assert set(result) == {code}
+
+
+def nans(payload: NDArray[np.uint32], sign: int, kind: type[np.floating]) -> floats.Wide:
+    single = (payload | 0x7F800000 | sign << 31).astype(np.uint32).view(np.float32)
+    with np.errstate(invalid="ignore"):
+        return single.astype(kind)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=ids)
@@ -187,19 +226,54 @@ def test_every_pattern_of_a_narrow_type_is_rounded_as_torch_rounds_it(
 
     result = encoded(decoded(data, source), target)
 
-    flat = torch.frombuffer(bytearray(data), dtype=getattr(torch, source.name))
-    theirs = flat.to(getattr(torch, target.name)).double().numpy()
-    assert same(values(result, target), theirs)
+    assert same(values(result, target), cast_by_torch(data, source, target))
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=ids)
-def test_an_infinity_is_clamped_to_the_largest_number_of_its_sign(target: DType) -> None:
+def test_what_overflowed_is_clamped_to_the_largest_number_of_its_sign(target: DType) -> None:
     largest = torch.finfo(getattr(torch, target.name)).max
-    out = np.frombuffer(bytearray(stored([math.inf, -math.inf, math.inf], target)), target.numpy)
+    x = np.array([1e300, -1e300, 1e300, 1.0])
+    out = np.frombuffer(bytearray(encoded(x, target)), target.numpy)
 
-    floats.clamp(out, np.array([True, True, False]))
+    floats.clamp(out, np.array([True, True, False, False]))
 
-    assert values(out.tobytes(), target).tolist() == [largest, -largest, math.inf]
+    clamped = values(out.tobytes(), target)
+    assert clamped[[0, 1, 3]].tolist() == [largest, -largest, 1.0]
+    assert not math.isfinite(clamped[2])
+
+
+@pytest.mark.parametrize("target", [d for d in TARGETS if d.itemsize == 1], ids=ids)
+def test_the_eight_bit_numbers_and_what_lies_between_them_round_as_exact_fractions_do(
+    target: DType,
+) -> None:
+    """Each number, each tie, and the nearest float32 and float64 on either side of them."""
+    finite = values(bytes(range(0x80)), target)
+    numbers = [Fraction(v) for v in finite[np.isfinite(finite)].tolist()]
+    beyond = 2 * numbers[-1] - numbers[-2]
+    near: list[Fraction] = []
+    for low, high in pairwise([*numbers, beyond]):
+        near += (low, (low + high) / 2)
+    exact = [float(each) for each in near]
+    for kind in (np.float32, np.float64):
+        middle = np.array(exact, kind)
+        below, above = (np.nextafter(middle, kind(side)) for side in (-np.inf, np.inf))
+        x = np.concatenate((middle, below, above))
+        x = np.concatenate((x, -x))
+
+        result = values(encoded(x, target), target)
+
+        expected = [nearest_of(numbers, beyond, v) for v in x.tolist()]
+        if target.name == "float8_e4m3fn":
+            expected = [v if math.isfinite(v) else math.nan for v in expected]
+        assert same(result, np.array(expected))
+
+
+def nearest_of(numbers: list[Fraction], beyond: Fraction, value: float) -> float:
+    """The nearest of *numbers*, which alternate between even and odd, by exact distances."""
+    steps = [*numbers, beyond]
+    size = abs(Fraction(value))
+    index = min(range(len(steps)), key=lambda at: (abs(steps[at] - size), at % 2))
+    return math.copysign(math.inf if index == len(numbers) else float(steps[index]), value)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=ids)

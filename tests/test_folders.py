@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
 from commands import assert_one_clear_line, audit, names_in
+from forge import CALLS_SYSTEM
 from narrow import checkpoint
 from oracle import torch
 from safetensors.torch import load_file, save_file
@@ -65,6 +67,10 @@ def lacks_a_piece_of_a_variant(path: Path) -> None:
     path.rename(path.with_name("diffusion_pytorch_model-00001-of-00002.fp16.safetensors"))
 
 
+def is_gone(path: Path) -> None:
+    path.unlink()
+
+
 def is_pickled_in_pieces(path: Path) -> None:
     path.unlink()
     torch.save({}, path.with_name("diffusion_pytorch_model-00001-of-00002.bin"))
@@ -80,7 +86,8 @@ def is_pickled_in_pieces(path: Path) -> None:
         (is_there_in_pieces_too, "as another file beside it does"),
         (lacks_a_piece, "holds 1 of the 2 pieces"),
         (lacks_a_piece_of_a_variant, "holds 1 of the 2 pieces"),
-        (is_pickled_in_pieces, "is pickled"),
+        (is_pickled_in_pieces, "holds 1 of the 2 pieces"),
+        (is_gone, "has no weights that are read"),
     ],
 )
 def test_of_a_folder_that_is_not_whole_nothing_is_converted(
@@ -213,6 +220,115 @@ def test_no_file_is_written_out_of_the_folder(
     assert names_in(tmp_path / "outside") == set()
     assert (tmp_path / "out/vae.json").read_text() == "old"
     assert names_in(tmp_path) == {"outside", "out"}
+
+
+def test_of_an_earlier_conversion_nothing_stays_and_of_others_everything(
+    folder: Path, thin_family: Family
+) -> None:
+    """Stale weights beside new ones are a mixture, which a loader takes for one model."""
+    parent = folder.parent
+    source = parent / "a.ckpt"
+    (folder / "vae").mkdir()
+    for file in ("config.json", WEIGHTS):
+        shutil.copy(folder / file, folder / "vae" / file)
+    shutil.copy(folder / WEIGHTS, folder / "mine.safetensors")
+    # Parts of another split model, and of one of this folder's name.
+    assert audit("convert", source, "--split", "-o", parent / "q").status == 0
+    for name in ("q.vae.safetensors", "p.unet.safetensors"):
+        shutil.copy(parent / "q/q.vae.safetensors", folder / name)
+    # By another tool, and converted by itself.
+    save_file(load_file(folder / WEIGHTS), folder / "model.safetensors")
+    assert audit("convert", source, "-o", folder / "p.whole.safetensors").status == 0
+    del thin_family
+
+    done = audit("convert", source, "--split", "-o", folder, "--if-exists=overwrite", "-f", "json")
+
+    assert done.status == 0, done
+    assert names_in(folder) == {
+        *("p.vae.safetensors", "p.whole.safetensors", "p.whole.report.json"),
+        *("q.vae.safetensors", "mine.safetensors", "model.safetensors"),
+    }
+    (note,) = [note for note in done.files[0]["notes"] if "earlier conversion" in note]
+    assert note == "files of an earlier conversion were removed: config.json and 4 others"
+    assert names_in(parent) == {"a.ckpt", "p", "p.report.json", "q", "q.report.json"}
+
+
+def test_a_dry_run_says_what_would_be_removed_and_removes_nothing(folder: Path) -> None:
+    before = names_in(folder)
+
+    done = audit("convert", folder.parent / "a.ckpt", "--split", "-o", folder, "--dry-run")
+
+    assert done.status == 0
+    assert "would be removed: config.json and 1 other" in done.out
+    assert names_in(folder) == before
+
+
+def test_a_source_in_the_folder_that_is_overwritten_is_kept_or_refused(folder: Path) -> None:
+    (folder.parent / "a.ckpt").rename(folder / "a.ckpt")
+    arguments = ("--split", "-o", folder, "--if-exists=overwrite")
+
+    refused = audit("convert", folder / WEIGHTS, *arguments)
+    assert_one_clear_line(refused, "the source itself")
+    assert (folder / WEIGHTS).exists()
+
+    assert audit("convert", folder / "a.ckpt", *arguments).status == 0
+    assert names_in(folder) == {"a.ckpt", "p.vae.safetensors"}
+
+
+def as_it_is(path: Path) -> None:
+    del path
+
+
+def compressed(path: Path) -> None:
+    """The same archive, deflated: what lies in it has no place in the file."""
+    with zipfile.ZipFile(path) as archive:
+        held = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in held.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize(
+    ("is_zip", "happens"),
+    [(True, as_it_is), (False, as_it_is), (True, compressed)],
+    ids=["zip", "legacy", "deflated"],
+)
+def test_a_folder_of_pickled_weights_gives_what_one_of_safetensors_gives(
+    folder: Path, happens: Callable[[Path], None], *, is_zip: bool
+) -> None:
+    """Converted, inspected, verified; and the other way round nothing differs."""
+    parent = folder.parent
+    assert audit("convert", folder, "-o", parent / "b.safetensors", "--precision=keep").status == 0
+    expected = load_file(parent / "b.safetensors")
+    whole = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    names = sorted(whole)
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        piece = folder / f"diffusion_pytorch_model-0000{number}-of-00002.bin"
+        tensors = {name: whole[name].clone() for name in part}
+        torch.save(tensors, piece, _use_new_zipfile_serialization=is_zip)
+        happens(piece)
+
+    done = audit("convert", folder, "-o", parent / "c.safetensors", "--precision=keep")
+
+    assert done.status == 0, done
+    found = load_file(parent / "c.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert audit("verify", folder, parent / "c.safetensors").status == 0
+    (seen,) = audit("inspect", folder, "-f", "json").files
+    assert (seen["family"], seen["verdict"]) == ("vae", "clean")
+
+
+def test_a_folder_with_a_pickle_that_does_something_is_refused(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / "diffusion_pytorch_model.bin").write_bytes(CALLS_SYSTEM)
+
+    done = audit("convert", folder, "-o", folder.parent / "b.safetensors")
+
+    assert done.status == 1
+    assert "posix.system" in done.err
+    assert names_in(folder.parent) == {"a.ckpt", "p"}
 
 
 def test_a_variant_behind_the_number_of_a_piece_is_known(folder: Path) -> None:

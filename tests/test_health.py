@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,17 @@ from narrow import checkpoint
 from oracle import torch
 from safetensors.torch import load_file
 
-from ckptaudit import Action, Options, Precision, convert, inspect, scan, verify
+from ckptaudit import (
+    Action,
+    Ema,
+    Layout,
+    Options,
+    Precision,
+    convert,
+    inspect,
+    scan,
+    verify,
+)
 from ckptaudit.layouts import Component
 
 if TYPE_CHECKING:
@@ -178,3 +189,98 @@ def test_an_ailment_is_no_reason_for_distrust(thin_family: Family, tmp_path: Pat
 
     assert scan(tmp_path / "a.ckpt", with_hash=False).verdict == "clean"
     assert ailments(tmp_path / "a.ckpt").keys() == {"CKA304"}
+
+
+def seen(path: Path) -> dict[str, str]:
+    """By rule, what an inspection finds that has read the weights."""
+    return {finding.rule: finding.message for finding in inspect(path).findings}
+
+
+@pytest.mark.parametrize("thin_family", ["sd1", "sdxl", "vae", "controlnet-sd1"], indirect=True)
+def test_a_sound_model_has_no_ailment_in_its_weights_either(
+    thin_family: Family, tmp_path: Path
+) -> None:
+    """Biases are zero in many, and a ControlNet begins with layers that are."""
+    tensors = checkpoint(thin_family, tmp_path / "a.ckpt")
+    for key in tensors:
+        if key.endswith("bias") or "zero_convs." in key or "middle_block_out." in key:
+            tensors[key].zero_()
+    torch.save(tensors, tmp_path / "a.ckpt")
+
+    assert seen(tmp_path / "a.ckpt") == {}
+    assert convert(tmp_path / "a.ckpt", tmp_path / "a.safetensors", KEEP).findings == ()
+
+
+@pytest.mark.parametrize("thin_family", ["sd1"], indirect=True)
+def test_weights_that_are_none_and_weights_that_are_all_zero_are_told(
+    thin_family: Family, tmp_path: Path
+) -> None:
+    empty = "model.diffusion_model.out.2.weight"
+    odd = "first_stage_model.quant_conv.weight"
+
+    def damage(tensors: Tensors) -> None:
+        tensors[empty] = torch.zeros_like(tensors[empty])
+        tensors[empty][0, 0] = -0.0
+        tensors[odd][0, 0] = float("nan")
+        tensors[odd][1, 0] = -float("inf")
+
+    change(thin_family, tmp_path / "a.ckpt", damage)
+
+    found = seen(tmp_path / "a.ckpt")
+    converted = convert(tmp_path / "a.ckpt", tmp_path / "a.safetensors", KEEP).findings
+    assert found.keys() == {"CKA302", "CKA310"}
+    assert found["CKA302"] == "holds 1 NaN and 1 infinite value"
+    assert "weights of the unet is zero throughout: " + empty in found["CKA310"]
+    assert {finding.rule: finding.message for finding in converted} == found
+    assert ailments(tmp_path / "a.ckpt") == {}
+
+
+@pytest.mark.parametrize("thin_family", ["sd2"], indirect=True)
+def test_a_matrix_is_zero_throughout_only_if_all_of_its_parts_are(
+    thin_family: Family, tmp_path: Path
+) -> None:
+    """A folder of diffusers has a matrix of the original layout in three."""
+    key = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
+    diffusers = replace(KEEP, layout=Layout.DIFFUSERS)
+
+    def damage(tensors: Tensors) -> None:
+        tensors[key][:64] = 0
+
+    change(thin_family, tmp_path / "a.ckpt", damage)
+    result = convert(tmp_path / "a.ckpt", tmp_path / "folder", diffusers)
+
+    assert "CKA310" not in {finding.rule for finding in result.findings}
+    assert "CKA310" not in seen(tmp_path / "a.ckpt")
+    assert "q_proj.weight" in seen(tmp_path / "folder")["CKA310"]
+
+
+@pytest.mark.parametrize(
+    ("share", "says"),
+    [
+        (1.0, [r"(\d+) of \1 averages are equal to their weights, nothing was averaged: "]),
+        (0.5, [r"(\d+) of (?!\1 )\d+ averages are equal .*, so much was not trained: "]),
+        (0.0, []),
+    ],
+    ids=["all", "some", "none"],
+)
+@pytest.mark.parametrize("thin_family", ["sd1"], indirect=True)
+def test_averages_that_are_the_weights_are_told(
+    thin_family: Family, tmp_path: Path, share: float, says: list[str]
+) -> None:
+    """Biases are not counted: those that began at zero may be there still."""
+    weights = [entry for entry in thin_family.inventory(ema=True) if entry.of is not None]
+
+    def average(tensors: Tensors) -> None:
+        for number, entry in enumerate(weights):
+            is_alike = number < share * len(weights) or entry.key.endswith("bias")
+            tensors[entry.key] = tensors[entry.of or ""] * (1 if is_alike else 2)
+
+    change(thin_family, tmp_path / "a.ckpt", average)
+    kept = replace(KEEP, ema=Ema.KEEP)
+
+    inspected = seen(tmp_path / "a.ckpt")
+    converted = convert(tmp_path / "a.ckpt", tmp_path / "a.safetensors", kept).findings
+
+    assert inspected.keys() == ({"CKA311"} if says else set())
+    assert all(re.match(says[0], message) for message in inspected.values())
+    assert {finding.rule: finding.message for finding in converted} == inspected

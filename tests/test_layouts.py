@@ -378,7 +378,10 @@ RELATIVES: dict[str, tuple[dict[str, Spec], str]] = {
     "part-of-a-controlnet": (plus("control_model.input_hint_block.0.weight"), "control_model."),
     "label-embedding": (plus(f"{UNET}label_emb.0.0.weight"), "label_emb."),
     "sgm-text-encoders": (plus("conditioner.embedders.0.model.ln_final.weight"), "conditioner."),
-    "text-encoder-alone": (only("cond_stage_model."), NOTHING_FAMILIAR),
+    "half-a-text-encoder": (
+        {k: s for k, s in only("cond_stage_model.").items() if ".layers." not in k},
+        "layers.0.mlp.fc1.weight is not there",
+    ),
     "a-few-unet-tensors": (only(*SIGNS), "only 3 of the 686 unet tensors"),
     # One sign of an autoencoder is left, and strangers to it.
     "small-tensors-alone": (
@@ -419,16 +422,27 @@ def test_without_one_of_its_signs_a_file_is_unknown(key: str) -> None:
 
 
 @needs_inventories
-def test_no_inventory_in_the_layout_of_diffusers_is_taken_for_one_of_the_original() -> None:
-    others = [path.stem for path in INVENTORIES.glob("diffusers_*.json")]
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("diffusers_ldm_sd15.unet", "unet-sd1"),
+        ("diffusers_ldm_sd15.vae", "vae"),
+        ("diffusers_ldm_sd15.text_encoder", "clip-l"),
+        ("diffusers_ldm_sd21_768_v.unet", "unet-sd2"),
+        ("diffusers_ldm_sd21_768_v.text_encoder", "openclip-h"),
+        ("diffusers_ldm_sdxl_base.unet", "unet-sdxl"),
+        ("diffusers_ldm_sdxl_base.vae", "vae"),
+        ("diffusers_ldm_sdxl_base.text_encoder", "clip-l"),
+        ("diffusers_ldm_sdxl_base.text_encoder_2", "openclip-bigg"),
+    ],
+)
+def test_one_file_out_of_a_folder_of_diffusers_is_known_alone(name: str, family: str) -> None:
+    tensors = load(name)
+    found = detect(tensors)
 
-    assert len(others) >= 7
-    found = {name: detect(load(name)) for name in others}
-    assert {name for name in others if found[name].family != UNKNOWN} == {
-        name for name in others if found[name].variant == "diffusers"
-    }
-    # An autoencoder has a folder for itself; any other part is known by the folder it is in.
-    assert all(each.family == "vae" for each in found.values() if each.variant)
+    # Of CLIP ViT-L/14 both layouts have the same names.
+    assert (found.family, found.variant) == (family, None if family == "clip-l" else "diffusers")
+    assert [row.missing + row.unexpected + row.misshapen for row in count(found, tensors)] == [()]
 
 
 def test_an_unknown_file_is_placed_whole_under_its_own_keys() -> None:

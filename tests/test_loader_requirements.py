@@ -120,6 +120,41 @@ def test_an_autoencoder_in_a_file_of_its_own_has_bare_names(
     assert bool(alone) is not whole
 
 
+@pytest.mark.parametrize(
+    ("thin_family", "signs"),
+    [
+        ("sd1", {"text_encoder": "text_model.encoder.layers.1.mlp.fc1.weight"}),
+        ("sd2", {"text_encoder": "transformer.resblocks.0.ln_1.weight"}),
+        (
+            "sdxl",
+            {
+                "text_encoder": "text_model.encoder.layers.1.mlp.fc1.weight",
+                "text_encoder_2": "transformer.resblocks.0.ln_1.weight",
+            },
+        ),
+    ],
+    ids=["sd1", "sd2", "sdxl"],
+    indirect=["thin_family"],
+)
+def test_other_parts_in_files_of_their_own_have_the_names_that_loaders_look_for(
+    thin_family: Family, tmp_path: Path, signs: dict[str, str]
+) -> None:
+    """ComfyUI logs a line and leaves a text encoder empty whose names are not bare.
+
+    diffusers finds no UNet without its place in front; newer versions of ComfyUI take it off.
+    """
+    checkpoint(thin_family, tmp_path / "a.ckpt")
+
+    files = files_of(tmp_path / "a.ckpt", SPLIT)
+
+    for part, sign in signs.items():
+        assert sign in load_file(files[f"out.{part}.safetensors"])
+    schedule = {e.key for e in thin_family.inventory() if e.component is Component.SCHEDULE}
+    unet = load_file(files["out.unet.safetensors"]).keys() - schedule
+    assert unet
+    assert all(name.startswith("model.diffusion_model.") for name in unet)
+
+
 @pytest.mark.parametrize("thin_family", FAMILIES, indirect=True)
 @OUTPUTS
 def test_no_buffer_is_of_a_type_that_stops_a_loader_or_spoils_an_image(

@@ -13,6 +13,7 @@ from ckptaudit.layouts import UNKNOWN, Component, Detection, Placement
 from ckptaudit.plan import (
     Action,
     Alias,
+    Choice,
     ConversionPlan,
     Dedupe,
     Ema,
@@ -20,6 +21,7 @@ from ckptaudit.plan import (
     Precision,
     comparable_groups,
     make_plan,
+    undecided,
 )
 from ckptaudit.tensors import Leftover, StateDict, TensorView
 
@@ -90,6 +92,7 @@ def plan(
     *,
     detection: Detection = KNOWN,
     unfit: Mapping[str, str] | None = None,
+    chosen: Mapping[str, str] | None = None,
     digests: Mapping[str, bytes] | None = None,
     **options: Any,
 ) -> ConversionPlan:
@@ -99,6 +102,7 @@ def plan(
         [tensor.placement for tensor in tensors],
         Options(**options),
         unfit={("", name): why for name, why in (unfit or {}).items()},
+        chosen={("", name): Choice(known(kind), None) for name, kind in (chosen or {}).items()},
         digests=digests,
     )
 
@@ -137,7 +141,11 @@ def test_only_weights_are_cast(precision: Precision) -> None:
         *MODEL,
         *(stranger(dtype.name, f"x{at}", dtype.name) for at, dtype in enumerate(DTYPES)),
     )
-    wanted = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}.get(precision.value)
+    # Left to the weights, what is open is float16 until they are looked at.
+    eight = {"auto": "float16", "fp8_e4m3fn": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
+    wanted = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", **eight}.get(
+        precision.value
+    )
 
     made = targets(plan(tensors, precision=precision, ema=Ema.KEEP, other=Action.COPY)) | targets(
         plan(MODEL, precision=precision, ema=Ema.KEEP)
@@ -152,6 +160,46 @@ def test_only_weights_are_cast(precision: Precision) -> None:
         )
         if known(tensor.dtype).safetensors is not None:
             assert made[key] == (wanted if weight and wanted else tensor.dtype), key
+
+
+def test_a_chosen_type_is_that_of_its_tensor_and_of_no_other() -> None:
+    chosen = {UNET: "bfloat16", VAE: "float32"}
+    before = plan(MODEL, precision=Precision.AUTO, ema=Ema.KEEP)
+
+    made = plan(MODEL, precision=Precision.AUTO, ema=Ema.KEEP, chosen=chosen)
+
+    open_ = {job.name for jobs in undecided(before) for job in jobs}
+    assert open_ == {UNET, VAE, TEXT, EMA, "junk"}
+    assert targets(made) == targets(before) | chosen
+    (output,) = made.outputs
+    ends = [tensor.offset + tensor.nbytes for tensor in output.tensors]
+    assert [tensor.offset for tensor in output.tensors] == [0, *ends[:-1]]
+    assert ends[-1] == output.nbytes
+
+
+def test_what_fits_no_type_that_was_chosen_stays_what_it_was() -> None:
+    tensors = (stranger("a", "0", "float64"), stranger("b", "1"))
+
+    made = plan(
+        tensors,
+        detection=STRANGE,
+        precision=Precision.AUTO,
+        chosen={"a": "float32", "b": "bfloat16"},
+        unfit={"a": "too large"},
+    )
+
+    assert targets(made) == {"a": "float64", "b": "bfloat16"}
+
+
+def test_nothing_is_open_that_has_its_type_already_or_is_not_to_be_cast() -> None:
+    kinds = ("float16", "bfloat16", "float32", "float64", "float8_e5m2", "int8", "complex64")
+    tensors = [stranger(kind, str(at), kind) for at, kind in enumerate(kinds)]
+
+    made = undecided(plan(tensors, detection=STRANGE, precision=Precision.AUTO))
+
+    assert {job.name for jobs in made for job in jobs} == {"bfloat16", "float32", "float64"}
+    kept = plan(tensors, detection=STRANGE, precision=Precision.AUTO, other=Action.COPY)
+    assert undecided(kept) == []
 
 
 def test_an_integer_that_no_loader_asks_for_is_left_out_because_one_stops_at_it() -> None:
@@ -189,6 +237,8 @@ def test_a_vae_that_overflows_in_fp16_is_spared_it_unless_the_user_insists() -> 
     assert targets(plan(MODEL, detection=sdxl))[VAE] == "float32"
     assert targets(plan(MODEL, detection=sdxl))[UNET] == "float16"
     assert targets(plan(MODEL, detection=sdxl, precision=Precision.BF16))[VAE] == "bfloat16"
+    assert targets(plan(MODEL, detection=sdxl, precision=Precision.FP32))[VAE] == "float32"
+    assert targets(plan(MODEL, detection=sdxl, precision=Precision.FP8_E5M2))[VAE] == "float32"
     assert targets(plan(MODEL, detection=sdxl, vae=Action.CONVERT))[VAE] == "float16"
     assert targets(plan(MODEL))[VAE] == "float16"
 

@@ -191,7 +191,7 @@ def test_a_policy_that_cannot_be_read_is_no_answer(verb: str, here: Path) -> Non
 
     for name, words in {
         "none.toml": "no such file",
-        ".": "is a directory",
+        ".": "is a directory; name a file in it",
         "/dev/null": "not a regular file",
         "latin.toml": "is no text in UTF-8 (byte 2)",
     }.items():

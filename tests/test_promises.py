@@ -162,7 +162,7 @@ def test_a_job_opens_its_source_once_so_that_what_is_judged_is_what_is_converted
     opened = watched["opened"]
     proofs = {job: opened.pop(job) for job in list(opened) if job.startswith("verify ")}
 
-    verbs = ("scan", "scan_file_path", "explain", "inspect", "convert")
+    verbs = ("scan", "scan_file_path", "explain", "inspect", "convert", "replace_vae")
     assert opened == {f"{verb} {path}": 1 for verb in verbs for path in watched["sources"]}
     # A proof may have ended at what was converted.
     assert set(proofs.values()) == {1}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptaudit.errors import MalformedInput, SourceChanged, SourceUnreadable
-from ckptaudit.source import BufferSource, Cursor, FileSource
+from ckptaudit.source import BufferSource, Cursor, FileSource, SplicedSource
 from ckptaudit.wording import left
 
 if TYPE_CHECKING:
@@ -33,6 +33,44 @@ def source(path: Path) -> Iterator[FileSource]:
     source = FileSource(path)
     yield source
     source.close()
+
+
+# Ranges of several sources
+
+
+class Hinted(BufferSource):
+    """Takes down which of its bytes will be needed."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.hints: list[bytes] = []
+
+    def will_need(self, offset: int, length: int) -> None:
+        """See `ByteSource.will_need`."""
+        self.hints.append(self.read_at(offset, length))
+
+
+@given(
+    ranges=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=4),
+    data=st.data(),
+)
+def test_a_hint_names_the_bytes_that_reading_would_give(
+    ranges: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    sources = [Hinted(bytes(range(100 * number, 100 * number + 50))) for number in (0, 1)] * 2
+    starts = [min(start, 50 - length) for start, length in ranges]
+    parts = [
+        (source, start, length)
+        for source, start, (_, length) in zip(sources, starts, ranges, strict=False)
+    ]
+    spliced = SplicedSource("both", *parts)
+    offset = data.draw(st.integers(0, spliced.size))
+    length = data.draw(st.integers(0, spliced.size - offset))
+
+    spliced.will_need(offset, length)
+
+    hints = [hint for source in dict.fromkeys(sources) for hint in source.hints]
+    assert sorted(b"".join(hints)) == sorted(spliced.read_at(offset, length))
 
 
 # Files
@@ -69,7 +107,7 @@ def test_a_missing_file_is_named_as_such(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_not_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(SourceUnreadable, match="is a directory"):
+    with pytest.raises(SourceUnreadable, match=r"is a directory; name a file in it$"):
         FileSource(tmp_path)
 
 

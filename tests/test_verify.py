@@ -226,17 +226,24 @@ def repack(output: Path, tensors: dict[str, Any], **options: Any) -> None:
     rewrite(output, tensors, metadata)
 
 
-def test_an_infinity_that_the_source_does_not_have_is_no_proof(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("precision", "target", "says"),
+    [("fp16", torch.float16, "infinite"), ("fp8_e4m3fn", torch.float8_e4m3fn, "NaN")],
+)
+def test_an_infinity_that_the_source_does_not_have_is_no_proof(
+    precision: str, target: Any, says: str, tmp_path: Path
+) -> None:
     """Casting again gives the same infinity; but we never write one, so somebody else did."""
     source, output = tmp_path / "model.pt", tmp_path / "model.safetensors"
     torch.save({"a": torch.tensor([1.0, 1e6])}, source)
     convert(source, output)
-    repack(output, {"a": torch.tensor([1.0, 1e6]).half()})
+    beyond = NAN if precision == "fp8_e4m3fn" else 1e6
+    repack(output, {"a": torch.tensor([1.0, beyond]).to(target)}, precision=precision)
 
     done = verify(source, output)
 
     assert not done.equal
-    assert "infinite where the source is finite: 1 of 2 weights" in problems(done)
+    assert f"{says} where the source is finite: 1 of 2 weights" in problems(done)
 
 
 @pytest.mark.parametrize("on_overflow", [OnOverflow.KEEP, OnOverflow.CLAMP, OnOverflow.ERROR])
@@ -249,7 +256,7 @@ def test_a_tensor_that_fits_must_have_been_cast(on_overflow: OnOverflow, tmp_pat
     assert "was not cast to float16" in problems(verify(source, output))
 
 
-@pytest.mark.parametrize("precision", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "float32", "float8_e5m2"])
 def test_a_file_made_with_torch_alone_is_proven(precision: str, pair: tuple[Path, Path]) -> None:
     source, output = pair
     target = getattr(torch, precision)
@@ -266,8 +273,8 @@ def test_a_file_made_with_torch_alone_is_proven(precision: str, pair: tuple[Path
 
     assert done.equal, problems(done)
     assert "was not written by ckptaudit" in done.notes[0]
-    infinite = [note for note in done.notes if "became infinite" in note]
-    assert bool(infinite) == (precision == "float16")
+    infinite = [note for note in done.notes if "became infinite or NaN" in note]
+    assert bool(infinite) == (precision in {"float16", "float8_e5m2"})
 
 
 def test_a_file_made_with_torch_alone_and_a_wrong_value_is_not(pair: tuple[Path, Path]) -> None:
@@ -281,7 +288,7 @@ def test_a_file_made_with_torch_alone_and_a_wrong_value_is_not(pair: tuple[Path,
     assert "bias: differs in 1 of 12 elements" in problems(verify(source, output))
 
 
-@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float64", "int32", "complex64"])
+@pytest.mark.parametrize("kind", ["float8_e4m3fnuz", "float64", "int32", "complex64"])
 def test_a_type_we_do_not_cast_to_is_a_problem_and_no_crash(
     kind: str, pair: tuple[Path, Path]
 ) -> None:

@@ -36,6 +36,8 @@ CHANGES = (
     *("os.remove", "os.rename", "os.link", "os.symlink", "os.mkdir", "os.rmdir", "os.truncate"),
     *("os.chmod", "os.chown", "os.utime", "os.setxattr", "os.removexattr"),
 )
+# Jobs that are given what another has written.
+READS_OUTPUT = {"convert", "replace_vae", "verify"}
 
 
 class Watch:
@@ -72,7 +74,7 @@ class Watch:
         """Whether it is a job that was given an output's path, and that lies there."""
         real = os.path.realpath(path)
         below = os.path.commonpath([real, self._out]) == str(self._out)
-        return self.job is not None and self.job[0] in {"convert", "verify"} and below
+        return self.job is not None and self.job[0] in READS_OUTPUT and below
 
     def _may_write(self, path: str) -> bool:
         """Whether it is a conversion that does it, in the folder it was given."""
@@ -92,6 +94,10 @@ def main(folder: Path, out: Path) -> None:
         "explain": explain,
         "inspect": inspect,
         "convert": lambda path: convert(path, output, allow_unsafe=True, overwrite=True),
+        # It gets none: what else would be opened or done for it is what is watched.
+        "replace_vae": lambda path: convert(
+            output, out / "baked.safetensors", replace_vae=path, allow_unsafe=True
+        ),
         # Where nothing could be made of a source, with what was made of another.
         "verify": lambda path: verify(path, output),
     }

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ckptaudit.cli.outputs import Outputs
-    from ckptaudit.jobs.account import Conversion
+    from ckptaudit.jobs.account import Conversion, VaeSource
     from ckptaudit.plan import Options
 
 _ACTIONS = ("convert", "copy", "drop")
@@ -55,10 +55,13 @@ _ADVICE: dict[type[CkptauditError], str] = {
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp16", "bf16", "fp32", "keep"]),
+    type=click.Choice(["auto", "fp16", "bf16", "fp32", "fp8_e4m3fn", "fp8_e5m2", "keep"]),
     default="fp16",
     show_default=True,
-    help="What floating-point weights become.",
+    help="What floating-point weights become; those of eight bits already stay as they are. auto, "
+    "for each tensor: the first of fp16 and bf16 in which no weight overflows, no more than one "
+    "nonzero weight in 100 becomes zero and the noise is 50 dB below the signal, and else fp32; it "
+    "reads the weights twice.",
 )
 @click.option(
     "--on-overflow",
@@ -113,7 +116,7 @@ _ADVICE: dict[type[CkptauditError], str] = {
     default="auto",
     show_default=True,
     help="The VAE; convert casts it, copy writes it as it is, drop leaves it out; auto converts, "
-    "but not SDXL's to fp16, in which it overflows while it runs.",
+    "but not SDXL's to fp16, in which it overflows while it runs, or to less.",
 )
 @click.option(
     "--text-encoder",
@@ -129,11 +132,31 @@ _ADVICE: dict[type[CkptauditError], str] = {
     show_default=True,
     help="Tensors whose part in the model is not known, likewise.",
 )
+@click.option(
+    "--modelspec",
+    is_flag=True,
+    help="Describe the model by the ModelSpec in the file's metadata, as far as it is known; its "
+    "title is the name of the file.",
+)
+@click.option(
+    "--modelspec-field",
+    "modelspec_fields",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Say this of the model there, such as author=...; may be given several times.",
+)
+@click.option(
+    "--replace-vae",
+    type=click.Path(readable=False),
+    metavar="FILE",
+    help="Write the VAE of FILE in place of that of each path, or besides if it has none: a VAE, a "
+    "whole model, or the folder of either.",
+)
 @click.option("--keep-names", is_flag=True, help="Write every key as it is in the source.")
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Write nothing and read no weight; say what would be written.",
+    help="Write nothing and read no weight, but with --precision auto; say what would be written.",
 )
 @click.option(
     "--if-exists",
@@ -157,12 +180,13 @@ def convert(
     paths: tuple[str, ...],
     output: str | None,
     outputs: Outputs,
+    replace_vae: str | None,
     no_hash: bool,
     dry_run: bool,
     if_exists: str,
     allow_unsafe: bool,
     policy_path: str | None,
-    **chosen: str | bool,
+    **chosen: str | bool | tuple[str, ...],
 ) -> None:
     """Convert PATHS to safetensors, with a report beside each.
 
@@ -178,14 +202,16 @@ def convert(
     def status(_result: Conversion) -> int:
         return GOOD
 
+    described = _described(chosen.pop("modelspec"), chosen.pop("modelspec_fields"))
     try:
-        options = _options(chosen)
+        options = _options(chosen, described)
     except ValueError as err:
         raise click.UsageError(f"--{str(err).replace('_', '-')}") from err
     is_folder = options.makes_folder
     overwrite = if_exists == "overwrite"
     # Where each path leads, links and ".." followed.
-    sources = {os.path.realpath(path): path for path in paths}
+    read = paths if replace_vae is None else (*paths, replace_vae)
+    sources = {os.path.realpath(path): path for path in read}
     taken: dict[str, str] = {}
 
     targets = partial(_targets, output=output, several=len(paths) > 1, is_folder=is_folder)
@@ -201,6 +227,7 @@ def convert(
                 path,
                 target,
                 options,
+                replace_vae=replace_vae,
                 with_hash=not no_hash,
                 overwrite=overwrite,
                 allow_unsafe=allow_unsafe,
@@ -222,11 +249,40 @@ def convert(
             _show_skipped(path, *targets(path))
         else:
             answers.ask(path, partial(work, path))
-    note_unused(policy_path, policy, answers.results, no_hash=no_hash)
+    note_unused(policy_path, policy, _with_vae_sources(answers.results), no_hash=no_hash)
     ctx.exit(answers.deliver(outputs))
 
 
-def _options(chosen: dict[str, str | bool]) -> Options:
+def _with_vae_sources(results: list[Conversion] | None) -> list[Conversion | VaeSource] | None:
+    """*results*, and what is told of the files that their VAEs are from."""
+    if results is None:
+        return None
+    return [*results, *(each.vae_source for each in results if each.vae_source is not None)]
+
+
+def _described(is_wanted: object, fields: object) -> tuple[tuple[str, str], ...] | None:
+    """What the user says for ModelSpec metadata; None if there are to be none.
+
+    Raises:
+        click.BadParameter: It is none of what can be said there.
+    """
+    from ckptaudit.plan import check_described
+
+    texts = fields if isinstance(fields, tuple) else ()
+    if not (is_wanted or texts):
+        return None
+    pairs = (text.partition("=") for text in texts)
+    said = tuple((key, value) for key, _, value in pairs)
+    try:
+        check_described(said)
+    except ValueError as err:
+        raise click.BadParameter(str(err), param_hint="--modelspec-field") from err
+    return said
+
+
+def _options(
+    chosen: Mapping[str, object], modelspec: tuple[tuple[str, str], ...] | None
+) -> Options:
     from ckptaudit.plan import Action, Dedupe, Ema, Layout, OnOverflow, Options, Precision
 
     return Options(
@@ -242,6 +298,7 @@ def _options(chosen: dict[str, str | bool]) -> Options:
         vae=Action(chosen["vae"]),
         text_encoder=Action(chosen["text_encoder"]),
         other=Action(chosen["other"]),
+        modelspec=modelspec,
     )
 
 

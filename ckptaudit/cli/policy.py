@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from datetime import date
 
-    from ckptaudit.jobs.account import Conversion
+    from ckptaudit.jobs.account import Conversion, VaeSource
     from ckptaudit.jobs.baseline import Baseline
     from ckptaudit.jobs.explain import Explanation
     from ckptaudit.jobs.scan import ScanResult
@@ -131,7 +131,7 @@ def day_to_propose() -> date:
 def note_unused(
     path: str | None,
     policy: Policy | None,
-    results: Iterable[ScanResult | Explanation | Conversion] | None,
+    results: Iterable[ScanResult | Explanation | Conversion | VaeSource] | None,
     *,
     no_hash: bool,
 ) -> None:

@@ -44,7 +44,8 @@ def scan(
     """Say whether PATHS can be trusted: verdict, findings, coverage.
 
     Nothing of a file is executed or imported.  A file is clean only if every name it
-    asks for is known to be harmless and all of it was read.
+    asks for is known to be harmless and all of it was read.  A path is a checkpoint,
+    or the folder of a diffusers model.
     """
     from ckptaudit.jobs.scan import scan as job
     from ckptaudit.policy import Severity

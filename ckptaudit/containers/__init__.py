@@ -31,8 +31,10 @@ from ckptaudit.containers.persistent import (
     storage_type,
 )
 from ckptaudit.containers.places import Place
+from ckptaudit.containers.safetensors import MODELSPEC_PREFIX, data_start, speaks_of_file
 
 __all__ = [
+    "MODELSPEC_PREFIX",
     "MOST_DIMENSIONS",
     "Carried",
     "Container",
@@ -50,9 +52,11 @@ __all__ = [
     "StoredTensor",
     "Use",
     "check_rank",
+    "data_start",
     "key_of",
     "module_of",
     "open_container",
+    "speaks_of_file",
     "storage_of",
     "storage_type",
 ]

@@ -246,6 +246,10 @@ class Nested:
     container: Container
     carried: Carried | None = None
 
+    def record_name(self, record: str) -> str:
+        """What a folder calls a *record* of this file in it."""
+        return f"{self.name}/{record}"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Container:
@@ -267,10 +271,12 @@ class Container:
         gaps: What was not read.
         inflated: By record name, the uncompressed bytes of compressed records.
         nested: Files inside the file, and other readings of its bytes.
+        parts: Those of *nested* that together are the model, of a folder.
         regions: What each byte of the file is there for, in file order; those of an honest
             file cover it once and no more.  Where bytes belong to nothing, a gap begins, or
             a pickle of *traces* could not be read on.
         refusal: Why it is no checkpoint itself, and what to do; "" if it is one.
+        notes: What is worth telling about how it was read.
         inside: Opens what else turns out to be a file inside it; None if it was not opened
             by `open_container`.
     """
@@ -288,8 +294,10 @@ class Container:
     gaps: tuple[Gap, ...] = ()
     inflated: Mapping[str, ByteSource] = field(default_factory=dict)
     nested: tuple[Nested, ...] = ()
+    parts: tuple[Nested, ...] = ()
     regions: tuple[Region, ...] = ()
     refusal: str = ""
+    notes: tuple[str, ...] = ()
     inside: Inside | None = None
 
     def __enter__(self) -> Container:  # noqa: PYI034 - typing.Self is Python 3.11's

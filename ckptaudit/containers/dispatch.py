@@ -33,12 +33,12 @@ from ckptaudit.errors import LimitExceeded, MalformedInput, Unsupported
 from ckptaudit.vm import Budget, Oddity, PersistentId, Trace, trace_pickle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from ckptaudit.source import ByteSource
     from ckptaudit.vm import Limits
 
-__all__ = ["open_container", "open_containers"]
+__all__ = ["open_container", "open_one_of", "opener_of"]
 
 _OTHER_READING = (
     "Python's zipfile, which goes by the last end record, sees another archive than torch.load does"
@@ -58,14 +58,18 @@ def open_container(source: ByteSource, limits: Limits | None = None) -> Containe
         MalformedInput: It is a checkpoint, but truncated or damaged; or it is empty.
         Unsupported: It is something else; the message says what.
     """
-    return open_containers([source], limits)[0]
+    return open_one_of(source, opener_of(source.size, limits))
 
 
-def open_containers(sources: Sequence[ByteSource], limits: Limits | None = None) -> list[Container]:
-    """The same for all *sources*, which are one model and pay from one purse."""
-    inside = Inside(Budget(limits), _open, sum(source.size for source in sources))
+def opener_of(nbytes: int, limits: Limits | None = None) -> Inside:
+    """What opens files of *nbytes* in all, which are one model and pay from one purse."""
+    return Inside(Budget(limits), _open, nbytes)
+
+
+def open_one_of(source: ByteSource, inside: Inside) -> Container:
+    """Open *source* as `open_container` does, with what *inside* has left; raises likewise."""
     with _collecting_no_garbage():
-        return [_open(source, inside) for source in sources]
+        return _open(source, inside)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""A diffusers folder: safetensors files that make up one model, read as one source.
+"""A diffusers folder: the files that make up one model, read as one source.
 
-Knows:      which files of such a folder hold weights.
-Is told:    its path.
-Never asks: what a key means, or what else lies in the folder.
+Knows:      how several open files become one.
+Is told:    the folder's path.
+Never asks: which of its files hold weights (`weightfiles`), or what a key means.
 
 The files are laid end to end in the order of their paths; that is what offsets, and a hash of
 the whole, are counted in.
@@ -11,34 +11,32 @@ the whole, are counted in.
 from __future__ import annotations
 
 import os
-import re
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers.container import Container, Kind, Nested
-from ckptaudit.containers.dispatch import open_containers
-from ckptaudit.errors import SourceUnreadable, Unsupported
+from ckptaudit.containers.container import Container, Gap, Kind, Nested, Record
+from ckptaudit.containers.dispatch import open_one_of, opener_of
+from ckptaudit.containers.weightfiles import path_text, weight_files
+from ckptaudit.errors import MalformedInput, SourceUnreadable, Unsupported
 from ckptaudit.source import FileSource, SplicedSource, unreadable
 from ckptaudit.vm import escape
+from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator, Sequence
 
+    from ckptaudit.containers.inside import Inside
+    from ckptaudit.containers.weightfiles import WeightFiles
+    from ckptaudit.errors import CkptauditError
+    from ckptaudit.source import ByteSource
     from ckptaudit.vm import Limits
 
-__all__ = ["open_folder"]
+__all__ = ["open_all_of_folder", "open_folder"]
 
-# diffusers/utils/constants.py and transformers/utils: what weights are called, alone or in
-# pieces; a variant such as ``fp16`` stands before the ending.
-_WEIGHTS = re.compile(
-    r"(?:diffusion_pytorch_model|model)(?P<variant>\.\w+)?(?:-(?P<number>\d+)-of-(?P<count>\d+))?"
-    r"(?P<behind>\.\w+)?\.safetensors"
-)
-_PICKLED = re.compile(
-    r"(?:diffusion_pytorch_model|pytorch_model)(?:\.\w+)?(?:-\d+-of-\d+)?(?:\.\w+)?\.bin"
-)
+# diffusers runs one that a pipeline names, if it is told that it may.
+_PROGRAM = ".py"
 
 
 class _Folder(SplicedSource):
@@ -57,152 +55,197 @@ def open_folder(path: str | os.PathLike[str], limits: Limits | None = None) -> C
     """Open the model in the folder *path*; who gets it closes it.
 
     Raises:
-        SourceUnreadable: A file cannot be read, or none holds weights.
-        Unsupported: Weights are in another format than safetensors.
+        SourceUnreadable: A file cannot be read, or weights are missing.
         MalformedInput: A file breaks the rules of its format.
+        Unsupported: A file is none that is read.
     """
     folder = Path(path)
-    name = _text(os.fspath(path))
+    name = path_text(os.fspath(path))
+    files = _files_of(folder, name)
+    if files.missing:
+        raise SourceUnreadable(f"{name}: {files.missing[0]}")
+    with _open_sources() as sources:
+        sources.extend(FileSource(folder / file) for file in files.chosen)
+        inside = opener_of(sum(source.size for source in sources), limits)
+        parts: list[Nested] = []
+        base = 0
+        for file, source in zip(files.chosen, sources, strict=True):
+            parts.append(Nested(path_text(file), base, open_one_of(source, inside)))
+            base += source.size
+        notes = []
+        if files.unread:
+            notes.append(f"more weights lie there and were not read: {_some(files.unread)}")
+        return _joined(_Folder(name, sources), tuple(parts), notes)
+
+
+def open_all_of_folder(path: str | os.PathLike[str], limits: Limits | None = None) -> Container:
+    """Open every file in the folder *path* and in the folders in it; who gets it closes it.
+
+    That is for whoever asks whether the folder can be trusted: a loader may prefer what is not
+    read for the model.  What cannot be opened, or is missing, is a gap.
+
+    Raises:
+        SourceUnreadable: It is no folder of a model, or cannot be read.
+    """
+    folder = Path(path)
+    name = path_text(os.fspath(path))
+    files = _files_of(folder, name)
+    every = (*files.chosen, *files.unread, *files.others)
+    with _open_sources() as sources:
+        inside = opener_of(sum(_size_of(folder / file) for file in every), limits)
+        looking = _Looking(folder, inside, sources)
+        for file in files.chosen:
+            looking.open_part(file)
+        for file in files.unread:
+            looking.look_at(file, is_weights=True)
+        for file in files.others:
+            looking.look_at(file)
+        notes = []
+        if looking.others:
+            notes.append(f"of no format that is read: {_some(looking.others)}")
+        if files.folders:
+            notes.append(f"not looked into: {_some(files.folders)}")
+        return replace(
+            _joined(_Folder(name, sources), tuple(looking.parts), notes),
+            nested=(*looking.parts, *looking.nested),
+            gaps=(*looking.gaps, *(Gap(what, "", None) for what in files.missing)),
+        )
+
+
+def _files_of(folder: Path, name: str) -> WeightFiles:
     try:
-        files = _weights_in(folder, name)
+        return weight_files(folder)
     except OSError as err:
         raise unreadable(name, err) from err
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        # Whoever opens it says what is wrong.
+        return 0
+
+
+@contextmanager
+def _open_sources() -> Iterator[list[FileSource]]:
+    """A list of sources that are closed if the block ends with an error."""
     sources: list[FileSource] = []
     try:
-        sources += (FileSource(folder / file) for file in files)
-        parts = open_containers(sources, limits)
-        return _joined(_Folder(name, sources), dict(zip(files, parts, strict=True)))
+        yield sources
     except BaseException:
         for source in sources:
             source.close()
         raise
 
 
-def _weights_in(folder: Path, name: str) -> list[str]:
-    """The files that hold weights, by their paths in *folder*, sorted."""
-    homes = [folder, *_folders(folder)]
-    files = []
-    for home in homes:
-        # Links to nowhere, too: to read them says what is wrong, and without them all is lost.
-        with _readable(home):
-            names = sorted(child.name for child in home.iterdir())
-        found = [match for each in names if (match := _WEIGHTS.fullmatch(each))]
-        # Of a component in several precisions the first that stands for itself is taken.
-        variants = {_variant(match) for match in found}
-        wanted = "" if "" in variants else min(variants, default="")
-        own = [match for match in found if _variant(match) == wanted]
-        _check_pieces(own, home)
-        chosen = [match.group() for match in own]
-        pickled = [each for each in names if _PICKLED.fullmatch(each)]
-        if pickled and not chosen:
-            raise Unsupported(
-                f"{name}: {_text((home / pickled[0]).relative_to(folder))} is pickled; convert it "
-                "to safetensors first, into the same folder"
-            )
-        files += [str((home / each).relative_to(folder)) for each in chosen]
-    if not files:
-        raise SourceUnreadable(
-            f"{name}: is a directory, and not of a diffusers model; name the files in it, such as "
-            f"{name.rstrip('/')}/*.ckpt"
-        )
-    return files
+class _Looking:
+    """All that lies in a folder, looked at file by file.
 
+    Args:
+        folder: The folder.
+        inside: Opens what is a file that is read.
+        sources: The files that are open; those that are something, or should be, join them.
 
-def _folders(folder: Path) -> list[Path]:
-    """The folders in *folder*, sorted."""
-    with _readable(folder):
-        return sorted(child for child in folder.iterdir() if child.is_dir())
-
-
-@contextmanager
-def _readable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as err:
-        raise SourceUnreadable(
-            f"{_text(folder)}: cannot be read ({err.strerror}); check its permissions"
-        ) from err
-
-
-def _variant(match: re.Match[str]) -> str:
-    return match["variant"] or match["behind"] or ""
-
-
-def _check_pieces(matches: list[re.Match[str]], home: Path) -> None:
-    """Refuse a model of which a piece is missing: what it holds would be lost in silence."""
-    pieces = [match for match in matches if match["count"]]
-    there = {(int(match["number"]), int(match["count"])) for match in pieces}
-    counts = {count for _, count in there}
-    # Counted and not listed: a name may speak of any number of pieces.
-    are_pieces = all(1 <= number <= count for number, count in there)
-    if not are_pieces or len(there) < sum(counts):
-        raise SourceUnreadable(
-            f"{_text(home)}: holds {len(there)} of the {max(counts)} pieces of its weights; fetch "
-            "the others"
-        )
-
-
-def _text(path: Path | str) -> str:
-    """*path* as text that any file can hold: a name that is not UTF-8 has lone surrogates."""
-    return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _joined(source: _Folder, parts: dict[str, Container]) -> Container:
-    """One container of all *parts*, whose names begin with the folder they are in.
-
-    What else there is to say of a part is said of it as of a file inside the folder.
+    Attributes:
+        parts: The files of the model that could be opened.
+        nested: Other files that are read.
+        gaps: What could not be opened.
+        others: What is in no format that is read, nor called as if it were.
     """
-    storages, tensors, nested, base = {}, {}, [], 0
-    for file, part in parts.items():
-        at = _text(file)
-        if part.kind is not Kind.SAFETENSORS:
-            raise Unsupported(f"{source.name}: {escape(at)} is no safetensors file")
-        home = _home(at)
-        again = next((key for key in part.tensors if home + key in tensors), None)
-        if again is not None:
-            raise Unsupported(
-                f"{source.name}: {escape(at)} holds {escape(again)}, as another file "
-                "beside it does; leave one of them in the folder"
-            )
-        for key, storage in part.storages.items():
-            storages[home + key] = replace(
-                storage, key=home + key, record=home + key, offset=base + storage.offset
-            )
-        for key, tensor in part.tensors.items():
-            tensors[home + key] = replace(tensor, key=home + key, storage=home + key)
-        nested.append(Nested(at, base, part))
-        base += part.source.size
+
+    def __init__(self, folder: Path, inside: Inside, sources: list[FileSource]) -> None:
+        self.parts: list[Nested] = []
+        self.nested: list[Nested] = []
+        self.gaps: list[Gap] = []
+        self.others: list[str] = []
+        self._folder = folder
+        self._inside = inside
+        self._sources = sources
+
+    def open_part(self, file: str) -> None:
+        """Open *file*, which is one of the model's."""
+        name = path_text(file)
+        offset = sum(each.size for each in self._sources)
+        if (source := self._source_of(file)) is None:
+            return
+        try:
+            self.parts.append(Nested(name, offset, open_one_of(source, self._inside)))
+        except (MalformedInput, Unsupported) as err:
+            self.gaps.append(Gap(_reason(err, source.name), name, offset))
+
+    def look_at(self, file: str, *, is_weights: bool = False) -> None:
+        """Open *file* if it is one that is read, whatever it is called.
+
+        Args:
+            file: Its path in the folder.
+            is_weights: Whether it must be one: some loader has its own name for weights.
+        """
+        name = path_text(file)
+        if name.endswith(_PROGRAM):
+            self.gaps.append(Gap("is a program, which is not looked at", name, None))
+            return
+        offset = sum(each.size for each in self._sources)
+        if (source := self._source_of(file)) is None:
+            return
+        found = self._inside.look(source, 0, source.size, name, offset) if source.size else None
+        if isinstance(found, Nested):
+            self.nested.append(found)
+        elif found is not None:
+            self.gaps.append(found)
+        elif is_weights and source.size:
+            self.gaps.append(Gap("is in no format that is read", name, offset))
+        else:
+            self._sources.remove(source)
+            source.close()
+            self.others.append(name)
+
+    def _source_of(self, file: str) -> FileSource | None:
+        """Open *file* for reading; None, and a gap, if that cannot be."""
+        path = self._folder / file
+        try:
+            source = FileSource(path)
+        except SourceUnreadable as err:
+            self.gaps.append(Gap(_reason(err, path_text(path)), path_text(file), None))
+            return None
+        self._sources.append(source)
+        return source
+
+
+def _reason(err: CkptauditError, name: str) -> str:
+    return str(err.args[0]).removeprefix(f"{name}: ")
+
+
+def _joined(source: _Folder, parts: tuple[Nested, ...], notes: list[str]) -> Container:
+    """One container of all *parts*; what there is to say of each is said of a file inside it.
+
+    Records are those that are compressed: of the others every byte lies in *source*.
+    """
+    records: list[Record] = []
+    inflated: dict[str, ByteSource] = {}
+    for part in parts:
+        unpacked = part.container.inflated
+        inflated |= {part.record_name(name): data for name, data in unpacked.items()}
+        records += (
+            replace(record, name=part.record_name(record.name), offset=part.offset + record.offset)
+            for record in part.container.records
+            if record.name in unpacked and part.offset is not None
+        )
     return Container(
         source=source,
         kind=Kind.FOLDER,
-        records=(),
+        records=tuple(records),
         traces=(),
-        storages=storages,
-        tensors=tensors,
-        metadata=_metadata(parts, tensors),
-        nested=tuple(nested),
+        # Those that read tensors refuse parts that differ in it.
+        byteorder=parts[0].container.byteorder if parts else "little",
+        nested=parts,
+        parts=parts,
+        inflated=inflated,
+        notes=tuple(notes),
     )
 
 
-def _metadata(parts: dict[str, Container], tensors: Collection[str]) -> dict[str, str]:
-    """What the files say of themselves: which names stand for which of *tensors*, and the rest.
-
-    The tensor may be in another piece than the name that stands for it.
-    """
-    metadata = {}
-    for file, part in parts.items():
-        at = _text(file)
-        home = _home(at)
-        for key, text in part.metadata.items():
-            if key == "format":
-                continue
-            if home + text in tensors:
-                metadata[home + key] = home + text
-            else:
-                metadata[f"{at}: {key}"] = text
-    return metadata
-
-
-def _home(file: str) -> str:
-    """The folder that *file* is in, as the beginning of a name."""
-    return file[: file.rfind("/") + 1]
+def _some(files: Sequence[str]) -> str:
+    """The first of *files*, and how many more there are."""
+    more = f" and {counted(len(files) - 1, 'other')}" if len(files) > 1 else ""
+    return f"{escape(path_text(files[0]))}{more}"

@@ -33,7 +33,7 @@ from ckptaudit.wording import counted, left
 if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
 
-__all__ = ["MAGIC", "PROTOCOL_VERSION", "open_legacy"]
+__all__ = ["MAGIC", "PROTOCOL_VERSION", "begins_with_magic", "open_legacy"]
 
 # torch/serialization.py, MAGIC_NUMBER and PROTOCOL_VERSION.
 MAGIC = 0x1950A86A20F9469CFC6C

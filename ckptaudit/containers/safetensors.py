@@ -37,8 +37,17 @@ if TYPE_CHECKING:
     from ckptaudit.source import ByteSource
     from ckptaudit.vm import Budget
 
-__all__ = ["looks_like_safetensors", "open_safetensors", "read_header"]
+__all__ = [
+    "MODELSPEC_PREFIX",
+    "data_start",
+    "looks_like_safetensors",
+    "open_safetensors",
+    "read_header",
+    "speaks_of_file",
+]
 
+# Stability-AI/ModelSpec, README: how its keys in ``__metadata__`` begin.
+MODELSPEC_PREFIX = "modelspec."
 # safetensors/src/tensor.rs, MAX_HEADER_SIZE.
 _MOST_HEADER_BYTES = 100_000_000
 # No file has a larger size; prod() must stay cheap.
@@ -54,6 +63,22 @@ def looks_like_safetensors(source: ByteSource) -> bool:
     head = source.read_at(0, _PREFIX + 1)
     length = int.from_bytes(head[:_PREFIX], "little")
     return head[_PREFIX:] == b"{" and 1 < length <= min(_MOST_HEADER_BYTES, source.size - _PREFIX)
+
+
+def speaks_of_file(key: str) -> bool:
+    """Whether *key* of ``__metadata__`` is known to say something of the file.
+
+    Any other may be the name of a tensor that is stored under another name, which is its value;
+    what these say may happen to be a tensor's name, too.
+    """
+    return key == "format" or key.startswith(MODELSPEC_PREFIX)
+
+
+def data_start(source: ByteSource) -> int | None:
+    """Where the data begin, in bytes, if *source* begins as a safetensors file does; else None."""
+    if not looks_like_safetensors(source):
+        return None
+    return _PREFIX + int.from_bytes(source.read_at(0, _PREFIX), "little")
 
 
 def read_header(

@@ -7,15 +7,17 @@ Never asks: how weights get from one file to the other (`writing`), how the answ
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptaudit.errors import Incomplete, OutputFailed, Refused
-from ckptaudit.jobs.opening import opened
+from ckptaudit.jobs.folderfiles import own_files
+from ckptaudit.jobs.opening import Folders, Judged, opened
 from ckptaudit.plan import Options
 from ckptaudit.policy import Severity, judge
 from ckptaudit.tensors import misfits
-from ckptaudit.writer import check_destination, check_folder, check_spares, path_text
+from ckptaudit.writer import check_destination, check_folder, check_spares, path_text, settle_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.containers import Container
     from ckptaudit.jobs.account import Conversion
+    from ckptaudit.jobs.opening import Opened
     from ckptaudit.policy import Judgement, Policy
 
 __all__ = ["convert"]
@@ -35,6 +38,7 @@ def convert(
     output: str | PathLike[str],
     options: Options | None = None,
     *,
+    replace_vae: str | PathLike[str] | None = None,
     with_hash: bool = True,
     overwrite: bool = False,
     allow_unsafe: bool = False,
@@ -51,6 +55,8 @@ def convert(
         output: The file to write, named ``.safetensors``, or the folder, where there are several;
             it appears under this name only when it is whole.
         options: What to do with weights, copies and names.
+        replace_vae: A file, or the folder of a diffusers model, whose VAE is written in place of
+            the checkpoint's, or besides, if that has none; it is held to all that *path* is.
         with_hash: Compute the SHA-256 of source and output.
         overwrite: Replace *output* if it is there.
         allow_unsafe: Convert a file that a scan distrusts or could not read completely;
@@ -72,32 +78,51 @@ def convert(
     # What is permitted in this file alone is known when its hash is.
     of_file = policy is not None and bool(policy.files)
     with_digest = with_hash and (of_file or not dry_run)
-    with opened(path, with_hash=with_digest, takes_folders=True) as file:
+    paths = [path] if replace_vae is None else [path, replace_vae]
+    with ExitStack() as stack:
+        # All are being hashed while the first is looked at.
+        files = [
+            stack.enter_context(opened(each, with_hash=with_digest, folders=Folders.MODEL))
+            for each in paths
+        ]
         # A dry run, too, is refused what the conversion would be.
-        sources = _files_of(Path(path))
+        sources = tuple(each for one in paths for each in _files_of(Path(one)))
         if options.makes_folder:
+            if not dry_run:
+                settle_folder(target, own_files)
             check_folder(target, overwrite=overwrite or dry_run)
         else:
             _check_target(target, sources, overwrite=overwrite or dry_run)
-        judgement = judge(file.container, misfits, policy)
-        if judgement.hangs_on_hash(policy):
-            judgement = judgement.of_file(file.digest(), policy)
-        if not allow_unsafe:
-            _refuse_unsafe(file.container, judgement)
+        source, *others = [_judged(each, policy, allow_unsafe=allow_unsafe) for each in files]
         # Only now, when the hash has begun: to load numpy takes a twentieth of a second.
         from ckptaudit.jobs.writing import write  # noqa: PLC0415
 
         return write(
-            file,
+            source,
             target,
             options,
-            judgement,
+            vae_source=next(iter(others), None),
             sources=sources,
             with_hash=with_hash,
             overwrite=overwrite,
             dry_run=dry_run,
             progress=progress,
         )
+
+
+def _judged(file: Opened, policy: Policy | None, *, allow_unsafe: bool) -> Judged:
+    """*file* with what a scan thinks of it, which is that it may be converted.
+
+    Raises:
+        Refused: The scan distrusts it.
+        Incomplete: The scan could not read all of it.
+    """
+    judgement = judge(file.container, misfits, policy)
+    if judgement.hangs_on_hash(policy):
+        judgement = judgement.of_file(file.digest(), policy)
+    if not allow_unsafe:
+        _refuse_unsafe(file.container, judgement)
+    return Judged(file, judgement)
 
 
 def _files_of(path: Path) -> tuple[Path, ...]:

@@ -23,12 +23,12 @@ from ckptaudit.errors import JobDied
 from ckptaudit.jobs.lanes import Fork, Say, can_fork, listen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
     from ckptaudit.source import ByteSource
 
-__all__ = ["Hashing", "hash_of"]
+__all__ = ["Hashing", "hash_of", "hashes_of"]
 
 # Below this the hash is done before a process has begun.
 _LEAST_FORK_BYTES = 64 << 20
@@ -44,12 +44,15 @@ class Hashing:
 
     Args:
         source: What to hash; it must stay open until `result` or `stop` has returned.
+        tail_start: Where the bytes begin that are hashed once more, by themselves; None if there
+            are none.
     """
 
-    def __init__(self, source: ByteSource) -> None:
+    def __init__(self, source: ByteSource, tail_start: int | None = None) -> None:
         self._source = source
+        self._starts = (0,) if tail_start is None else (0, tail_start)
         self._given_up = Event()
-        self._digest: str | None = None
+        self._digests: tuple[str, ...] = ()
         self._error: BaseException | None = None
         self._fork: Fork | None = None
         self._thread: Thread | None = None
@@ -68,17 +71,25 @@ class Hashing:
 
     def result(self) -> str:
         """Wait for the hash, in hexadecimal; raises whatever reading raised."""
-        if self._digest is None and self._fork is not None:
+        return self._results()[0]
+
+    def tail_result(self) -> str | None:
+        """Wait for the hash of the tail, likewise; None if there is none."""
+        return self._results()[1] if len(self._starts) > 1 else None
+
+    def _results(self) -> tuple[str, ...]:
+        if not self._digests and self._fork is not None:
             for message in listen([self._fork]):
-                digest = message.get("sha256")
-                self._digest = digest if isinstance(digest, str) else None
+                digests = message.get("sha256")
+                if isinstance(digests, list):
+                    self._digests = tuple(map(str, digests))
         if self._thread is not None:
             self._thread.join()
         if self._error is not None:
             raise self._error
-        if self._digest is None:
+        if not self._digests:
             raise JobDied("the hash of the file was given up before it was done; run again")
-        return self._digest
+        return self._digests
 
     def stop(self) -> None:
         """Give up; nobody reads the source any more when this returns."""
@@ -89,32 +100,43 @@ class Hashing:
             self._thread.join()
 
     def _tell(self, say: Say) -> None:
-        say({"sha256": hash_of(self._source.read_into, self._source.size)})
+        say({"sha256": hashes_of(self._source.read_into, self._source.size, self._starts)})
 
     def _work(self) -> None:
         try:
-            self._digest = hash_of(self._source.read_into, self._source.size, self._given_up)
+            read_into, size = self._source.read_into, self._source.size
+            self._digests = hashes_of(read_into, size, self._starts, self._given_up)
         except BaseException as err:  # noqa: BLE001 - whatever it is, the waiting side raises it
             self._error = err
 
 
-def hash_of(
-    read_into: Callable[[int, memoryview], None], size: int, given_up: Event | None = None
-) -> str | None:
+def hash_of(read_into: Callable[[int, memoryview], None], size: int) -> str:
+    """SHA-256 of *size* bytes, in hexadecimal; see `hashes_of`."""
+    return hashes_of(read_into, size)[0]
+
+
+def hashes_of(
+    read_into: Callable[[int, memoryview], None],
+    size: int,
+    starts: Sequence[int] = (0,),
+    given_up: Event | None = None,
+) -> tuple[str, ...]:
     """SHA-256 of *size* bytes; the next blocks are read while one is hashed.
 
     Args:
         read_into: Fills a buffer from an offset on.
         size: Bytes in all.
+        starts: From where on the bytes are hashed, for each hash that is wanted.
         given_up: Ends it early once set.
 
     Returns:
-        The hash in hexadecimal, or None if *given_up* was set.
+        The hashes in hexadecimal; none if *given_up* was set.
 
     Raises:
         BaseException: Whatever *read_into* raises.
     """
-    hasher = hashlib.sha256()
+    hashers = [hashlib.sha256() for _ in starts]
+    hashed = 0
     offsets = iter(range(0, size, _BLOCK_BYTES))
 
     def filled(buffer: memoryview, at: int) -> memoryview:
@@ -131,9 +153,12 @@ def hash_of(
                 buffer = free.popleft()
                 under_way.append((buffer, readers.submit(filled, buffer, at)))
             if given_up is not None and given_up.is_set():
-                return None
+                return ()
             if not under_way:
-                return hasher.hexdigest()
+                return tuple(hasher.hexdigest() for hasher in hashers)
             buffer, reading = under_way.popleft()
-            hasher.update(reading.result())
+            block = reading.result()
+            for hasher, start in zip(hashers, starts, strict=True):
+                hasher.update(block[max(0, start - hashed) :])
+            hashed += len(block)
             free.append(buffer)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers import Container, Kind, open_container
+from ckptaudit.containers import Container, Kind, data_start, open_container
 from ckptaudit.source import FileSource
 
 if TYPE_CHECKING:
@@ -20,10 +21,21 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from ckptaudit.jobs.hashing import Hashing
+    from ckptaudit.policy import Judgement
     from ckptaudit.source import ByteSource
     from ckptaudit.vm import Limits
 
-__all__ = ["File", "Opened", "notes_on", "opened"]
+__all__ = ["File", "Folders", "Judged", "Opened", "notes_on", "opened"]
+
+
+class Folders(Enum):
+    """What a job does with the folder of a diffusers model."""
+
+    REFUSED = "refused"
+    # Files that hold the weights of the model are read as one.
+    MODEL = "model"
+    # So is everything that lies beside them.
+    WHOLE = "whole"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +74,10 @@ class Opened:
         """Wait for the hash; None if it is not wanted."""
         return self.hashing.result() if self.hashing is not None else None
 
+    def data_digest(self) -> str | None:
+        """Wait for the hash of a safetensors file's data; None if it is not wanted, or is none."""
+        return self.hashing.tail_result() if self.hashing is not None else None
+
     def finish(self) -> str | None:
         """Wait for the hash and make sure that the file is still the one that was opened.
 
@@ -73,30 +89,47 @@ class Opened:
         return digest
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A file that a job works on, and what a scan thinks of it.
+
+    Attributes:
+        file: The file.
+        judgement: What a scan thinks of it.
+    """
+
+    file: Opened
+    judgement: Judgement
+
+
 @contextmanager
 def opened(
     path: str | PathLike[str],
     *,
     with_hash: bool,
     limits: Limits | None = None,
-    takes_folders: bool = False,
+    folders: Folders = Folders.REFUSED,
+    with_data_hash: bool = False,
 ) -> Iterator[Opened]:
     """Open *path* for one job and close it after; its hash, if wanted, begins at once.
 
     Args:
-        path: A file, or, for a job that *takes_folders*, the folder of a diffusers model.
+        path: A file, or the folder of a diffusers model.
         with_hash: Whether its SHA-256 is wanted; of a folder that of its files laid end to end.
         limits: The most it may cost.
-        takes_folders: Whether the job can do anything with a folder.
+        folders: What the job does with a folder.
+        with_data_hash: Whether, if it is a safetensors file, the hash of its data is wanted too.
 
     Raises:
         CkptauditError: It cannot be read, or is no checkpoint.
     """
-    folder = _folder(path, limits) if takes_folders and os.path.isdir(path) else None  # noqa: PTH112 - a name that is too long is none
+    is_folder = folders is not Folders.REFUSED and os.path.isdir(path)  # noqa: PTH112 - a name that is too long is none
+    folder = _folder(path, limits, folders) if is_folder else None
     source = FileSource(path) if folder is None else folder.source
     hashing = None
     try:
-        hashing = _hashing(source) if with_hash else None
+        tail_start = data_start(source) if with_data_hash and folder is None else None
+        hashing = _hashing(source, tail_start) if with_hash else None
         container = open_container(source, limits) if folder is None else folder
         yield Opened(container, hashing)
     finally:
@@ -105,24 +138,30 @@ def opened(
         source.close()
 
 
-def _folder(path: str | PathLike[str], limits: Limits | None) -> Container:
-    from ckptaudit.containers.folder import open_folder  # noqa: PLC0415 - as hashing, below
+def _folder(path: str | PathLike[str], limits: Limits | None, folders: Folders) -> Container:
+    from ckptaudit.containers import folder  # noqa: PLC0415 - as hashing, below
 
-    return open_folder(path, limits)
+    match folders:
+        case Folders.WHOLE:
+            return folder.open_all_of_folder(path, limits)
+        case _:
+            return folder.open_folder(path, limits)
 
 
-def _hashing(source: ByteSource) -> Hashing:
+def _hashing(source: ByteSource, tail_start: int | None) -> Hashing:
     # Threads, processes and hashlib take a tenth of a scan to load, and a scan may want no hash.
     from ckptaudit.jobs.hashing import Hashing  # noqa: PLC0415
 
-    return Hashing(source)
+    return Hashing(source, tail_start)
 
 
 def notes_on(container: Container) -> tuple[str, ...]:
     """What is worth telling about the file that speaks neither for nor against it."""
+    if container.kind is Kind.FOLDER:
+        return container.notes
     is_named = container.source.name.lower().endswith(".safetensors")
     if container.kind is Kind.SAFETENSORS and not is_named:
         return ("is a safetensors file under another name; it was read as what it is",)
-    if container.kind not in {Kind.SAFETENSORS, Kind.FOLDER} and is_named:
+    if container.kind is not Kind.SAFETENSORS and is_named:
         return (f"is named .safetensors but is a {container.kind.value} checkpoint",)
     return ()

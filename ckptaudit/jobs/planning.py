@@ -7,8 +7,9 @@ Never asks: what is done with the plan.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ckptaudit.errors import Unsupported
 from ckptaudit.layouts import (
@@ -21,15 +22,24 @@ from ckptaudit.layouts import (
     detect,
     place,
 )
-from ckptaudit.plan import comparable_groups, make_plan
+from ckptaudit.plan import Layout, comparable_groups, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ckptaudit.plan import ConversionPlan, Options
+    from ckptaudit.jobs.basis import Basis
+    from ckptaudit.plan import Choice, ConversionPlan, Options
     from ckptaudit.tensors import StateDict, TensorView
 
-__all__ = ["Meaning", "meaning_of", "planner", "prediction_of"]
+__all__ = [
+    "Meaning",
+    "Planner",
+    "check_layout",
+    "meaning_of",
+    "planner",
+    "prediction_of",
+    "texts_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,17 @@ class Meaning:
     detection: Detection
     placements: tuple[Placement, ...]
     components: tuple[ComponentCount, ...]
+
+
+class Planner(Protocol):
+    """Makes the plan, told what only the weights tell."""
+
+    def __call__(
+        self,
+        unfit: Mapping[tuple[str, str], str],
+        chosen: Mapping[tuple[str, str], Choice] | None = None,
+    ) -> ConversionPlan:
+        """See `make_plan` for both."""
 
 
 def meaning_of(state_dict: StateDict, family: str = "") -> Meaning:
@@ -66,23 +87,56 @@ def meaning_of(state_dict: StateDict, family: str = "") -> Meaning:
     return Meaning(detection, place(detection, specs), count(detection, specs))
 
 
+def check_layout(found: Detection, options: Options, name: str) -> None:
+    """Refuse what a family must be known for, where it is not.
+
+    Raises:
+        Unsupported: The file called *name* cannot be split, or no folder for diffusers is made
+            of it, and *options* ask for that.
+    """
+    if options.split and not found.has_inventory:
+        raise Unsupported(
+            f"{name}: is of family {found.family}, whose parts are not known, so it cannot be "
+            "split; --family names another"
+        )
+    if options.layout is Layout.DIFFUSERS and not found.has_diffusers_layout:
+        raise Unsupported(
+            f"{name}: is of family {found.family}, of which no diffusers folder is made; "
+            "--family names another"
+        )
+
+
+def texts_of(
+    found: Detection, prediction: str | None, plan: ConversionPlan, options: Options
+) -> dict[str, bytes]:
+    """The JSON files of the folder that *plan* makes, by path in it."""
+    if options.layout is not Layout.DIFFUSERS:
+        return {}
+    weights = [output.file for output in plan.outputs]
+    return {
+        file: json.dumps(settings, indent=2).encode() + b"\n"
+        for file, settings in found.folder_files(weights, prediction or "epsilon").items()
+    }
+
+
 def prediction_of(
-    detection: Detection, state_dict: StateDict, std_of: Callable[[TensorView], float | None]
+    meaning: Meaning, state_dict: StateDict, std_of: Callable[[TensorView], float | None]
 ) -> tuple[str | None, tuple[str, ...]]:
     """What the denoiser predicts, and what that rests on where it is a guess.
 
     Args:
-        detection: The family.
+        meaning: What the keys of the file mean.
         state_dict: The tensors of the file.
         std_of: Reads a tensor and gives the standard deviation of its elements.
 
     Returns:
         ``epsilon``, ``v_prediction``, or None where there is no denoiser.
     """
-    hint = detection.undecided
+    hint = meaning.detection.undecided
     if hint is None:
-        return detection.prediction, ()
-    view = next((view for view in state_dict.views if view.key == hint.key), None)
+        return meaning.detection.prediction, ()
+    pairs = zip(state_dict.views, meaning.placements, strict=True)
+    view = next((view for view, placement in pairs if placement.name == hint.key), None)
     std = None if view is None else std_of(view)
     if std is None:
         told = f"{hint.key} is not there, which would hint at what the model predicts"
@@ -93,36 +147,34 @@ def prediction_of(
     return prediction, (f"{prediction} is a guess: {measured} ({hint.says})",)
 
 
-def planner(
-    state_dict: StateDict,
-    meaning: Meaning,
-    options: Options,
-    digest_of: Callable[[TensorView], bytes],
-    damage: Mapping[str, str] | None = None,
-) -> Callable[[Mapping[tuple[str, str], str]], ConversionPlan]:
-    """Everything `make_plan` wants but the tensors that do not fit, which it is given last.
+def planner(basis: Basis, options: Options, digest_of: Callable[[TensorView], bytes]) -> Planner:
+    """Everything `make_plan` wants but what only the weights tell, which it is given last.
 
     Args:
-        state_dict: The tensors of the file.
-        meaning: What its keys mean.
+        basis: The tensors, and what they are.
         options: What the user asked for.
         digest_of: Reads a tensor and hashes it; asked here, once for each tensor that may be
             stored once if it is equal to another.
-        damage: By key, what is wrong with tensors that loaders make better themselves.
     """
-    groups = comparable_groups(state_dict, meaning.detection, meaning.placements, options)
+    state_dict, meaning, barred = basis.state_dict, basis.meaning, basis.barred
+    groups = comparable_groups(state_dict, meaning.detection, meaning.placements, options, barred)
     views = {view.key: view for group in groups for view in group}
     digests = {key: digest_of(view) for key, view in views.items()}
 
-    def plan(unfit: Mapping[tuple[str, str], str]) -> ConversionPlan:
+    def plan(
+        unfit: Mapping[tuple[str, str], str],
+        chosen: Mapping[tuple[str, str], Choice] | None = None,
+    ) -> ConversionPlan:
         return make_plan(
             state_dict,
             meaning.detection,
             meaning.placements,
             options,
             unfit=unfit,
+            chosen=chosen,
             digests=digests,
-            damage=damage,
+            damage=basis.damage,
+            barred=barred,
         )
 
     return plan

@@ -4,9 +4,9 @@ Knows:      which of its keys are ours, and that any other names an alias.
 Is told:    options, aliases and a hash to write down; or the metadata of a file.
 Never asks: whether what it reads is true; `verify` proves it.
 
-``format`` is what other loaders look for.  Our own keys begin with ``ckptaudit.``.  Every
-other key is a name that was left out, and its value the name that has the same bytes: this
-is how safetensors' own tools write down tied weights.
+``format`` is what other loaders look for.  Our own keys begin with ``ckptaudit.``, those of the
+ModelSpec (`modelspec`) with ``modelspec.``.  Every other key is a name that was left out, and its
+value the name that has the same bytes: this is how safetensors' own tools write down tied weights.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _FORMAT = "format"
 _VERSION = f"{METADATA_PREFIX}version"
 _OPTIONS = f"{METADATA_PREFIX}options"
 _SOURCE_SHA256 = f"{METADATA_PREFIX}source_sha256"
+_VAE_SHA256 = f"{METADATA_PREFIX}vae_source_sha256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +42,36 @@ class Receipt:
     Attributes:
         options: How it was made.
         source_sha256: Hash of the file it was made from, or None if nobody wanted that.
+        vae_sha256: Hash of the file that its VAE is from, "" if nobody wanted that; None if the
+            VAE was not replaced.
         aliases: By name left out, the name that has its bytes.
     """
 
     options: Options
     source_sha256: str | None
+    vae_sha256: str | None
     aliases: Mapping[str, str]
 
 
 def metadata_of(
-    options: Options, aliases: Iterable[Alias], source_sha256: str | None
+    options: Options,
+    aliases: Iterable[Alias],
+    source_sha256: str | None,
+    vae_sha256: str | None = None,
+    modelspec: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """The metadata that `receipt_in` reads."""
+    """The metadata that `receipt_in` reads, see `Receipt`, and *modelspec*."""
     metadata = {alias.name: alias.of for alias in aliases}
     metadata |= {
+        **(modelspec or {}),
         _FORMAT: "pt",
         _VERSION: __version__,
         _OPTIONS: msgspec.json.encode(options, order="sorted").decode(),
     }
     if source_sha256 is not None:
         metadata[_SOURCE_SHA256] = source_sha256
+    if vae_sha256 is not None:
+        metadata[_VAE_SHA256] = vae_sha256
     return metadata
 
 
@@ -74,7 +85,9 @@ def receipt_in(metadata: Mapping[str, str]) -> Receipt | None:
     if text is None:
         return None
     aliases = {name: kept for name, kept in metadata.items() if names_an_alias(name)}
-    return Receipt(_options_in(text), metadata.get(_SOURCE_SHA256), aliases)
+    return Receipt(
+        _options_in(text), metadata.get(_SOURCE_SHA256), metadata.get(_VAE_SHA256), aliases
+    )
 
 
 def _options_in(text: str) -> Options:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptaudit.jobs.opening import File, notes_on, opened
+from ckptaudit.jobs.opening import File, Folders, notes_on, opened
 from ckptaudit.jobs.parts import Part, parts_of
 from ckptaudit.policy import Coverage, Finding, GlobalUse, Severity, judge
 from ckptaudit.tensors import misfits
@@ -65,7 +65,8 @@ def scan(
     """Read the file's directory and pickles and judge them; nothing is executed.
 
     Args:
-        path: The file.
+        path: The file, or the folder of a diffusers model: then each file in it is looked at,
+            whether a loader would take it for weights or not.
         with_hash: Read the whole file once for its SHA-256, and small parts that are named.
         look: Is shown the open file, for whoever wants to know more of it than a scan says.
         policy: What of the findings is permitted; what it permits in one file by its SHA-256
@@ -76,7 +77,7 @@ def scan(
         CkptauditError: There is no answer: the file cannot be read, is no checkpoint, or
             changed meanwhile.
     """
-    with opened(path, with_hash=with_hash) as file:
+    with opened(path, with_hash=with_hash, folders=Folders.WHOLE) as file:
         container = file.container
         judgement = judge(container, misfits, policy)
         look(container)

@@ -88,7 +88,7 @@ def scan_file_path(
     answer that says not to load it.
 
     Args:
-        path: The file.
+        path: The file, or the folder of a diffusers model.
         fail_on: The lowest severity that counts as an issue.  By default whole modules,
             TorchScript and what else is for review do; ``"suspicious"``, as for the command
             line, lets them pass.

@@ -24,7 +24,7 @@ import numpy as np
 
 from ckptaudit.jobs.lanes import Lane, Say, lanes_at_hand, run_lanes
 from ckptaudit.numerics import PIECE, Caster, TensorStats
-from ckptaudit.tensors.blocks import BLOCK_BYTES, Block, blocks_of, pieces_of
+from ckptaudit.tensors.blocks import BLOCK_BYTES, Block, Rows, blocks_of, rows_of
 from ckptaudit.writer import PAGE
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.containers import Container
     from ckptaudit.plan import TensorJob
+    from ckptaudit.source import ByteSource
     from ckptaudit.tensors import TensorView
 
 __all__ = ["JobId", "Nowhere", "Sink", "Tally", "digest_of", "read_block", "stream"]
@@ -233,13 +234,21 @@ def read_block(
         # Bits only: unsigned integers, or pairs of floats where elements take 16 bytes.
         bits = view.dtype.numpy if size > _WIDEST_INTEGER else f"<u{size}"
         box = np.frombuffer(filled, bits).reshape(block.shape)
-        for piece in pieces_of(view, block):
-            read = source.read_at(view.storage.offset + piece.start, piece.nbytes)
-            elements = np.frombuffer(read, bits)
-            box[piece.place] = np.lib.stride_tricks.as_strided(elements, piece.shape, piece.stride)
+        for rows in rows_of(view, block):
+            elements = np.frombuffer(_read_rows(source, view.storage.offset, rows), bits)
+            box[rows.place] = np.lib.stride_tricks.as_strided(elements, rows.shape, rows.stride)
     if container.byteorder == "big":
         _swap(filled, view)
     return filled
+
+
+def _read_rows(source: ByteSource, base: int, rows: Rows) -> memoryview:
+    """Read *rows* of a storage that begins at byte *base*, and lay them one each pitch."""
+    laid = memoryview(bytearray(rows.count * rows.pitch))
+    for number, start in enumerate(rows.starts()):
+        at = number * rows.pitch
+        source.read_into(base + start, laid[at : at + rows.nbytes])
+    return laid
 
 
 def _swap(filled: memoryview, view: TensorView) -> None:

@@ -1,15 +1,14 @@
-"""Weights from an open checkpoint into safetensors files, and the account of it.
+"""Weights from an open checkpoint into safetensors files.
 
 Knows:      how plan, cast and writer meet, and when a plan must be made again.
 Is told:    an open file that may be converted, a destination and the user's options.
-Never asks: whether it may be converted (`convert`), how the answer is shown.
+Never asks: whether it may be converted (`convert`), what is said of it (`accounting`).
 """
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from mmap import mmap
@@ -17,28 +16,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ckptaudit.errors import CastOverflow, Unsupported
-from ckptaudit.jobs.account import Conversion, Source, TensorEntry
-from ckptaudit.jobs.hashing import hash_of
-from ckptaudit.jobs.health import damaged_ids, health_of
-from ckptaudit.jobs.opening import File, Opened, notes_on
-from ckptaudit.jobs.planning import meaning_of, planner, prediction_of
+from ckptaudit.jobs.accounting import Accounting, Learned
+from ckptaudit.jobs.case import Digests, case_of
+from ckptaudit.jobs.choosing import choose
+from ckptaudit.jobs.folderfiles import own_files
+from ckptaudit.jobs.hashing import hash_of, hashes_of
+from ckptaudit.jobs.modelspec import modelspec_of, with_data_hash
+from ckptaudit.jobs.opening import File, Judged
+from ckptaudit.jobs.planning import planner
 from ckptaudit.jobs.receipt import metadata_of
-from ckptaudit.jobs.small import std_of
 from ckptaudit.jobs.stream import digest_of, stream
-from ckptaudit.layouts import Component
 from ckptaudit.plan import (
-    Action,
     ConversionPlan,
-    Ema,
-    Layout,
     OnOverflow,
     Options,
     Output,
     Precision,
     TensorJob,
 )
-from ckptaudit.policy import RULES, Finding, Judgement
-from ckptaudit.tensors import find_state_dict
 from ckptaudit.vm import escape
 from ckptaudit.wording import counted
 from ckptaudit.writer import (
@@ -53,7 +48,9 @@ from ckptaudit.writer import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from ckptaudit.jobs.stream import JobId, Sink, Tally
+    from ckptaudit.jobs.account import Conversion
+    from ckptaudit.jobs.case import Case
+    from ckptaudit.jobs.stream import Sink, Tally
     from ckptaudit.numerics import TensorStats
 
 __all__ = ["DraftSink", "write"]
@@ -65,26 +62,26 @@ _NO_HASH = "0" * 64
 
 
 def write(
-    file: Opened,
+    source: Judged,
     target: Path,
     options: Options,
-    judgement: Judgement,
     *,
+    vae_source: Judged | None,
     sources: Iterable[Path],
     with_hash: bool,
     overwrite: bool,
     dry_run: bool,
     progress: Callable[[int, int], None],
 ) -> Conversion:
-    """Write what *options* make of *file* to *target*, or say what would be written.
+    """Write what *options* make of *source* to *target*, or say what would be written.
 
     Args:
-        file: The checkpoint, open; it may be converted.
+        source: The checkpoint, open; it may be converted.
         target: Where the output appears when it is whole.
         options: What to do with weights, copies and names.
-        judgement: What the scan thinks of *file*, for the account.
-        sources: What *file* may consist of, none of which is ever written.
-        with_hash: Hash the output and put the source's hash into it.
+        vae_source: The file whose VAE takes the place of the checkpoint's, open likewise.
+        sources: What both may consist of, none of which is ever written.
+        with_hash: Hash the output and put the hashes of its sources into it.
         overwrite: Replace *target* if it is there.
         dry_run: Write nothing.
         progress: Told bytes of weights done, and in all.
@@ -92,7 +89,7 @@ def write(
     Raises:
         CkptauditError: See `convert`.
     """
-    run = _Run(file, target, options, judgement, progress)
+    run = _Run(case_of(source, vae_source, target, options), progress)
     run.check_places(tuple(sources))
     if dry_run:
         return run.dry(with_hash=with_hash)
@@ -102,80 +99,88 @@ def write(
 class _Run:
     """One conversion."""
 
-    def __init__(
-        self,
-        file: Opened,
-        target: Path,
-        options: Options,
-        judgement: Judgement,
-        progress: Callable[[int, int], None],
-    ) -> None:
-        self.file = file
-        self.target = target
-        self.options = options
-        self.judgement = judgement
+    def __init__(self, case: Case, progress: Callable[[int, int], None]) -> None:
+        self.case = case
         self.progress = progress
-        self.state_dict = find_state_dict(file.container)
-        self.meaning = meaning_of(self.state_dict, options.family)
-        self.check_family()
-        self.prediction, self.hints = prediction_of(
-            self.meaning.detection, self.state_dict, partial(std_of, file.container)
-        )
-        self.damage = damaged_ids(file.container, self.state_dict)
-        digests = partial(digest_of, file.container)
-        self.plan_with = planner(self.state_dict, self.meaning, options, digests, self.damage)
-        self.stats: dict[JobId, TensorStats] = {}
+        digests = partial(digest_of, case.basis.container)
+        self.plan_with = planner(case.basis, case.options, digests)
+        self.learned = Learned(modelspec=self.described())
+        self.account = Accounting(case, self.learned).conversion
         # By file and name of the output, why a tensor is not cast.
         self.unfit: dict[tuple[str, str], str] = {}
-        # The same by the jobs that told so: of a tensor of several parts, maybe one.
-        self.misfits: dict[JobId, str] = {}
-        # Bytes of weights that attempts which came to nothing have gone through.
+        # Bytes of weights that were read to choose types, or in attempts that came to nothing.
         self.in_vain = 0
         # One byte that lanes share: not 0 once the attempt under way has come to nothing.
         self.is_vain = mmap(-1, 1)
 
-    def check_family(self) -> None:
-        """Refuse what a family must be known for, where it is not."""
-        found, name = self.meaning.detection, self.file.container.source.name
-        if self.options.split and not found.has_inventory:
-            raise Unsupported(
-                f"{name}: is of family {found.family}, whose parts are not known, so it cannot be "
-                "split; --family names another"
-            )
-        if self.options.layout is Layout.DIFFUSERS and not found.has_diffusers_layout:
-            raise Unsupported(
-                f"{name}: is of family {found.family}, of which no diffusers folder is made; "
-                "--family names another"
-            )
+    def described(self) -> dict[str, str] | None:
+        """What is known of the model and what the user says, in the words of the ModelSpec."""
+        if self.case.options.modelspec is None:
+            return None
+        title = path_text(Path(self.case.target.stem))
+        return modelspec_of(self.case.detection, title, self.case.options.modelspec, self.case.name)
 
     def check_places(self, sources: tuple[Path, ...]) -> None:
-        """Refuse to write to any of *sources*, which may lie where a file of a folder goes."""
-        if self.options.makes_folder and self.target.exists():
-            plan = self.plan_with({})
-            for file in (*(output.file for output in plan.outputs), *self.texts(plan)):
-                check_spares(self.target / self.within(file), sources)
+        """Refuse to write to any of *sources*, which may lie where a file of a folder goes.
+
+        Nor is a folder written that nothing would be in.
+        """
+        if not self.case.options.makes_folder:
+            return
+        plan = self.plan_with({})
+        if not plan.outputs:
+            raise Unsupported(
+                f"{self.case.name}: no tensor of it is left for a folder; leave less of it out"
+            )
+        if self.case.target.exists():
+            files = [output.file for output in plan.outputs]
+            places = {*map(self.case.within, files), *self.case.texts(plan)}
+            own = own_files(self.case.target, self.case.target.name)
+            self.learned.stale = tuple(sorted(own - places))
+            for file in sorted(places | own):
+                check_spares(self.case.target / file, sources)
+
+    def choose(self) -> None:
+        """Read the weights to choose their types, where that is left to them."""
+        if self.case.options.precision is not Precision.AUTO:
+            return
+        plan = self.plan_with({})
+        total = sum(job.view.nbytes for job in plan.jobs)
+
+        def advance(done: int, in_all: int) -> None:
+            self.in_vain = done
+            self.progress(done, in_all + total)
+
+        self.learned.chosen = choose(
+            self.case.basis.container, plan, beside=self.case.cores_taken, progress=advance
+        )
 
     def dry(self, *, with_hash: bool) -> Conversion:
-        plan = self.plan_with({})
+        self.choose()
+        plan = self.plan_with({}, self.learned.chosen)
         starts = self.starts(plan, with_hash=with_hash)
-        self.file.finish()
+        digests = self.case.finish()
         weights = [
-            File(self.path_of(output.file), starts[output.file] + output.nbytes, None)
+            File(self.case.path_of(output.file), starts[output.file] + output.nbytes, None)
             for output in plan.outputs
         ]
         texts = [
-            File(self.path_of(file), len(text), None) for file, text in self.texts(plan).items()
+            File(self.case.path_of(file), len(text), None)
+            for file, text in self.case.texts(plan).items()
         ]
-        return self.result(plan, (*weights, *texts), None, written=False)
+        return self.account(plan, (*weights, *texts), digests, written=False)
 
     def write(self, *, with_hash: bool, overwrite: bool) -> Conversion:
+        self.choose()
         outputs = None
         while outputs is None:
             # Which tensors stay as they are decides where every other one lies; they are
             # known after one attempt, which then writes nothing.
-            plan = self.plan_with(self.unfit)
+            plan = self.plan_with(self.unfit, self.learned.chosen)
             outputs = self.attempt(plan, with_hash=with_hash, overwrite=overwrite)
-        return self.result(plan, outputs, self.file.digest(), written=True)
+        # That nothing had changed was seen before the output appeared.  A source that lies in a
+        # folder that was replaced is linked into the new one, which changes its ctime.
+        return self.account(plan, outputs, self.case.digests(), written=True)
 
     def attempt(
         self, plan: ConversionPlan, *, with_hash: bool, overwrite: bool
@@ -191,12 +196,12 @@ class _Run:
         starts = self.starts(plan, with_hash=with_hash)
         with ExitStack() as stack:
             folder = None
-            if self.options.makes_folder:
-                folder = _begun(DraftFolder(self.target), stack)
+            if self.case.options.makes_folder:
+                folder = _begun(DraftFolder(self.case.target, own_files), stack)
             drafts = {}
             for output in plan.outputs:
-                file = self.within(output.file)
-                final = self.target / file
+                file = self.case.within(output.file)
+                final = self.case.target / file
                 place = final if folder is None else folder.place(file)
                 size = starts[output.file] + output.nbytes
                 drafts[output.file] = _begun(Draft(place, size, final), stack)
@@ -204,52 +209,30 @@ class _Run:
             if len(self.unfit) > known:
                 self.in_vain += sum(job.view.nbytes for job in plan.jobs)
                 return None
-            source_digest = self.file.finish()
+            digests = self.case.finish()
             written = []
             for output in plan.outputs:
                 draft = drafts[output.file]
-                draft.write_at(0, self.header(plan, output, source_digest))
+                if self.learned.modelspec is not None and with_hash:
+                    (of_data,) = hashes_of(draft.read_into, draft.size, (starts[output.file],))
+                    self.learned.modelspec = with_data_hash(self.learned.modelspec, of_data)
+                draft.write_at(0, self.header(plan, output, digests))
                 draft.check_opens()
                 digest = hash_of(draft.read_into, draft.size) if with_hash else None
                 draft.publish(overwrite=overwrite)
-                written.append(File(self.path_of(output.file), draft.size, digest))
+                written.append(File(self.case.path_of(output.file), draft.size, digest))
             if folder is not None:
-                for file, text in self.texts(plan).items():
+                for file, text in self.case.texts(plan).items():
                     write_text(folder.place(file), text, overwrite=False)
                     digest = sha256(text).hexdigest() if with_hash else None
-                    written.append(File(self.path_of(file), len(text), digest))
+                    written.append(File(self.case.path_of(file), len(text), digest))
                 folder.publish(overwrite=overwrite)
             return tuple(written)
 
-    def texts(self, plan: ConversionPlan) -> dict[str, bytes]:
-        """The JSON files of a folder, by path in it."""
-        if self.options.layout is not Layout.DIFFUSERS:
-            return {}
-        weights = [output.file for output in plan.outputs]
-        files = self.meaning.detection.folder_files(weights, self.prediction or "epsilon")
-        return {
-            file: json.dumps(settings, indent=2).encode() + b"\n"
-            for file, settings in files.items()
-        }
-
     def starts(self, plan: ConversionPlan, *, with_hash: bool) -> dict[str, int]:
         """Where in each file its data begin, in bytes."""
-        digest = _NO_HASH if with_hash else None
-        return {output.file: len(self.header(plan, output, digest)) for output in plan.outputs}
-
-    def within(self, file: str) -> str:
-        """What *file* of the plan is called in the folder that is written; "" without one.
-
-        A part keeps the name of the whole: InvokeAI tells by it whose an autoencoder is.
-        """
-        return f"{self.target.name}.{file}.safetensors" if self.options.split else file
-
-    def path_of(self, file: str) -> str:
-        return path_text(self.target / self.within(file))
-
-    def shown(self, file: str) -> str:
-        """What a line of the report calls *file* of the plan."""
-        return path_text(Path(self.target.name) / self.within(file))
+        digests = Digests(_NO_HASH, _NO_HASH) if with_hash else Digests(None, None)
+        return {output.file: len(self.header(plan, output, digests)) for output in plan.outputs}
 
     def cast(self, plan: ConversionPlan, sink: Sink) -> None:
         total = sum(job.view.nbytes for job in plan.jobs)
@@ -262,19 +245,19 @@ class _Run:
             passes = 2 if self.is_vain[0] else 1
             self.progress(self.in_vain + done, self.in_vain + passes * total)
 
-        clamp = self.options.on_overflow is OnOverflow.CLAMP
+        clamp = self.case.options.on_overflow is OnOverflow.CLAMP
         done_jobs = stream(
-            self.file.container,
+            self.case.basis.container,
             plan.jobs,
             sink,
             clamp=clamp,
-            beside=self.file.cores_taken,
+            beside=self.case.cores_taken,
             progress=advance,
         )
         # Closed, so that no thread writes any more when the draft is discarded.
         with closing(done_jobs):
             for job, stats in done_jobs:
-                self.stats[job.id] = stats
+                self.learned.stats[job.id] = stats
                 if stats.overflowed and not clamp:
                     self.misfit(job, stats)
 
@@ -283,135 +266,21 @@ class _Run:
             f"{job.target.name} cannot hold {stats.overflowed} of {counted(stats.numel, 'weight')} "
             f"(from {stats.min:g} to {stats.max:g})"
         )
-        if self.options.on_overflow is OnOverflow.ERROR:
-            raise CastOverflow(f"{self.file.container.source.name}: {escape(job.source)}: {what}")
+        if self.case.options.on_overflow is OnOverflow.ERROR:
+            raise CastOverflow(f"{self.case.name}: {escape(job.source)}: {what}")
         self.unfit[job.file, job.name] = what
-        self.misfits[job.id] = what
+        self.learned.misfits[job.id] = what
         self.is_vain[0] = 1
 
-    def header(self, plan: ConversionPlan, output: Output, digest: str | None) -> bytes:
+    def header(self, plan: ConversionPlan, output: Output, digests: Digests) -> bytes:
         aliases = [alias for alias in plan.aliases if alias.file == output.file]
-        return header_of(output.tensors, metadata_of(self.options, aliases, digest))
-
-    def result(
-        self, plan: ConversionPlan, outputs: tuple[File, ...], digest: str | None, *, written: bool
-    ) -> Conversion:
-        container = self.file.container
-        return Conversion(
-            source=Source(
-                path=container.source.name,
-                size=container.source.size,
-                sha256=digest,
-                container=container.kind,
-                state_dict=self.state_dict.path,
-                verdict=self.judgement.verdict,
-                coverage=self.judgement.coverage,
-            ),
-            written=written,
-            family=self.meaning.detection.family,
-            variant=self.meaning.detection.variant,
-            evidence=(*self.meaning.detection.evidence, *self.hints),
-            prediction=self.prediction,
-            options=self.options,
-            components=self.meaning.components,
-            outputs=outputs,
-            tensors=tuple(self.entry(job) for job in plan.jobs),
-            aliases=tuple(replace(alias, file=self.shown(alias.file)) for alias in plan.aliases),
-            dropped=plan.drops,
-            leftovers=plan.leftovers,
-            findings=(
-                *self.judgement.findings,
-                *health_of(self.state_dict, self.meaning, self.damage),
-                *self.numeric_findings(plan),
-            ),
-            permitted=self.judgement.permitted,
-            notes=(
-                *notes_on(container),
-                *self.empty_notes(),
-                *self.ema_notes(plan),
-                *self.vae_notes(plan),
-                *self.guesses(),
-                *self.dry_notes(written=written),
-            ),
-        )
-
-    def entry(self, job: TensorJob) -> TensorEntry:
-        return TensorEntry(
-            name=job.name,
-            file=self.shown(job.file),
-            source=job.source,
-            component=job.component,
-            op=job.op,
-            rows=job.rows,
-            source_dtype=job.view.dtype.name,
-            dtype=job.target.name,
-            shape=job.view.shape,
-            stats=self.stats.get(job.id),
-        )
-
-    def empty_notes(self) -> list[str]:
-        """Say so where there was nothing to convert."""
-        return [] if self.state_dict.views else ["holds no tensors that can be converted"]
-
-    def guesses(self) -> tuple[str, ...]:
-        """Say what is a guess and stands in a folder's settings as if it were known."""
-        if self.options.layout is not Layout.DIFFUSERS:
-            return ()
-        guess = self.meaning.detection.guess
-        return (*self.hints, guess) if guess else self.hints
-
-    def dry_notes(self, *, written: bool) -> list[str]:
-        """Say what a dry run cannot know."""
-        if written:
-            return []
-        notes = ["no weight was read: a tensor that does not fit its new type would stay as it is"]
-        if self.target.exists():
-            notes.append("the output exists: it is written only where it may be overwritten")
-        return notes
-
-    def ema_notes(self, plan: ConversionPlan) -> list[str]:
-        """Say so where averaged copies were asked for and weights have none."""
-        if self.options.ema is not Ema.USE:
-            return []
-        if not any(job.component is Component.EMA for job in plan.jobs):
-            return ["holds no averaged (EMA) copies: the weights themselves are written"]
-        without = sum(job.component is Component.UNET for job in plan.jobs)
-        if not without:
-            return []
-        return [f"no averaged copy of {counted(without, 'weight')} of the unet: written as trained"]
-
-    def vae_notes(self, plan: ConversionPlan) -> list[str]:
-        """Say so where a VAE was spared a type in which it cannot run."""
-        options = self.options
-        spared = [
-            job
-            for job in plan.jobs
-            if job.component is Component.VAE and job.target.name == "float32"
-        ]
-        is_asked = options.vae is Action.AUTO and options.precision is Precision.FP16
-        if not (is_asked and self.meaning.detection.vae_overflows and spared):
-            return []
-        why = "in fp16 this family's overflows while it runs, and images turn black"
-        return [f"the VAE stays float32: {why}; --vae convert casts it"]
-
-    def numeric_findings(self, plan: ConversionPlan) -> list[Finding]:
-        found = []
-        for job in plan.jobs:
-            stats = self.stats.get(job.id)
-            name = escape(job.source)
-            if job.id in self.misfits:
-                what = f"{self.misfits[job.id]}; it stays {job.target.name}"
-                found.append(_finding("CKA301", what, name))
-            elif stats is not None and stats.overflowed:
-                weights = counted(stats.overflowed, "weight")
-                what = f"{weights} clamped to the range of {job.target.name}"
-                found.append(_finding("CKA301", what, name))
-            if stats is not None and stats.nan + stats.inf:
-                what = (
-                    f"holds {stats.nan} NaN and {counted(stats.inf, 'infinite value')}, which stay"
-                )
-                found.append(_finding("CKA302", what, name))
-        return found
+        modelspec = self.learned.modelspec or {}
+        if modelspec and digests.source is not None:
+            # Room for the hash, where it is not known yet.
+            modelspec = with_data_hash(modelspec, _NO_HASH) | modelspec
+        vae = None if self.case.vae_source is None else digests.vae or ""
+        metadata = metadata_of(self.case.options, aliases, digests.source, vae, modelspec)
+        return header_of(output.tensors, metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,8 +323,3 @@ def _begun(draft: AnyDraft, stack: ExitStack) -> AnyDraft:
     stack.push(draft)
     draft.begin()
     return draft
-
-
-def _finding(rule_id: str, message: str, record: str) -> Finding:
-    rule = RULES[rule_id]
-    return Finding(rule.id, rule.severity, message, record, None)

@@ -32,6 +32,7 @@ _MOST_EMBEDDINGS = 64
 _TAESD_WIDTH = 64
 # Attention has four layers to change: no list of factors is shorter.
 _LEAST_LIST = 4
+_FEW_LAYERS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,8 @@ def _textual_inversion(tensors: Mapping[str, Spec]) -> str:
         widths = {key: spec.shape[-1:] for key, spec in tensors.items()}
         if widths == {"clip_g": (1280,), "clip_l": (768,)}:
             return "clip_l and clip_g are embeddings of tokens for both encoders of SDXL"
-    if all(re.fullmatch(r"<[^<>]+>", key) for key in tensors):
+    # So the WebUI calls the one tensor of an embedding in a safetensors file.
+    if set(tensors) == {"emb_params"} or all(re.fullmatch(r"<[^<>]+>", key) for key in tensors):
         return _embeddings(tensors)
     return ""
 
@@ -106,6 +108,20 @@ def _lora(tensors: Mapping[str, Spec]) -> str:
     layers = len({match["layer"] or match["hada"] for match in factors})
     tensors_told = counted(len(factors), "tensor")
     return f"it has the low-rank factors of {counted(layers, 'layer')}, in {tensors_told}"
+
+
+def _lycoris(tensors: Mapping[str, Spec]) -> str:
+    """Whether layers are changed by something else than low-rank factors, as LyCORIS can."""
+    named = re.compile(
+        r"(?P<layer>(?:lora|lycoris)_[^.]+)\."
+        r"(?P<what>oft_blocks|oft_diag|[ab][12]\.weight|on_input|diff|diff_b|w_norm|b_norm)"
+    )
+    found = [match for key in tensors if (match := named.fullmatch(key))]
+    layers = {match["layer"] for match in found}
+    if not layers or not all(key.split(".")[0] in layers for key in tensors):
+        return ""
+    kinds = ", ".join(sorted({match["what"] for match in found}))
+    return f"it has what changes {counted(len(layers), 'layer')}: {kinds}"
 
 
 def _lora_list(tensors: Mapping[str, Spec]) -> str:
@@ -153,6 +169,29 @@ def _upscaler(tensors: Mapping[str, Spec]) -> str:
     return f"weights of residual dense blocks: {found} of its {counted(len(tensors), 'tensor')}"
 
 
+def _compact_upscaler(tensors: Mapping[str, Spec]) -> str:
+    """Whether convolutions and activations take turns, as in Real-ESRGAN's compact models."""
+    named = re.compile(r"body\.\d+\.(?:weight|bias)")
+    # An activation has a weight for each channel, and no bias.
+    activations = [
+        key
+        for key, spec in tensors.items()
+        if key.endswith(".weight") and len(spec.shape) == 1 and f"{key[:-6]}bias" not in tensors
+    ]
+    if not all(named.fullmatch(key) for key in tensors) or len(activations) < _FEW_LAYERS:
+        return ""
+    return f"{counted(len(activations), 'activation')} between its convolutions, each with weights"
+
+
+def _swin_upscaler(tensors: Mapping[str, Spec]) -> str:
+    named = re.compile(r"layers\.\d+\.residual_group\.blocks\.\d+\.\S+")
+    found = sum(named.fullmatch(key) is not None for key in tensors)
+    if "conv_first.weight" not in tensors or 2 * found <= len(tensors):
+        return ""
+    of = f"{found} of its {counted(len(tensors), 'tensor')}"
+    return f"{of} are of residual groups of window attention, behind a convolution"
+
+
 def _part(prefix: str, says: str) -> Callable[[Mapping[str, Spec]], str]:
     """Tell a file by a part of its denoiser, which lies where one of LDM does or at the root."""
     prefixes = (f"model.diffusion_model.{prefix}", prefix)
@@ -169,10 +208,13 @@ _KINDS = (
     _Kind("aesthetic-embedding", _aesthetic),
     _Kind("hypernetwork", _hypernetwork),
     _Kind("lora", _lora),
+    _Kind("lora", _lycoris),
     _Kind("lora", _lora_list),
     _Kind("vae-approx", _vae_approx),
     _Kind("taesd", _taesd),
     _Kind("upscaler", _upscaler),
+    _Kind("upscaler", _compact_upscaler),
+    _Kind("upscaler", _swin_upscaler),
     _Kind("sd3", _part("joint_blocks.0.", "blocks that text and image go through side by side")),
     _Kind("flux", _part("double_blocks.0.img_attn.", "blocks with a stream each for two inputs")),
     _Kind("cascade", _part("clip_txt_pooled_mapper.", "a stage of Stable Cascade")),

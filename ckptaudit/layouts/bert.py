@@ -1,26 +1,29 @@
 """The text encoder of the first text-to-image latent diffusion models.
 
-Knows:      how it is built, as ldm/modules/x_transformer.py does.
+Knows:      how it is built, as ldm/modules/x_transformer.py does, and what diffusers calls its
+            parts (LDMBertModel).
 Is told:    the numbers of one encoder.
 Never asks: which family has it (`families`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptaudit.layouts.grammar import Tensor, same, under
+from ckptaudit.layouts.grammar import layer, under
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from ckptaudit.layouts.grammar import Tensor
 
 __all__ = ["BertText"]
 
 
 @dataclass(frozen=True, slots=True)
 class BertText:
-    """A transformer over BERT's tokens; no diffusers folder of this family is written.
+    """A transformer over BERT's tokens.
 
     Attributes:
         vocabulary: Tokens.
@@ -38,26 +41,27 @@ class BertText:
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield every tensor once, in the original implementation's order."""
-        for tensor in self._tensors():
-            yield replace(tensor, there=())
-
-    def _tensors(self) -> Iterator[Tensor]:
-        yield from same("token_emb", self.vocabulary, self.width, bias=False)
-        yield from same("pos_emb.emb", self.positions, self.width, bias=False)
+        width = self.width
+        yield from layer("token_emb", "model.embed_tokens", self.vocabulary, width, bias=False)
+        positions = "model.embed_positions"
+        yield from layer("pos_emb.emb", positions, self.positions, width, bias=False)
         for number in range(self.layers):
+            there = f"model.layers.{number}"
             # Attention and feed-forward layers take turns in one list, each behind its norm.
-            for turn, inner in enumerate((self._attention(), self._feed_forward())):
-                at = f"attn_layers.layers.{2 * number + turn}"
-                yield from same(f"{at}.0", self.width)
-                yield from under(f"{at}.1", "", inner)
-        yield from same("norm", self.width)
-        yield from same("to_logits", self.vocabulary, self.width)
+            at = f"attn_layers.layers.{2 * number}"
+            yield from layer(f"{at}.0", f"{there}.self_attn_layer_norm", width)
+            yield from under(f"{at}.1", f"{there}.self_attn", self._attention())
+            at = f"attn_layers.layers.{2 * number + 1}"
+            yield from layer(f"{at}.0", f"{there}.final_layer_norm", width)
+            yield from under(f"{at}.1", there, self._feed_forward())
+        yield from layer("norm", "model.layer_norm", width)
+        yield from layer("to_logits", "to_logits", self.vocabulary, width)
 
     def _attention(self) -> Iterator[Tensor]:
-        for name in ("to_q", "to_k", "to_v"):
-            yield from same(name, self.heads, self.width, bias=False)
-        yield from same("to_out", self.width, self.heads)
+        for name, other in (("to_q", "q_proj"), ("to_k", "k_proj"), ("to_v", "v_proj")):
+            yield from layer(name, other, self.heads, self.width, bias=False)
+        yield from layer("to_out", "out_proj", self.width, self.heads)
 
     def _feed_forward(self) -> Iterator[Tensor]:
-        yield from same("net.0.0", 4 * self.width, self.width)
-        yield from same("net.2", self.width, 4 * self.width)
+        yield from layer("net.0.0", "fc1", 4 * self.width, self.width)
+        yield from layer("net.2", "fc2", self.width, 4 * self.width)

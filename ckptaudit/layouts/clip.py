@@ -16,7 +16,7 @@ from ckptaudit.layouts.grammar import Tensor, There, layer, same, under
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ClipImage", "ClipText", "OpenClipText"]
+__all__ = ["ClipImage", "ClipText", "EmbeddingStatistics", "OpenClipText"]
 
 _QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
 
@@ -105,7 +105,10 @@ class OpenClipText:
 
 @dataclass(frozen=True, slots=True)
 class ClipImage:
-    """A CLIP whose image half is used, as unCLIP keeps it; no conversion of diffusers' has it.
+    """A CLIP whose image half is used, as unCLIP keeps it.
+
+    diffusers has that half in the names of transformers, and fetches it from elsewhere where it
+    converts; transformers' own convert_clip_original_pytorch_to_hf.py says which name is which.
 
     Attributes:
         width: Width of the image half.
@@ -116,6 +119,8 @@ class ClipImage:
         vocabulary: Tokens of the text half.
         positions: Longest prompt of the text half, in tokens.
         text_layers: Transformer layers of the text half; the wrapper of OpenCLIP takes them out.
+        activation: What transformers calls the function between the layers of each block.
+        heads: Attention heads of each layer of the image half.
     """
 
     width: int
@@ -126,6 +131,8 @@ class ClipImage:
     vocabulary: int
     positions: int
     text_layers: int
+    activation: str
+    heads: int = 16
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield every tensor once, in the original implementation's order."""
@@ -143,17 +150,38 @@ class ClipImage:
 
     def _visual(self) -> Iterator[Tensor]:
         width = self.width
-        yield Tensor("class_embedding", (width,))
-        yield Tensor("positional_embedding", (self.patches + 1, width))
-        yield Tensor("proj", (width, self.text))
-        yield Tensor("conv1.weight", (width, 3, self.patch, self.patch))
-        for name in ("ln_pre.weight", "ln_pre.bias"):
-            yield Tensor(name, (width,))
+        home, embeds = "vision_model", "vision_model.embeddings"
+        positions = (There(f"{embeds}.position_embedding.weight"),)
+        projection = (There("visual_projection.weight", "transpose"),)
+        yield Tensor("class_embedding", (width,), (There(f"{embeds}.class_embedding"),))
+        yield Tensor("positional_embedding", (self.patches + 1, width), positions)
+        yield Tensor("proj", (width, self.text), projection)
+        patches = 3, self.patch, self.patch
+        yield from layer("conv1", f"{embeds}.patch_embedding", width, *patches, bias=False)
+        # So transformers spells it.
+        yield from layer("ln_pre", f"{home}.pre_layrnorm", width)
         for number in range(self.layers):
-            for tensor in under(f"transformer.resblocks.{number}", "", _block(width)):
-                yield replace(tensor, there=())
-        for name in ("ln_post.weight", "ln_post.bias"):
-            yield Tensor(name, (width,))
+            there = f"{home}.encoder.layers.{number}"
+            yield from under(f"transformer.resblocks.{number}", there, _block(width))
+        yield from layer("ln_post", f"{home}.post_layernorm", width)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingStatistics:
+    """Mean and deviation of the embeddings of images, by which unCLIP makes them alike.
+
+    The original code keeps them as buffers that are not saved, and most files lack them.
+
+    Attributes:
+        width: Width of the embedding.
+    """
+
+    width: int
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield both."""
+        yield Tensor("data_mean", (1, self.width), (There("mean"),), demanded=False)
+        yield Tensor("data_std", (1, self.width), (There("std"),), demanded=False)
 
 
 def _block(width: int) -> Iterator[Tensor]:

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptaudit.layouts.adapters import recognise
-from ckptaudit.layouts.diffusers import folder_files, weights_file
+from ckptaudit.layouts.diffusers import absent_from_folder, folder_files, weights_file
 from ckptaudit.layouts.families import FAMILIES
 from ckptaudit.layouts.family import Component
-from ckptaudit.layouts.folder import FolderMatch
-from ckptaudit.layouts.match import ComponentCount, Match, Placement, Spec, signs_met
+from ckptaudit.layouts.folder import FolderMatch, may_be_of
+from ckptaudit.layouts.match import ComponentCount, Match, Placement, Spec, has_strangers, signs_met
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -34,6 +34,7 @@ __all__ = ["UNKNOWN", "Detection", "count", "detect", "place"]
 UNKNOWN = "unknown"
 # What the tensors of a diffusers folder are called, where another layout has its spellings.
 IN_FOLDER = "diffusers"
+_BARE_ALONE = {Component.VAE, Component.TEXT_ENCODER, Component.TEXT_ENCODER_2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,11 @@ class Detection:
         return self.family in FAMILIES
 
     @property
+    def known(self) -> Family | None:
+        """The family, if it is one whose inventory is known."""
+        return FAMILIES.get(self.family)
+
+    @property
     def has_diffusers_layout(self) -> bool:
         """Whether a folder that diffusers opens can be made of it."""
         return self.has_inventory and FAMILIES[self.family].has_diffusers_layout
@@ -84,16 +90,40 @@ class Detection:
     def name_alone(self, component: Component, name: str) -> str:
         """What loaders call the tensor *name* in a file that has this *component* only.
 
-        Those of an autoencoder want bare names, those of any other part its place before them.
+        Those of autoencoders and text encoders want bare names, those of any other part its
+        place before them.
         """
-        if component is not Component.VAE or not self.has_inventory:
+        if component not in _BARE_ALONE or not self.has_inventory:
             return name
         prefixes = [p.prefix for p in FAMILIES[self.family].parts if p.component is component]
         return name.removeprefix(prefixes[0]) if prefixes else name
 
+    def home_of(self, name: str) -> tuple[Component, str] | None:
+        """Which component the canonical *name* lies in, and what its architecture calls it.
+
+        That is the name without the component's place in a file, the same in every layout and
+        in every family that has the architecture; None where no part of the family lies there.
+        """
+        parts = FAMILIES[self.family].parts if self.has_inventory else ()
+        around = [part for part in parts if name.startswith(part.prefix)]
+        if not around:
+            return None
+        nearest = max(around, key=lambda part: len(part.prefix))
+        return nearest.component, name.removeprefix(nearest.prefix)
+
     def weights_file(self, component: Component) -> str:
         """Where in the folder that diffusers opens the weights of *component* lie."""
         return weights_file(FAMILIES[self.family], component)
+
+    def absent_from_folder(self, weights: Iterable[str]) -> tuple[Component, ...]:
+        """What that folder lacks if these are the files of its weights; see `diffusers`."""
+        return absent_from_folder(FAMILIES[self.family], weights)
+
+    @property
+    def named_in_folder(self) -> tuple[str, ...]:
+        """Components that the index of that folder names and of which a checkpoint has nothing."""
+        pipeline = FAMILIES[self.family].pipeline
+        return () if pipeline is None else tuple(each.name for each in pipeline.named)
 
     def folder_files(self, weights: Iterable[str], prediction: str) -> dict[str, Settings]:
         """What stands beside the files of *weights* in that folder; see `diffusers`."""
@@ -110,7 +140,9 @@ def detect(tensors: Mapping[str, Spec], family: str | None = None) -> Detection:
     if family is not None:
         told = FAMILIES[family]
         return _of_folder(tensors, [told]) or _as_told(told, tensors)
-    detectable = [each for each in FAMILIES.values() if not each.is_named_only]
+    # What has fewer parts comes first: of a part alone, the whole would only lack more.
+    in_order = sorted(FAMILIES.values(), key=lambda each: len(each.models))
+    detectable = [each for each in in_order if not each.is_named_only]
     # Parts of a pipeline are told by the folders they are in.
     if any("/" in key for key in tensors):
         pipelines = [each for each in detectable if each.pipeline is not None]
@@ -118,7 +150,7 @@ def detect(tensors: Mapping[str, Spec], family: str | None = None) -> Detection:
             return found
     met = {each.name: signs_met(each, tensors) for each in FAMILIES.values()}
     for each in detectable:
-        if met[each.name] == len(each.signs):
+        if met[each.name] == len(each.signs) and not has_strangers(each, tensors):
             match = Match.between(each, tensors)
             if not any(match.objections()):
                 return _detection(match, tuple(match.evidence()))
@@ -165,7 +197,7 @@ def _of_folder(tensors: Mapping[str, Spec], families: Iterable[Family]) -> Detec
     fitting = [
         match
         for family in families
-        if family.has_diffusers_layout
+        if family.has_diffusers_layout and may_be_of(family, tensors)
         for match in (FolderMatch.between(family, tensors),)
         if match.holders and not any(match.objections())
     ]
@@ -205,8 +237,7 @@ def _objections(met: Mapping[str, int], tensors: Mapping[str, Spec]) -> tuple[st
     def nearness(name: str) -> float:
         # A stranger weighs as much as half of the signs: it may be all that is wrong.  A family
         # with fewer signs than that beside a stranger is not near: it has nothing to do with it.
-        strangers = tuple(each.prefix for each in FAMILIES[name].foreign)
-        strange = any(key.startswith(strangers) for key in tensors)
+        strange = has_strangers(FAMILIES[name], tensors)
         return met[name] / len(FAMILIES[name].signs) - strange / 2
 
     near = [name for name in FAMILIES if met[name] and nearness(name) >= 0]

@@ -10,19 +10,22 @@ most; the rest are what diffusers has for each kind of model.
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import TYPE_CHECKING, TypeAlias
 
 from ckptaudit.layouts.autoencoder import Vae
-from ckptaudit.layouts.clip import ClipText, OpenClipText
+from ckptaudit.layouts.bert import BertText
+from ckptaudit.layouts.clip import ClipImage, ClipText, EmbeddingStatistics, OpenClipText
 from ckptaudit.layouts.family import Component
+from ckptaudit.layouts.midas import DptHybrid
 from ckptaudit.layouts.unet import ControlNet, UNet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ckptaudit.layouts.family import Family, Part, Pipeline
+    from ckptaudit.layouts.family import Family, Part, Pipeline, Scheduler
 
-__all__ = ["Settings", "folder_files", "weights_file"]
+__all__ = ["Settings", "absent_from_folder", "folder_files", "weights_file"]
 
 Settings: TypeAlias = "dict[str, object]"
 
@@ -47,6 +50,8 @@ _OF_UNETS: Settings = {
     "norm_num_groups": 32,
 }
 _TURNED_UP = "up_block_types"
+_SCHEDULER = "scheduler_config.json"
+_STEPS = 1000
 
 
 def weights_file(family: Family, component: Component) -> str:
@@ -55,8 +60,16 @@ def weights_file(family: Family, component: Component) -> str:
     What is no pipeline has the folder for itself.
     """
     name = "model" if component in _OF_TRANSFORMERS else "diffusion_pytorch_model"
-    home = "" if family.pipeline is None else f"{component.value}/"
-    return f"{home}{name}.safetensors"
+    return f"{family.home(component)}{name}.safetensors"
+
+
+def absent_from_folder(family: Family, weights: Iterable[str]) -> tuple[Component, ...]:
+    """Components of *family*'s pipeline that are in none of the files *weights*."""
+    if family.pipeline is None:
+        return ()
+    there = set(weights)
+    components = (part.component for part in family.models)
+    return tuple(each for each in components if weights_file(family, each) not in there)
 
 
 def folder_files(family: Family, weights: Iterable[str], prediction: str) -> dict[str, Settings]:
@@ -68,14 +81,22 @@ def folder_files(family: Family, weights: Iterable[str], prediction: str) -> dic
         prediction: ``epsilon`` or ``v_prediction``.
     """
     there = set(weights)
-    written = [part for part in family.parts if weights_file(family, part.component) in there]
+    parts = (*family.models, *family.rare)
+    written = [part for part in parts if weights_file(family, part.component) in there]
     if family.pipeline is None:
         return {"config.json": _config(written[0], family, prediction)} if written else {}
+    pipeline = family.pipeline
     files: dict[str, Settings] = {
-        f"{part.component.value}/config.json": _config(part, family, prediction) for part in written
+        f"{family.home(part.component)}config.json": _config(part, family, prediction)
+        for part in written
     }
-    files["scheduler/scheduler_config.json"] = _scheduler(family.pipeline, prediction)
-    files["model_index.json"] = _index(family.pipeline, written)
+    files[f"scheduler/{_SCHEDULER}"] = _scheduler(pipeline, prediction)
+    for further in pipeline.further:
+        files[f"{further.name}/{_SCHEDULER}"] = _further(further)
+    files["model_index.json"] = _index(pipeline, written)
+    # As diffusers says of a component that a pipeline was saved without.
+    for absent in absent_from_folder(family, there):
+        files["model_index.json"][pipeline.folder(absent)] = [None, None]
     return files
 
 
@@ -83,7 +104,7 @@ def _config(part: Part, family: Family, prediction: str) -> Settings:
     size = family.image_size(prediction)
     match part.architecture:
         case UNet() as unet:
-            return _unet(unet, size // 8)
+            return _unet(unet, size // family.shrinks)
         case ControlNet() as control:
             return _controlnet(control)
         case Vae() as vae:
@@ -95,18 +116,29 @@ def _config(part: Part, family: Family, prediction: str) -> Settings:
             # SD 2's folders say 512, though nothing is projected.
             projection = clip.width if clip.projects else 512
             return _text(clip, name, clip.used_layers, projection, "gelu")
+        case ClipImage() as clip:
+            return _image(clip)
+        case EmbeddingStatistics(width=width):
+            name = "StableUnCLIPImageNormalizer"
+            version = {"_diffusers_version": _VERSION}
+            return {"_class_name": name, **version, "embedding_dim": width}
+        case BertText() as bert:
+            return _bert(bert)
+        case DptHybrid() as dpt:
+            return _depth(dpt)
         case _:
             raise KeyError(part.component)
 
 
 def _index(pipeline: Pipeline, written: list[Part]) -> Settings:
-    there = {part.component.value: _library(part) for part in written}
+    there = {pipeline.folder(part.component): _library(part) for part in written}
     # Their files are in no checkpoint: the user has to bring them.
-    named = {name: ["transformers", "CLIPTokenizer"] for name in pipeline.tokenizers}
+    named = {each.name: [each.library, each.kind] for each in pipeline.named}
     nothing = {name: [None, None] for name in pipeline.left_out}
-    scheduler = ["diffusers", pipeline.scheduler]
+    schedulers = {each.name: ["diffusers", "DDPMScheduler"] for each in pipeline.further}
+    schedulers["scheduler"] = ["diffusers", pipeline.scheduler]
     index: Settings = {"_class_name": pipeline.name, "_diffusers_version": _VERSION}
-    return index | nothing | named | there | {"scheduler": scheduler} | dict(pipeline.flags)
+    return index | nothing | named | there | schedulers | dict(pipeline.flags)
 
 
 def _library(part: Part) -> list[str]:
@@ -117,6 +149,14 @@ def _library(part: Part) -> list[str]:
             return ["transformers", "CLIPTextModelWithProjection"]
         case ClipText() | OpenClipText():
             return ["transformers", "CLIPTextModel"]
+        case ClipImage():
+            return ["transformers", "CLIPVisionModelWithProjection"]
+        case EmbeddingStatistics():
+            return ["stable_diffusion", "StableUnCLIPImageNormalizer"]
+        case DptHybrid():
+            return ["transformers", "DPTForDepthEstimation"]
+        case BertText():
+            return ["latent_diffusion", "LDMBertModel"]
         case _:
             return ["diffusers", "AutoencoderKL"]
 
@@ -128,7 +168,7 @@ def _scheduler(pipeline: Pipeline, prediction: str) -> Settings:
         "beta_start": pipeline.betas[0],
         "beta_end": pipeline.betas[1],
         "beta_schedule": "scaled_linear",
-        "num_train_timesteps": 1000,
+        "num_train_timesteps": _STEPS,
         "prediction_type": prediction,
         "steps_offset": 1,
         "timestep_spacing": "leading",
@@ -137,6 +177,21 @@ def _scheduler(pipeline: Pipeline, prediction: str) -> Settings:
     if pipeline.scheduler == "DDIMScheduler":
         settings |= {"clip_sample": False, "set_alpha_to_one": False}
     return settings
+
+
+def _further(scheduler: Scheduler) -> Settings:
+    return {
+        "_class_name": "DDPMScheduler",
+        "_diffusers_version": _VERSION,
+        "beta_start": scheduler.betas[0],
+        "beta_end": scheduler.betas[1],
+        "beta_schedule": scheduler.curve,
+        "clip_sample": scheduler.clips,
+        "num_train_timesteps": _STEPS,
+        "prediction_type": "epsilon",
+        "trained_betas": None,
+        "variance_type": "fixed_small",
+    }
 
 
 def _unet(unet: UNet, sample_size: int) -> Settings:
@@ -233,7 +288,9 @@ def _vae(vae: Vae, sample_size: int, scaling: float) -> Settings:
         "scaling_factor": scaling,
         _TURNED_UP: ["UpDecoderBlock2D"] * levels,
     }
-    return settings | ({"num_vq_embeddings": vae.codebook} if vae.codebook else {})
+    if vae.codebook:
+        settings |= {"num_vq_embeddings": vae.codebook, "vq_embed_dim": vae.latent}
+    return settings
 
 
 def _text(
@@ -257,4 +314,80 @@ def _text(
         "pad_token_id": 1,
         "projection_dim": projection,
         "vocab_size": clip.vocabulary,
+    }
+
+
+def _image(clip: ClipImage) -> Settings:
+    return {
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "attention_dropout": 0.0,
+        "hidden_act": clip.activation,
+        "hidden_size": clip.width,
+        "image_size": clip.patch * isqrt(clip.patches),
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "intermediate_size": 4 * clip.width,
+        "layer_norm_eps": 1e-05,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": clip.heads,
+        "num_channels": 3,
+        "num_hidden_layers": clip.layers,
+        "patch_size": clip.patch,
+        "projection_dim": clip.text,
+    }
+
+
+def _bert(bert: BertText) -> Settings:
+    return {
+        "activation_function": "gelu",
+        "architectures": ["LDMBertModel"],
+        "attention_dropout": 0.0,
+        "d_model": bert.width,
+        "dropout": 0.1,
+        "encoder_attention_heads": bert.heads // _HEAD_WIDTH,
+        "encoder_ffn_dim": 4 * bert.width,
+        "encoder_layers": bert.layers,
+        "head_dim": _HEAD_WIDTH,
+        "max_position_embeddings": bert.positions,
+        "model_type": "ldmbert",
+        "pad_token_id": 0,
+        "scale_embedding": False,
+        "vocab_size": bert.vocabulary,
+    }
+
+
+def _depth(dpt: DptHybrid) -> Settings:
+    side = isqrt(dpt.patches)
+    return {
+        "architectures": ["DPTForDepthEstimation"],
+        "backbone_config": {
+            "depths": list(dpt.stages),
+            "embedding_dynamic_padding": True,
+            "embedding_size": dpt.stem,
+            "global_padding": "same",
+            "hidden_sizes": list(dpt.widths),
+            "layer_type": "bottleneck",
+            "model_type": "bit",
+            "out_features": [f"stage{number}" for number in range(1, len(dpt.stages) + 1)],
+        },
+        "backbone_featmap_shape": [1, dpt.widths[-1], side, side],
+        "backbone_out_indices": [2, 5, 8, 11],
+        "fusion_hidden_size": dpt.features,
+        "head_in_index": -1,
+        "hidden_act": "gelu",
+        "hidden_size": dpt.width,
+        "image_size": 16 * side,
+        "intermediate_size": 4 * dpt.width,
+        "is_hybrid": True,
+        "layer_norm_eps": 1e-12,
+        "model_type": "dpt",
+        "neck_hidden_sizes": list(dpt.reassembled),
+        "neck_ignore_stages": [0, 1],
+        "num_attention_heads": dpt.width // _HEAD_WIDTH,
+        "num_hidden_layers": dpt.layers,
+        "patch_size": 16,
+        "qkv_bias": True,
+        "readout_type": "project",
+        "reassemble_factors": [1, 1, 1, 0.5],
+        "use_batch_norm_in_fusion_residual": False,
     }

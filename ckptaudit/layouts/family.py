@@ -18,14 +18,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EMA_PREFIX",
+    "TOKENIZER",
     "Component",
     "Destination",
     "Entry",
     "Family",
     "Foreign",
+    "Named",
     "Part",
     "Pipeline",
     "Region",
+    "Scheduler",
     "Sign",
     "Undecided",
     "Variant",
@@ -37,7 +40,7 @@ EMA_PREFIX = "model_ema."
 class Component(str, Enum):
     """What part of a model a tensor belongs to.
 
-    The value of a component that diffusers has too is the name of its folder there.
+    The value of a component that diffusers has too is the name of its folder in most pipelines.
     """
 
     UNET = "unet"
@@ -45,6 +48,7 @@ class Component(str, Enum):
     TEXT_ENCODER = "text_encoder"
     TEXT_ENCODER_2 = "text_encoder_2"
     IMAGE_ENCODER = "image_encoder"
+    IMAGE_NORMALIZER = "image_normalizer"
     DEPTH_ESTIMATOR = "depth_estimator"
     CONTROLNET = "controlnet"
     EMA = "ema"
@@ -190,25 +194,68 @@ class Foreign:
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """A component that a pipeline needs and of which a checkpoint has nothing.
+
+    Attributes:
+        name: Its folder.
+        library: Where diffusers looks for its class.
+        kind: Its class.
+    """
+
+    name: str
+    library: str
+    kind: str
+
+
+TOKENIZER = Named("tokenizer", "transformers", "CLIPTokenizer")
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """A schedule of noise that is not the denoiser's.
+
+    Attributes:
+        name: Its folder.
+        betas: First and last of the noise that a step adds.
+        curve: How the noise goes from the one to the other.
+        clips: Whether samples are kept between -1 and 1.
+    """
+
+    name: str
+    betas: tuple[float, float]
+    curve: str
+    clips: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Pipeline:
     """What diffusers makes of a family's components.
 
     Attributes:
         name: Class of the pipeline.
         scheduler: Class of the scheduler.
-        tokenizers: Its tokenizers, of which a checkpoint has nothing.
+        named: What it needs besides, of which a checkpoint has nothing.
         left_out: Components that it can do without, which a checkpoint does not have or which
             are not converted.
         betas: First and last of the noise that a step adds.
+        further: Schedules of noise besides the denoiser's.
+        folders: Components that have another folder than most pipelines give them.
         flags: Further settings, by name.
     """
 
     name: str
     scheduler: str = "DDIMScheduler"
-    tokenizers: tuple[str, ...] = ("tokenizer",)
+    named: tuple[Named, ...] = (TOKENIZER,)
     left_out: tuple[str, ...] = ("safety_checker", "feature_extractor")
     betas: tuple[float, float] = (0.00085, 0.012)
-    flags: tuple[tuple[str, bool], ...] = (("requires_safety_checker", False),)
+    further: tuple[Scheduler, ...] = ()
+    folders: tuple[tuple[Component, str], ...] = ()
+    flags: tuple[tuple[str, bool | int], ...] = (("requires_safety_checker", False),)
+
+    def folder(self, component: Component) -> str:
+        """The folder that *component* has."""
+        return dict(self.folders).get(component, component.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +286,7 @@ class Family:
         foreign: What it never has.
         variants: Other spellings in use, the likeliest first.
         regions: What it may have besides, under a prefix each.
+        rare: Parts that some trainers write and others do not; no complete file needs them.
         pipeline: What diffusers makes of it; None where it has no folder of several components.
         prediction: What the denoiser predicts, ``epsilon`` or ``v_prediction``.
         undecided: How to guess what it predicts where files of the family differ.
@@ -247,6 +295,7 @@ class Family:
             where they say no such thing, or `undecided` tells.
         size: Side of the images it was trained on, in pixels; where it predicts v, of a family
             whose files differ, it is half as large again.
+        shrinks: That side, in units of the latent's.
         scaling: What latents are multiplied with.
         vae_overflows: Whether the VAE gives infinities and black images when it runs in fp16.
         is_named_only: Whether a file is taken for it only where the user says so: its keys are
@@ -261,12 +310,14 @@ class Family:
     foreign: tuple[Foreign, ...] = ()
     variants: tuple[Variant, ...] = ()
     regions: tuple[Region, ...] = ()
+    rare: tuple[Part, ...] = ()
     pipeline: Pipeline | None = None
     prediction: str = "epsilon"
     undecided: Undecided | None = None
     marks_of_v: tuple[str, ...] = ()
     guess: str = ""
     size: int = 512
+    shrinks: int = 8
     scaling: float = 0.18215
     vae_overflows: bool = False
     is_named_only: bool = False
@@ -274,7 +325,28 @@ class Family:
     @property
     def has_diffusers_layout(self) -> bool:
         """Whether a folder that diffusers opens can be made of it."""
-        return self.pipeline is not None or len(self.parts) == 1
+        return self.pipeline is not None or len(self.models) == 1
+
+    @property
+    def models(self) -> tuple[Part, ...]:
+        """Its parts but the schedules, which no component of diffusers holds."""
+        return tuple(part for part in self.parts if part.component is not Component.SCHEDULE)
+
+    @property
+    def strangers(self) -> tuple[tuple[str, Foreign], ...]:
+        """Every spelling of a prefix that no file of the family has, with what it says."""
+        spell = [variant.spell for variant in self.variants]
+        return tuple(
+            (prefix, foreign)
+            for foreign in self.foreign
+            for prefix in dict.fromkeys(
+                (foreign.prefix, *(spelled(foreign.prefix) for spelled in spell))
+            )
+        )
+
+    def home(self, component: Component) -> str:
+        """The folder of *component* in that of the whole, with a slash; "" if it has that."""
+        return "" if self.pipeline is None else f"{self.pipeline.folder(component)}/"
 
     def image_size(self, prediction: str) -> int:
         """Side of the images that a model which predicts so was trained on, in pixels."""
@@ -301,6 +373,11 @@ class Family:
             return tuple(entries)
         spell = self._variant(variant).spell
         return tuple(replace(entry, key=spell(entry.key)) for entry in entries)
+
+    def rarities(self) -> Iterator[Entry]:
+        """Yield what only some trainers write."""
+        for part in self.rare:
+            yield from part.entries()
 
     def further_copies(self) -> Iterator[Entry]:
         """Yield moving averages that only some trainers keep: those of the text encoders.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from ckptaudit.layouts.family import Component
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ckptaudit.layouts.family import Destination, Entry, Family
     from ckptaudit.layouts.grammar import Op
 
-__all__ = ["FolderMatch", "folder_key"]
+__all__ = ["FolderMatch", "folder_key", "may_be_of"]
 
 _BACK: Mapping[str, Op] = {
     "identity": "identity",
@@ -29,6 +30,8 @@ _BACK: Mapping[str, Op] = {
     "transpose": "transpose",
     "rows": "join",
 }
+# As many tensors as a file may lack some of, and few enough to be named at once.
+_FIRST = 8
 # How diffusers called the layers of an autoencoder's attention before 0.17.
 _OF_OLD = (
     (".query.", ".to_q."),
@@ -40,7 +43,19 @@ _OF_OLD = (
 
 def folder_key(family: Family, there: Destination) -> str:
     """What a tensor is called in the folder of *family*: its place and its name."""
-    return there.key if family.pipeline is None else f"{there.component.value}/{there.key}"
+    return family.home(there.component) + there.key
+
+
+def may_be_of(family: Family, tensors: Mapping[str, Spec]) -> bool:
+    """Whether any of the first tensors of *family*'s core is among *tensors*.
+
+    This makes no inventory, so that a file can be held against many families.
+    """
+    core = next(part for part in family.parts if part.component is family.core)
+    places = (folder_key(family, to) for entry in core.entries() for to in entry.diffusers)
+    first = tuple(islice(places, _FIRST))
+    bare = (key.replace("text_model.", "") for key in first)
+    return any(key in tensors for key in (*first, *bare))
 
 
 @cache
@@ -48,7 +63,7 @@ def _places(family: Family) -> Mapping[str, tuple[Entry, Destination]]:
     """By key in the folder, which tensor of the original layout lies there."""
     return {
         folder_key(family, there): (entry, there)
-        for entry in family.inventory()
+        for entry in (*family.inventory(), *family.rarities())
         for there in entry.diffusers
     }
 
@@ -89,9 +104,9 @@ class FolderMatch:
             if entry.key in signs and not self._fits(place):
                 shape = list(_shape(entry, there))
                 yield f"{place} is not there in the shape {shape}, as in {title}"
-        homes = {f"{part.component.value}/" for part in self.family.parts}
+        homes = {self.family.home(part.component) for part in self.family.models}
         taken = set(self.holders.values())
-        for home in sorted(homes):
+        for home in sorted(homes - {""}):
             lying = [key for key in self.tensors if key.startswith(home)]
             known = sum(key in taken for key in lying)
             if lying and 2 * known <= len(lying):
@@ -177,5 +192,7 @@ def _spellings(key: str) -> Iterator[str]:
         if old in key:
             yield key.replace(old, new)
     home, slash, name = key.rpartition("/")
-    if home.startswith("text_encoder"):
+    if home.startswith("text_encoder") or not slash:
         yield f"{home}{slash}text_model.{name}"
+    elif home == "image_encoder":
+        yield f"{home}{slash}vision_model.{name}"

@@ -6,7 +6,8 @@ its key in the original (LDM) layout, its places in the diffusers layout and its
 shape, in the order in which the original implementation registers them.
 
 Knows:      what a tensor is called in two layouts, and what takes it from one to the other.
-Is told:    names and sizes of layers, by the architectures (`unet`, `autoencoder`, `clip`, `bert`).
+Is told:    names and sizes of layers, by the architectures (`unet`, `autoencoder`, `clip`, `bert`,
+            `midas`, `xlmr`).
 Never asks: how a network is built, where it sits in a file (`family`), or what a file
             holds (`detect`).
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ckptaudit.layouts.family import Destination
     from ckptaudit.layouts.grammar import Op
 
-__all__ = ["ComponentCount", "Match", "Placement", "Spec", "signs_met"]
+__all__ = ["ComponentCount", "Match", "Placement", "Spec", "has_strangers", "signs_met"]
 
 # A whole state dict nested in another under this name, as NovelAI's files have it.
 _NESTED = "state_dict."
@@ -95,6 +95,11 @@ class ComponentCount:
     unexpected: tuple[str, ...] = ()
     misshapen: tuple[str, ...] = ()
 
+    @property
+    def is_absent(self) -> bool:
+        """Whether nothing of it is there, though the family demands it."""
+        return bool(self.missing) and not self.present
+
 
 def signs_met(family: Family, tensors: Mapping[str, Spec]) -> int:
     """Count the signs of *family* that are there in their shape, in any spelling.
@@ -102,6 +107,12 @@ def signs_met(family: Family, tensors: Mapping[str, Spec]) -> int:
     This needs no inventory, so that a file can be held against many families.
     """
     return sum(_sign_shape(family, sign.key, tensors) == sign.shape for sign in family.signs)
+
+
+def has_strangers(family: Family, tensors: Collection[str]) -> bool:
+    """Whether anything is there that no file of *family* has; it needs no inventory either."""
+    prefixes = tuple(prefix for prefix, _ in family.strangers)
+    return any(key.startswith(prefixes) for key in tensors)
 
 
 def _sign_shape(family: Family, name: str, tensors: Mapping[str, Spec]) -> tuple[int, ...] | None:
@@ -128,10 +139,10 @@ class _Inventory:
 def _inventory(family: Family, *, ema: bool) -> _Inventory:
     entries = {entry.key: entry for entry in family.inventory(ema=ema)}
     names = {key: key for key in entries}
-    if ema:
-        for copy in family.further_copies():
-            entries.setdefault(copy.key, copy)
-            names.setdefault(copy.key, copy.key)
+    besides = (*family.rarities(), *(family.further_copies() if ema else ()))
+    for entry in besides:
+        entries.setdefault(entry.key, entry)
+        names.setdefault(entry.key, entry.key)
     for variant in family.variants:
         for key in entries:
             names.setdefault(variant.spell(key), key)
@@ -185,9 +196,9 @@ class Match:
             known = sum(self._fits(key) for key in lying)
             if lying and 2 * known <= len(lying):
                 yield f"of {counted(len(lying), 'tensor')} under {home} {title} has only {known}"
-        for foreign in self.family.foreign:
-            if any(key.startswith(foreign.prefix) for key in self.tensors):
-                yield f"{foreign.prefix} is there: {foreign.says}"
+        for prefix, foreign in self.family.strangers:
+            if any(key.startswith(prefix) for key in self.tensors):
+                yield f"{prefix} is there: {foreign.says}"
 
     def evidence(self) -> Iterator[str]:
         """Yield what shows that the tensors are the family's."""

@@ -16,7 +16,7 @@ from ckptaudit.plan.options import Layout
 from ckptaudit.plan.values import Drop, Output, OutputTensor, TensorJob
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from ckptaudit.dtypes import DType
     from ckptaudit.layouts import Detection, Op
@@ -56,6 +56,7 @@ def arrange(
     detection: Detection,
     options: Options,
     unfit: Collection[tuple[str, str]],
+    types: Mapping[tuple[str, str], DType],
 ) -> Arranged:
     """Give each tensor its place in the output that *options* ask for.
 
@@ -64,6 +65,7 @@ def arrange(
         detection: The family they belong to.
         options: What the user asked for.
         unfit: File and name of those in the output that stay in the type of the source.
+        types: By file and name, the type of those that get another than they were to have.
     """
     drops: list[Drop] = []
     parts: dict[tuple[str, str], list[TensorJob]] = defaultdict(list)
@@ -87,7 +89,7 @@ def arrange(
     joined: dict[tuple[str, str], list[TensorJob]] = {}
     for output, jobs in parts.items():
         jobs.sort(key=lambda job: job.rows or (0, 0))
-        together = _joined(jobs, is_unfit=output in unfit)
+        together = _joined(jobs, types.get(output), is_unfit=output in unfit)
         if not _is_whole(jobs, heights[output]):
             reason = f"is a part of {output[1]}, whose other parts are not there"
         elif together is None:
@@ -196,9 +198,11 @@ def _is_whole(jobs: list[TensorJob], height: int) -> bool:
     return in_turn and len({job.view.shape[1:] for job in jobs}) == 1
 
 
-def _joined(jobs: list[TensorJob], *, is_unfit: bool) -> list[TensorJob] | None:
+def _joined(
+    jobs: list[TensorJob], chosen: DType | None, *, is_unfit: bool
+) -> list[TensorJob] | None:
     """*jobs* of one tensor, which has one type; None if there is no such type."""
-    target = _common({job.view.dtype if is_unfit else job.target for job in jobs})
+    target = _common({job.view.dtype if is_unfit else chosen or job.target for job in jobs})
     return None if target is None else [replace(job, target=target) for job in jobs]
 
 

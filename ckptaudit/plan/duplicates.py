@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ckptaudit.containers import speaks_of_file
 from ckptaudit.plan.options import Dedupe, Layout
 from ckptaudit.plan.values import Alias
 
@@ -24,11 +25,17 @@ if TYPE_CHECKING:
     from ckptaudit.plan.options import Options
     from ckptaudit.tensors import TensorView
 
-__all__ = ["METADATA_PREFIX", "Candidate", "bytes_of", "copies", "deduplicate", "names_an_alias"]
+__all__ = [
+    "METADATA_PREFIX",
+    "Candidate",
+    "bytes_of",
+    "copies",
+    "deduplicate",
+    "names_an_alias",
+]
 
-# Our own keys in ``__metadata__``; every other but "format" is an alias.
+# Our own keys in ``__metadata__``.
 METADATA_PREFIX = "ckptaudit."
-_FORMAT = "format"
 
 
 @dataclass(slots=True)
@@ -149,7 +156,7 @@ def _alias_equals(
 
 def names_an_alias(key: str) -> bool:
     """Whether *key*, in ``__metadata__``, is a name left out and nothing else."""
-    return key != _FORMAT and not key.startswith(METADATA_PREFIX)
+    return not speaks_of_file(key) and not key.startswith(METADATA_PREFIX)
 
 
 def _alike(one: Candidate, other: Candidate) -> bool:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from ckptaudit.dtypes import DType, named
 from ckptaudit.layouts import Component
 from ckptaudit.plan.arranging import arrange, described
+from ckptaudit.plan.choosing import CANDIDATES
 from ckptaudit.plan.duplicates import Candidate, bytes_of, copies, deduplicate
 from ckptaudit.plan.options import Action, Dedupe, Ema, Layout, Options, Precision
 from ckptaudit.plan.values import ConversionPlan, Drop
@@ -25,14 +26,19 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
 
     from ckptaudit.layouts import Detection, Placement
+    from ckptaudit.plan.choosing import Choice
     from ckptaudit.tensors import StateDict, TensorView
 
 __all__ = ["comparable_groups", "make_plan"]
 
 _TARGETS = {
+    # The first that may be chosen, unless another is.
+    Precision.AUTO: CANDIDATES[0],
     Precision.FP16: named("float16"),
     Precision.BF16: named("bfloat16"),
     Precision.FP32: named("float32"),
+    Precision.FP8_E4M3FN: named("float8_e4m3fn"),
+    Precision.FP8_E5M2: named("float8_e5m2"),
 }
 _RESERVED_NAME = "__metadata__"
 # Types we can cast from; float8 weights stay as they are.
@@ -53,8 +59,10 @@ def make_plan(
     options: Options,
     *,
     unfit: Mapping[tuple[str, str], str] | None = None,
+    chosen: Mapping[tuple[str, str], Choice] | None = None,
     digests: Mapping[str, bytes] | None = None,
     damage: Mapping[str, str] | None = None,
+    barred: Mapping[str, str] | None = None,
 ) -> ConversionPlan:
     """Decide what becomes of each tensor.
 
@@ -65,11 +73,14 @@ def make_plan(
         options: What the user asked for.
         unfit: By file and name of the output, why a tensor stays in its own dtype (it would
             overflow).
+        chosen: By file and name of the output, the type of a tensor that is left open by
+            ``Precision.AUTO``; see `undecided`.
         digests: By source key, a hash of the tensor's elements, for keys that
             `comparable_groups` named.  Tensors of one hash, dtype and shape are equal.
         damage: By source key, what is wrong with tensors that loaders make better themselves.
+        barred: By source key, why a tensor is not written, whatever it is.
     """
-    draft = _sort_out(state_dict, detection, list(placements), options)
+    draft = _sort_out(state_dict, detection, list(placements), options, barred or {})
     views = {view.key: view for view in state_dict.views}
     for candidate in draft.candidates:
         candidate.harm = _harm(candidate, detection, options, damage or {})
@@ -84,8 +95,10 @@ def make_plan(
         else:
             what = described(candidate.view)
             draft.drops.append(Drop(candidate.view.key, what, candidate.harm))
-    # Only now: the aliases of a tensor that does not fit are its equals and do not fit either.
-    arranged = arrange(written, detection, options, unfit or {})
+    # Only now: the aliases of a tensor that does not fit are its equals and do not fit either; and
+    # what is chosen for one would be chosen for the other.
+    types = {output: choice.dtype for output, choice in (chosen or {}).items()}
+    arranged = arrange(written, detection, options, unfit or {}, types)
     names = {(job.file, job.name) for job in arranged.jobs}
     kept = []
     for alias in sorted(aliases, key=lambda alias: (alias.name, alias.file)):
@@ -115,6 +128,7 @@ def comparable_groups(
     detection: Detection,
     placements: Iterable[Placement],
     options: Options,
+    barred: Mapping[str, str] | None = None,
 ) -> tuple[tuple[TensorView, ...], ...]:
     """Groups of tensors that could be stored once if their elements are equal.
 
@@ -123,7 +137,7 @@ def comparable_groups(
     """
     if options.layout is Layout.DIFFUSERS:
         return ()
-    draft = _sort_out(state_dict, detection, list(placements), options)
+    draft = _sort_out(state_dict, detection, list(placements), options, barred or {})
     groups: dict[tuple[object, ...], list[Candidate]] = defaultdict(list)
     if options.dedupe is Dedupe.ALL:
         for candidate in draft.candidates:
@@ -148,21 +162,23 @@ def _sort_out(
     detection: Detection,
     placements: list[Placement],
     options: Options,
+    barred: Mapping[str, str],
 ) -> _Draft:
     """Which tensors may be written, under which name and in which type."""
     draft = _Draft()
     pairs = list(zip(state_dict.views, placements, strict=True))
     components = {placement.name: placement.component for placement in placements}
     parts = {placement.key: _part(placement, components) for placement in placements}
-    barred = {
-        view.key: _bar(view, placement, parts[view.key], options) for view, placement in pairs
+    bars = {
+        view.key: barred.get(view.key) or _bar(view, placement, parts[view.key], options)
+        for view, placement in pairs
     }
-    writable = [(view, placement) for view, placement in pairs if barred[view.key] is None]
+    writable = [(view, placement) for view, placement in pairs if bars[view.key] is None]
     replaced = _replaced_by_ema(writable) if options.ema is Ema.USE else {}
     replaces = {copy: weight for weight, copy in replaced.items()}
     meant = {placement.key: placement for placement in placements}
     for view, placement in pairs:
-        reason = barred[view.key] or _left_for_ema(
+        reason = bars[view.key] or _left_for_ema(
             view, placement, options, replaced=replaced, replaces=replaces
         )
         if reason is not None:
@@ -220,6 +236,8 @@ def _bar(view: TensorView, placement: Placement, part: Component, options: Optio
         return "safetensors reserves this name for its metadata"
     if _action(part, options) is Action.DROP:
         return f"component {part.value} is dropped on request"
+    if placement.component is Component.SCHEDULE and options.unet is Action.DROP:
+        return "schedules the unet, which is dropped on request"
     return None
 
 
@@ -288,6 +306,8 @@ def _action(component: Component, options: Options) -> Action:
             return options.text_encoder
         case Component.OTHER | Component.IMAGE_ENCODER | Component.DEPTH_ESTIMATOR:
             return options.other
+        case Component.IMAGE_NORMALIZER:
+            return Action.COPY
         case Component.EMA | Component.CONTROLNET:
             return options.unet
         case Component.SCHEDULE:
@@ -304,8 +324,8 @@ def _target(
     """The type *view* is written in: only weights are cast, and only where asked."""
     action = _action(part, options)
     if action is Action.AUTO:
-        is_fragile = detection.vae_overflows and options.precision is Precision.FP16
-        action = Action.COPY if is_fragile else Action.CONVERT
+        is_spared = detection.vae_overflows and options.spares_fragile_vae
+        action = Action.COPY if is_spared else Action.CONVERT
     is_bookkeeping = placement.component is Component.EMA and placement.of is None
     is_weight = placement.component is not Component.SCHEDULE and not is_bookkeeping
     if (

@@ -10,15 +10,20 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from enum import Enum
 
+from ckptaudit.plan.describing import check_described
+
 __all__ = ["Action", "Dedupe", "Ema", "Layout", "OnOverflow", "Options", "Precision"]
 
 
 class Precision(str, Enum):
-    """What floating-point weights become."""
+    """What floating-point weights become; ``auto`` is fp16, bf16 or fp32 for each tensor."""
 
+    AUTO = "auto"
     FP16 = "fp16"
     BF16 = "bf16"
     FP32 = "fp32"
+    FP8_E4M3FN = "fp8_e4m3fn"
+    FP8_E5M2 = "fp8_e5m2"
     KEEP = "keep"
 
 
@@ -79,6 +84,8 @@ class Options:
         other: What happens to everything whose part in the model is not known.
         split: Write a file for each component instead of one for all, into a folder.
         family: Name of the family to take a file for; "" is whatever it is found to be.
+        modelspec: What to say of the model in ModelSpec metadata besides what is known, by key
+            without its prefix, such as ``title`` and ``author``; None writes no such metadata.
 
     Raises:
         ValueError: A value is none of the choices.  The text of a choice is as good as the
@@ -97,11 +104,12 @@ class Options:
     other: Action = Action.CONVERT
     split: bool = False
     family: str = ""
+    modelspec: tuple[tuple[str, str], ...] | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value, default = getattr(self, field.name), field.default
-            if type(value) is type(default):
+            if type(value) is type(default) or field.name == "modelspec":
                 continue
             choices = (
                 {each.value: each for each in type(default)} if isinstance(default, Enum) else {}
@@ -114,6 +122,16 @@ class Options:
             raise ValueError("keep_names: the diffusers layout has names of its own")
         if self.split and self.layout is Layout.DIFFUSERS:
             raise ValueError("split: the diffusers layout has a folder for each component anyway")
+        if self.modelspec is not None:
+            check_described(self.modelspec)
+            if self.makes_folder:
+                raise ValueError("modelspec: describes one file, and a folder is to be written")
+
+    @property
+    def spares_fragile_vae(self) -> bool:
+        """Whether a VAE that cannot run in fp16 keeps its type, where nothing is said of it."""
+        is_safe = self.precision in {Precision.BF16, Precision.FP32, Precision.KEEP}
+        return self.vae is Action.AUTO and not is_safe
 
     @property
     def makes_folder(self) -> bool:

@@ -100,12 +100,14 @@ class Alias:
         of: The name under which the bytes are written.
         source: The key left out.
         file: The file that it is left out of, and that has *of*; see `Output`.
+        origin: In an account, the path of the file that it is a key of, if that is not the source.
     """
 
     name: str
     of: str
     source: str
     file: str = ""
+    origin: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +118,13 @@ class Drop:
         source: Its key, or its path in the pickle where it is outside the state dict.
         what: Its type and shape.
         reason: Why it is left out.
+        origin: In an account, the path of the file that it is in, if that is not the source.
     """
 
     source: str
     what: str
     reason: str
+    origin: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -472,10 +472,11 @@ _rule(
     Severity.REVIEW,
     "has weights that do not fit the type asked for",
     """
-    Numbers beyond 65504 have no value in fp16 and would become infinite. A tensor that holds one
-    stays in the type it has, or is clamped, or stops the conversion, as --on-overflow says; an
-    infinity is never written in silence. A single large weight among small ones is often damage, or
-    a scale kept among the weights. Compare the model's output before and after.
+    Numbers beyond 65504 have no value in fp16 and would become infinite; in float8_e4m3fn, whose
+    largest number is 448, they would become NaN. A tensor that holds one stays in the type it has,
+    or is clamped, or stops the conversion, as --on-overflow says; neither is written in silence. A
+    single large weight among small ones is often damage, or a scale kept among the weights. Compare
+    the model's output before and after.
     """,
     cwe="CWE-681",
     taught_by="IEEE 754-2019, 3.6 and 4.3.1: the largest finite binary16 is 65504",
@@ -487,8 +488,8 @@ _rule(
     """
     A NaN among the weights makes every result it touches a NaN: black images, or text that stops.
     Training that diverged leaves them, and so does an earlier conversion that overflowed. They are
-    kept as they are. Go back to a checkpoint without them, or find out which tensor it is and
-    whether anything uses it.
+    kept as they are; in float8_e4m3fn, which has no infinity, a NaN stands for one. Go back to a
+    checkpoint without them, or find out which tensor it is and whether anything uses it.
     """,
     cwe="CWE-754",
     taught_by="IEEE 754-2019, 6.2: an operation on a NaN gives a NaN",
@@ -578,4 +579,33 @@ _rule(
     """,
     cwe="CWE-681",
     taught_by="the notes on SDXL's VAE in fp16 of those who mended it",
+)
+_rule(
+    "CKA310",
+    Severity.REVIEW,
+    "has weights that are zero throughout",
+    """
+    A matrix, a kernel or the gain of a norm in which every number is 0 lets nothing through: the
+    layer behind it sees no picture and no prompt. A part that was emptied, a merge with a factor of
+    0, an interrupted download filled up with zeros, and training that never began leave such. A
+    bias may be zero, and so may the layers through which a ControlNet adds to its model, which
+    begin at zero. Nothing is repaired here: take the file from where it came once more, or bring
+    the tensor from the model that it was made from.
+    """,
+    cwe="CWE-1295",
+    taught_by="ControlNet's zero convolutions, the only weights that are meant to begin at zero",
+)
+_rule(
+    "CKA311",
+    Severity.REVIEW,
+    "has averaged copies that are the weights themselves",
+    """
+    Training keeps a moving average of every weight, which is another number unless the weight
+    never changed. Copies that are equal to the last bit say that nothing was trained, that the part
+    was frozen, or that a tool put the averages in place of the weights and kept both. They take
+    space and give nothing: --ema drop, the default, leaves them out without loss, and --ema use
+    gives the same model.
+    """,
+    cwe="CWE-1164",
+    taught_by="ldm/modules/ema.py, which averages every trained weight",
 )

@@ -158,7 +158,7 @@ def _component(ref: str, result: ScanResult, weights: Weights | None) -> _Compon
     is_known = weights is not None and weights.family != _UNKNOWN
     return _Component(
         "machine-learning-model",
-        result.path.rpartition("/")[2],
+        result.path.rstrip("/").rpartition("/")[2] or result.path,
         ref,
         hashes=_hashes(result.sha256),
         components=[*_of_model(ref, weights), *_of_file(ref, result.parts)] or None,

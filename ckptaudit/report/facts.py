@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HOW_TO_PERMIT",
+    "choices",
     "drops",
     "first_of",
     "known",
@@ -133,14 +134,18 @@ def to_permit(lines: Iterable[str], expires: date) -> list[str]:
 def wrong_with(part: ComponentCount) -> list[str]:
     """What a component lacks, or has too much of, with one example of each."""
     lists = {
-        "missing": part.missing,
+        # Where all of them are missing no name tells more.
+        "missing": () if part.is_absent else part.missing,
         "misshapen": part.misshapen,
         "unexpected": part.unexpected,
     }
     return [
-        f"{len(names)} {what}: {escape(names[0])}{', ...' if len(names) > 1 else ''}"
-        for what, names in lists.items()
-        if names
+        *(["is not there at all"] if part.is_absent else []),
+        *(
+            f"{len(names)} {what}: {escape(names[0])}{', ...' if len(names) > 1 else ''}"
+            for what, names in lists.items()
+            if names
+        ),
     ]
 
 
@@ -185,6 +190,17 @@ def losses(tensors: Iterable[TensorEntry]) -> list[str]:
     worst = max((stats.max_abs_error or 0.0 for stats in known), default=0.0)
     shown = ", ".join(f"{count} {what}" for what, count in totals.items())
     return [f"{counted(numel, 'value')} as written: {shown}; largest error {worst:.3g}"]
+
+
+def choices(tensors: Iterable[TensorEntry]) -> list[str]:
+    """Which tensors have another type than ``--precision auto`` prefers, and why."""
+    return first_of(
+        dict.fromkeys(
+            f"{escape(tensor.name)} is {tensor.dtype}: {tensor.why}"
+            for tensor in tensors
+            if tensor.why is not None
+        )
+    )
 
 
 def leftovers(held: Iterable[Leftover]) -> list[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ckptaudit.policy import RULES, Severity
-from ckptaudit.report import facts
+from ckptaudit.report import facts, figures
 from ckptaudit.report.document import Failure
 from ckptaudit.report.escaping import code
 from ckptaudit.report.facts import size_text
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import date
 
-    from ckptaudit.jobs.account import Conversion
+    from ckptaudit.jobs.account import Conversion, VaeSource
     from ckptaudit.jobs.inspect import Inspection
+    from ckptaudit.jobs.measures import PartMeasure
     from ckptaudit.jobs.opening import File
     from ckptaudit.jobs.scan import ScanResult
+    from ckptaudit.jobs.sizes import Sizes
     from ckptaudit.layouts import ComponentCount
     from ckptaudit.policy import Coverage, Finding, Permitted
     from ckptaudit.report.document import Run
@@ -105,8 +107,14 @@ def conversion_markdown(run: Run[Conversion]) -> str:
         _table(["file", "family", "before", "after", ""], rows),
         *(block for result in run.results for block in _converted(result)),
         *_failures(run.failures),
-        *_rules(finding for result in run.results for finding in result.findings),
+        *_rules(finding for result in run.results for finding in _found(result)),
     )
+
+
+def _found(result: Conversion) -> tuple[Finding, ...]:
+    """What was found in all files that *result* is about."""
+    others = () if result.vae_source is None else result.vae_source.findings
+    return (*result.findings, *others)
 
 
 def _scanned(result: ScanResult, expires: date) -> list[str]:
@@ -135,9 +143,14 @@ def _inspected(result: Inspection) -> list[str]:
                 *result.notes,
                 *(f"because {code(evidence)}" for evidence in result.evidence),
                 *(f"{dtype}: {size}" for dtype, size in facts.sizes_by_dtype(result.tensors)),
+                *figures.memory(result.sizes),
+                *(figures.hashes(result.identity) if result.identity is not None else ()),
+                *map(code, figures.twins(result.twins)),
             ]
         ),
-        *_components(result.components),
+        *_components(result.components, result.sizes),
+        *_measures(result.stats),
+        *(["At risk:", _list(map(code, figures.risks(result.risks)))] if result.risks else []),
         *(["Beside the weights:", _list(map(code, held))] if held else []),
         *_findings(result.findings),
         *_not_read(result.coverage),
@@ -145,22 +158,50 @@ def _inspected(result: Inspection) -> list[str]:
 
 
 def _converted(result: Conversion) -> list[str]:
-    told = [*facts.stored_once(result), *facts.drops(result.dropped)]
+    told = [
+        *facts.choices(result.tensors),
+        *facts.stored_once(result),
+        *facts.drops(result.dropped),
+    ]
     return [
         f"## {code(result.source.path)}",
         _list(
             [
                 *(_output(result, output) for output in result.outputs),
+                *_vae_of(result.vae_source),
                 *result.notes,
+                *map(code, figures.modelspec(result)),
+                *figures.saved(result.sizes),
+                *figures.memory(result.sizes),
                 *facts.losses(result.tensors),
                 *map(code, told),
             ]
         ),
-        *_components(result.components),
+        *_components(result.components, result.sizes),
         *_findings(result.findings),
         *_permitted(result.permitted),
         *_not_read(result.source.coverage),
+        *_said_of(result.vae_source),
     ]
+
+
+def _vae_of(source: VaeSource | None) -> list[str]:
+    if source is None:
+        return []
+    what = f"{source.container.value}, {source.family}, {_hash(source.sha256)}"
+    return [f"with the VAE of {code(source.path)}: {what}"]
+
+
+def _said_of(source: VaeSource | None) -> list[str]:
+    """What a scan has to say of the file that the VAE is from."""
+    if source is None:
+        return []
+    told = [
+        *_findings(source.findings),
+        *_permitted(source.permitted),
+        *_not_read(source.coverage),
+    ]
+    return [f"Of {code(source.path)}:", *told] if told else []
 
 
 def _output(result: Conversion, output: File) -> str:
@@ -196,16 +237,38 @@ def _not_read(coverage: Coverage) -> list[str]:
     return ["Not read:", _list(facts.first_of(code(str(gap)) for gap in coverage.gaps))]
 
 
-def _components(components: Iterable[ComponentCount]) -> list[str]:
+def _components(components: Iterable[ComponentCount], sizes: Sizes) -> list[str]:
     rows = [
         [
             part.component.value,
             f"{part.present}/{part.expected}" if part.expected else str(part.present),
+            figures.size_of_part(sizes, part.component),
             "; ".join(map(code, facts.wrong_with(part))),
         ]
         for part in components
     ]
-    return [_table(["part", "tensors", "wrong"], rows)] if rows else []
+    return [_table(["part", "tensors", "size", "wrong"], rows)] if rows else []
+
+
+def _measures(parts: Iterable[PartMeasure]) -> list[str]:
+    held, cast = [], []
+    for part in parts:
+        name, stats = part.component.value, part.stats.held
+        numbers = map(figures.number, (stats.min, stats.max, stats.mean, stats.std))
+        held.append([name, str(stats.numel), *numbers, str(stats.zeros)])
+        casts = (("fp16", part.stats.float16), ("bf16", part.stats.bfloat16))
+        cast += [
+            [name, target, *figures.loss_of(each)] for target, each in casts if each is not None
+        ]
+    if not held:
+        return []
+    return [
+        _table(["part", "values", "min", "max", "mean", "std", "zeros"], held),
+        _table(
+            ["part", "as", "overflowed", "to zero", "subnormal", "largest error", "dB"],
+            cast,
+        ),
+    ]
 
 
 def _failures(failures: Sequence[Failure]) -> list[str]:

@@ -23,6 +23,7 @@ from urllib.parse import quote
 import msgspec
 
 from ckptaudit import __version__
+from ckptaudit.containers import Kind
 from ckptaudit.policy import RULES, Severity, record_text
 from ckptaudit.policy.fingerprints import fingerprints
 from ckptaudit.report.document import Failure, json_text
@@ -271,11 +272,12 @@ class _File:
         self._index = len(artifacts)
         self._location = _ArtifactLocation(_uri(scan.path), self._index)
         self._parts: defaultdict[str, list[tuple[int, Part]]] = defaultdict(list)
+        is_folder = scan.container is Kind.FOLDER
         artifacts.append(
             _Artifact(
                 _ArtifactLocation(self._location.uri),
                 length=scan.size,
-                roles=["analysisTarget"],
+                roles=["analysisTarget", *(["directory"] if is_folder else [])],
                 hashes=_hashes(scan.sha256),
                 properties={
                     "container": scan.container.value,

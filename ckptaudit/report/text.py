@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from ckptaudit.policy import Severity
-from ckptaudit.report import facts
+from ckptaudit.report import facts, figures
 from ckptaudit.report.escaping import printable, without_commands
 from ckptaudit.report.facts import size_text
 from ckptaudit.vm import escape
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import date
 
-    from ckptaudit.jobs.account import Conversion
+    from ckptaudit.jobs.account import Conversion, VaeSource
     from ckptaudit.jobs.inspect import Inspection
     from ckptaudit.jobs.scan import ScanResult
-    from ckptaudit.jobs.verify import Verification
+    from ckptaudit.jobs.sizes import Sizes
+    from ckptaudit.jobs.verify import TensorProof, Verification
     from ckptaudit.layouts import ComponentCount
     from ckptaudit.policy import Coverage, Finding, Permitted
 
@@ -65,8 +66,13 @@ def inspection_text(result: Inspection) -> str:
         f"state dict: {escape(result.state_dict) or facts.root_of(result.container)}",
         *_notes(result.notes),
         *(f"because {evidence}" for evidence in result.evidence),
-        *_components(result.components),
+        *_components(result.components, result.sizes),
+        *(figures.hashes(result.identity) if result.identity is not None else ()),
+        *figures.twins(result.twins),
         *(f"{dtype}: {size}" for dtype, size in facts.sizes_by_dtype(result.tensors)),
+        *figures.memory(result.sizes),
+        *figures.measures(result.stats),
+        *(f"risk: {risk}" for risk in figures.risks(result.risks)),
         *facts.leftovers(result.leftovers),
         *_findings(result.findings),
         *_not_read(result.coverage),
@@ -84,9 +90,14 @@ def conversion_text(result: Conversion) -> str:
             f"{printable(output.path)}: {facts.tensors_in(result, output)}{_hash(output.sha256)}"
             for output in result.outputs
         ),
+        *_vae_source(result.vae_source),
         *_notes(result.notes),
-        *_components(result.components),
+        *_components(result.components, result.sizes),
+        *figures.modelspec(result),
+        *figures.saved(result.sizes),
+        *figures.memory(result.sizes),
         *facts.losses(result.tensors),
+        *facts.choices(result.tensors),
         *facts.stored_once(result),
         *facts.drops(result.dropped),
         *_findings(result.findings),
@@ -100,17 +111,22 @@ def verification_text(result: Verification) -> str:
     proven = sum(proof.equal for proof in result.tensors)
     verdict = "proven" if result.equal else "NOT what its source gives"
     of = f"{proven} of {counted(len(result.tensors), 'tensor')}"
+    files = f" in {counted(len(result.files), 'file')}" if len(result.files) > 1 else ""
+    vae = "" if result.vae_source is None else f" with the VAE of {result.vae_source.path}"
     return _lines(
         f"{printable(result.converted.path)}: {verdict}",
-        f"exactly what {printable(result.source.path)} gives: {of}",
+        f"exactly what {printable(result.source.path)} gives{printable(vae)}: {of}{files}",
         *_asked_for(result),
         *_notes(result.notes),
         *_not_read(result.coverage),
         *facts.first_of(result.problems),
-        *facts.first_of(
-            f"{escape(proof.name)}: {proof.problem}" for proof in result.tensors if not proof.equal
-        ),
+        *facts.first_of(map(_disproof, filter(lambda proof: not proof.equal, result.tensors))),
     )
+
+
+def _disproof(proof: TensorProof) -> str:
+    where = f"{escape(proof.file)}: " if proof.file else ""
+    return f"{where}{escape(proof.name)}: {proof.problem}"
 
 
 def _lines(first: str, *rest: str) -> str:
@@ -130,6 +146,22 @@ def _not_read(coverage: Coverage) -> list[str]:
     return facts.first_of(f"not read: {gap}" for gap in coverage.gaps)
 
 
+def _vae_source(source: VaeSource | None) -> list[str]:
+    """What is to be said of the file that the VAE is from."""
+    if source is None:
+        return []
+    name = printable(source.path)
+    told = [
+        *_findings(source.findings),
+        *_permitted(source.permitted),
+        *_not_read(source.coverage),
+    ]
+    return [
+        f"with the VAE of {name}: {source.container.value}, {source.family}{_hash(source.sha256)}",
+        *(f"{name}: {line}" for line in told),
+    ]
+
+
 def _findings(findings: Iterable[Finding]) -> list[str]:
     return facts.first_of(
         f"{finding.severity.value} {finding.rule}{facts.known(finding)}: {facts.said_of(finding)}"
@@ -146,11 +178,12 @@ def _to_permit(lines: Iterable[str], expires: date) -> list[str]:
     return [facts.HOW_TO_PERMIT, *(f"  {line}" for line in told)] if told else []
 
 
-def _components(components: Iterable[ComponentCount]) -> list[str]:
+def _components(components: Iterable[ComponentCount], sizes: Sizes) -> list[str]:
     lines = []
     for part in components:
         of = f"/{part.expected}" if part.expected else ""
-        count = f"{part.component.value}: {part.present}{of}"
+        size = figures.size_of_part(sizes, part.component)
+        count = f"{part.component.value}: {part.present}{of}{f', {size}' if size else ''}"
         lines.append("; ".join([count, *facts.wrong_with(part)]))
     return lines
 
@@ -167,6 +200,7 @@ def _asked_for(result: Verification) -> list[str]:
     ]
     chosen += ["--keep-names"] if result.options.keep_names else []
     chosen += ["--split"] if result.options.split else []
+    chosen += ["--modelspec"] if result.options.modelspec is not None else []
     chosen += [f"--family {result.options.family}"] if result.options.family else []
     return [
         f"made with {' '.join(chosen) or 'the default options'}",

@@ -10,12 +10,12 @@ Nothing is read from disk but what the container has read already.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckptaudit.containers import Kind, storage_of
 from ckptaudit.errors import MalformedInput, Unsupported
 from ckptaudit.tensors.rebuild import Tensor, Unreadable, made_by
+from ckptaudit.tensors.stored import of_folder, of_safetensors
 from ckptaudit.tensors.tree import Steps, Tree, is_module, pairs_of, path_of
 from ckptaudit.tensors.view import Leftover, StateDict, TensorView
 from ckptaudit.vm import Call, Dict, Global, Limits, PersistentId, Set, brief
@@ -75,37 +75,12 @@ def find_state_dict(container: Container, limits: Limits | None = None) -> State
             f"{container.source.name}: is a TorchScript archive; it contains code and is not "
             "converted: ask its author for the state dict"
         )
-    if container.kind in {Kind.SAFETENSORS, Kind.FOLDER}:
-        views = tuple(
-            Tensor(stored.storage, stored.dtype, stored.shape, stored.stride, stored.offset).view(
-                key, container
-            )
-            for key, stored in container.tensors.items()
-        )
-        return _with_metadata(views, container)
+    if container.kind is Kind.SAFETENSORS:
+        return of_safetensors(container)
+    if container.kind is Kind.FOLDER:
+        return of_folder(container, lambda part: find_state_dict(part, limits))
     root = container.object_trace.root
     return _Search(container, limits or Limits(), root).state_dict()
-
-
-def _with_metadata(views: tuple[TensorView, ...], container: Container) -> StateDict:
-    """The tensors of a safetensors file, and the names that its metadata say have their bytes.
-
-    Names of tied weights are left out of such a file and written into ``__metadata__``, each
-    with the name that was kept; whatever else stands there is a leftover.
-    """
-    by_key = {view.key: view for view in views}
-    aliases = {
-        name: replace(by_key[kept], key=name)
-        for name, kept in container.metadata.items()
-        # What every file says of its format may be the name of a tensor.
-        if kept in by_key and name not in by_key and name != "format"
-    }
-    leftovers = tuple(
-        Leftover(f"__metadata__[{name!a}]", brief(text), "is metadata", is_tensor=False)
-        for name, text in container.metadata.items()
-        if name not in aliases and name != "format"
-    )
-    return StateDict((*views, *aliases.values()), container.storages, "", leftovers)
 
 
 class _Search:

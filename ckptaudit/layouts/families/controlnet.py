@@ -4,7 +4,8 @@ Knows:      the places of their parts, and how a file with nothing else spells t
 Is told:    nothing.
 Never asks: what a given file holds (`detect`).
 
-The numbers are those of lllyasviel/ControlNet, models/cldm_v15.yaml and cldm_v21.yaml.
+The numbers are those of lllyasviel/ControlNet, models/cldm_v15.yaml and cldm_v21.yaml.  Those for
+SDXL were trained in diffusers, and copy its UNet in the same way.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import replace
 
 from ckptaudit.layouts.families.sd1 import SD1, SD1_UNET
 from ckptaudit.layouts.families.sd2 import SD2, SD2_UNET
+from ckptaudit.layouts.families.sdxl import SDXL, SDXL_UNET
 from ckptaudit.layouts.family import Component, Family, Foreign, Part, Region, Sign, Variant
 from ckptaudit.layouts.unet import ControlNet, UNet
 
@@ -50,6 +52,10 @@ def _together(base: Family, unet: UNet) -> Family:
 
 
 def _signs(unet: UNet) -> tuple[Sign, ...]:
+    # The first level with a transformer: two residual blocks and a convolution make one.
+    level = next(level for level, depth in enumerate(unet.depths) if depth)
+    width = unet.channels * unet.multipliers[level]
+    block = 1 + level * (unet.res_blocks + 1)
     return (
         Sign(
             f"{_PREFIX}input_hint_block.0.weight",
@@ -57,8 +63,8 @@ def _signs(unet: UNet) -> tuple[Sign, ...]:
             "an image of 3 channels controls it",
         ),
         Sign(
-            f"{_PREFIX}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
-            (unet.channels, unet.context),
+            f"{_PREFIX}input_blocks.{block}.1.transformer_blocks.0.attn2.to_k.weight",
+            (width, unet.context),
             f"it attends to text embeddings {unet.context} wide",
         ),
     )
@@ -67,6 +73,7 @@ def _signs(unet: UNet) -> tuple[Sign, ...]:
 CONTROLNETS = (
     _alone(SD1, SD1_UNET),
     _alone(SD2, SD2_UNET),
+    _alone(SDXL, SDXL_UNET),
     _together(SD1, SD1_UNET),
     _together(SD2, SD2_UNET),
 )

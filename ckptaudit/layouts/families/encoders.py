@@ -46,6 +46,7 @@ IMAGE_L = ClipImage(
     vocabulary=_TOKENS,
     positions=_PROMPT,
     text_layers=12,
+    activation="quick_gelu",
 )
 IMAGE_H = ClipImage(
     width=1280,
@@ -56,4 +57,5 @@ IMAGE_H = ClipImage(
     vocabulary=_TOKENS,
     positions=_PROMPT,
     text_layers=0,
+    activation="gelu",
 )

@@ -17,7 +17,7 @@ from ckptaudit.layouts.bert import BertText
 from ckptaudit.layouts.families.schedule import SCHEDULE
 from ckptaudit.layouts.families.sd1 import SD1_UNET
 from ckptaudit.layouts.families.vae import KL_F8, VQ_F4
-from ckptaudit.layouts.family import Component, Family, Foreign, Part, Sign
+from ckptaudit.layouts.family import Component, Family, Foreign, Named, Part, Pipeline, Sign
 from ckptaudit.layouts.grammar import Tensor
 
 if TYPE_CHECKING:
@@ -62,6 +62,14 @@ LDM_TEXT = Family(
         ),
     ),
     foreign=(Foreign("conditioner.", "text encoders laid out as in SDXL"),),
+    pipeline=Pipeline(
+        "LDMTextToImagePipeline",
+        named=(Named("tokenizer", "transformers", "BertTokenizer"),),
+        left_out=(),
+        folders=((Component.TEXT_ENCODER, "bert"), (Component.VAE, "vqvae")),
+        flags=(),
+    ),
+    size=256,
 )
 LDM_CLASS = Family(
     name="ldm-class",
@@ -98,4 +106,6 @@ LDM_CLASS = Family(
         ),
     ),
     foreign=(Foreign("conditioner.", "text encoders laid out as in SDXL"),),
+    size=256,
+    shrinks=4,
 )

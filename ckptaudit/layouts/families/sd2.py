@@ -18,15 +18,18 @@ from ckptaudit.layouts.families.schedule import AUGMENTATION, SCHEDULE, SIGMAS
 from ckptaudit.layouts.families.sd1 import SD1_UNET
 from ckptaudit.layouts.families.vae import KL_F4, KL_F8, SCALING_F4
 from ckptaudit.layouts.family import (
+    TOKENIZER,
     Component,
     Family,
     Foreign,
+    Named,
     Part,
     Pipeline,
-    Region,
+    Scheduler,
     Sign,
     Undecided,
 )
+from ckptaudit.layouts.midas import DptHybrid
 
 __all__ = [
     "SD2",
@@ -50,6 +53,8 @@ _LABEL = Foreign(f"{_U}label_emb.", "a UNet that also takes a label or an image"
 _DEPTH = Foreign("depth_model.", "a network that estimates depth")
 
 
+# Of the upscaler: the same for the latent and for the small image.
+_NOISE = (0.0001, 0.02)
 _V_OR_NOT = Undecided(
     f"{_U}output_blocks.11.1.transformer_blocks.0.norm1.bias",
     0.09,
@@ -81,7 +86,7 @@ def _sd2(
     *,
     pipeline: Pipeline,
     foreign: tuple[Foreign, ...] = (_DEPTH,),
-    regions: tuple[Region, ...] = (),
+    besides: tuple[Part, ...] = (),
     undecided: Undecided | None = None,
 ) -> Family:
     return Family(
@@ -92,10 +97,10 @@ def _sd2(
             Part(Component.UNET, _U, replace(SD2_UNET, in_channels=in_channels)),
             Part(Component.VAE, "first_stage_model.", KL_F8),
             TEXT,
+            *besides,
         ),
         signs=_signs(in_channels, says),
         foreign=(_CONTROL, _CONDITIONER, _LABEL, *foreign),
-        regions=regions,
         pipeline=pipeline,
         undecided=undecided,
     )
@@ -140,11 +145,12 @@ SD2_DEPTH = _sd2(
     "a depth map is concatenated to the 4-channel latent",
     pipeline=Pipeline(
         "StableDiffusionDepth2ImgPipeline",
-        left_out=("depth_estimator", "feature_extractor"),
+        named=(TOKENIZER, Named("feature_extractor", "transformers", "DPTImageProcessor")),
+        left_out=("depth_estimator",),
         flags=(),
     ),
     foreign=(),
-    regions=(Region("depth_model.", Component.DEPTH_ESTIMATOR),),
+    besides=(Part(Component.DEPTH_ESTIMATOR, "depth_model.model.", DptHybrid()),),
 )
 SD2_UPSCALER = Family(
     name="sd2-upscaler",
@@ -182,9 +188,16 @@ SD2_UPSCALER = Family(
         ),
     ),
     foreign=(_CONTROL, _CONDITIONER),
-    # Its second scheduler is nowhere in a checkpoint.
-    pipeline=None,
+    pipeline=Pipeline(
+        "StableDiffusionUpscalePipeline",
+        left_out=("safety_checker", "feature_extractor", "watermarker"),
+        betas=_NOISE,
+        # Up to which of its steps the small image may be made noisy.
+        further=(Scheduler("low_res_scheduler", _NOISE, "scaled_linear", clips=True),),
+        flags=(("max_noise_level", 350),),
+    ),
     prediction="v_prediction",
+    shrinks=4,
     scaling=SCALING_F4,
 )
 SD2_SGM = Family(

@@ -5,7 +5,8 @@ Is told:    nothing.
 Never asks: what a given file holds (`detect`).
 
 The numbers are those of Stability-AI/generative-models, configs/inference/sd_xl_base.yaml and
-sd_xl_refiner.yaml, and of segmind/SSD-1B, whose UNet lost blocks and half of its transformers.
+sd_xl_refiner.yaml, and of segmind/SSD-1B and segmind/Segmind-Vega, whose UNets lost blocks and most
+of their transformers.
 """
 
 from __future__ import annotations
@@ -15,10 +16,19 @@ from dataclasses import replace
 from ckptaudit.layouts.families.encoders import CLIP_L, OPENCLIP_BIG_G
 from ckptaudit.layouts.families.schedule import SIGMAS
 from ckptaudit.layouts.families.vae import KL_F8, SCALING_SDXL
-from ckptaudit.layouts.family import Component, Family, Foreign, Part, Pipeline, Region, Sign
+from ckptaudit.layouts.family import (
+    TOKENIZER,
+    Component,
+    Family,
+    Foreign,
+    Part,
+    Pipeline,
+    Region,
+    Sign,
+)
 from ckptaudit.layouts.unet import UNet
 
-__all__ = ["SDXL", "SDXL_EDIT", "SDXL_INPAINTING", "SDXL_REFINER", "SDXL_UNET", "SSD_1B"]
+__all__ = ["SDXL", "SDXL_EDIT", "SDXL_INPAINTING", "SDXL_REFINER", "SDXL_UNET", "SSD_1B", "VEGA"]
 
 _U = "model.diffusion_model."
 # A pooled text embedding of 1280 numbers, and six numbers about the image, 256 wide each.
@@ -42,6 +52,7 @@ _MARKS = tuple(
     Region(prefix, Component.SCHEDULE)
     for prefix in ("v_pred", "ztsnr", "edm_vpred.", "edm_mean", "edm_std")
 )
+_TOKENIZER_2 = replace(TOKENIZER, name="tokenizer_2")
 _MARKS_OF_V = ("v_pred", "edm_vpred.")
 _FOREIGN = (
     Foreign("control_model.", "a ControlNet together with the model it was trained in"),
@@ -63,7 +74,7 @@ def _pipeline(name: str) -> Pipeline:
     return Pipeline(
         name,
         scheduler="EulerDiscreteScheduler",
-        tokenizers=("tokenizer", "tokenizer_2"),
+        named=(TOKENIZER, _TOKENIZER_2),
         left_out=("image_encoder", "feature_extractor"),
         flags=(("force_zeros_for_empty_prompt", True),),
     )
@@ -138,6 +149,12 @@ SDXL_EDIT = _whole(
     "the latent of the image to edit is concatenated to the 4-channel latent",
     _pipeline("StableDiffusionXLInstructPix2PixPipeline"),
 )
+_BASE = Sign(
+    f"{_U}input_blocks.0.0.weight",
+    (320, 4, 3, 3),
+    "320 channels wide, and nothing is concatenated to the 4-channel latent",
+)
+_NO_MIDDLE = Foreign(f"{_U}middle_block.1.", "a transformer in the middle")
 SSD_1B = _sdxl(
     "ssd-1b",
     "SSD-1B, a distilled Stable Diffusion XL",
@@ -147,12 +164,34 @@ SSD_1B = _sdxl(
         middle_depth=0,
         up_depths=((0, 0, 0), (2, 1, 1), (4, 4, 10)),
     ),
+    _BASE,
     Sign(
-        f"{_U}input_blocks.0.0.weight",
-        (320, 4, 3, 3),
-        "320 channels wide, and nothing is concatenated to the 4-channel latent",
+        f"{_U}output_blocks.0.1.transformer_blocks.3.norm1.weight",
+        (1280,),
+        "the first transformer on the way up has four blocks",
     ),
-    foreign=(Foreign(f"{_U}middle_block.1.", "a transformer in the middle"),),
+    foreign=(_NO_MIDDLE,),
+    pipeline=_TEXT_TO_IMAGE,
+)
+VEGA = _sdxl(
+    "segmind-vega",
+    "Segmind-Vega, a distilled Stable Diffusion XL",
+    replace(
+        SDXL_UNET,
+        depths=(0, 1, 2),
+        middle_depth=0,
+        up_depths=((0, 0, 0), (1, 1, 1), (2, 2, 2)),
+    ),
+    _BASE,
+    Sign(
+        f"{_U}output_blocks.0.1.transformer_blocks.1.norm1.weight",
+        (1280,),
+        "the first transformer on the way up has two blocks",
+    ),
+    foreign=(
+        _NO_MIDDLE,
+        Foreign(f"{_U}output_blocks.0.1.transformer_blocks.2.", "further blocks on the way up"),
+    ),
     pipeline=_TEXT_TO_IMAGE,
 )
 SDXL_REFINER = Family(
@@ -199,7 +238,7 @@ SDXL_REFINER = Family(
     marks_of_v=_MARKS_OF_V,
     pipeline=replace(
         _pipeline("StableDiffusionXLImg2ImgPipeline"),
-        tokenizers=("tokenizer_2",),
+        named=(_TOKENIZER_2,),
         left_out=("tokenizer", "text_encoder", "image_encoder", "feature_extractor"),
         flags=(("force_zeros_for_empty_prompt", False), ("requires_aesthetics_score", True)),
     ),

@@ -13,11 +13,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ckptaudit.layouts.clip import EmbeddingStatistics
 from ckptaudit.layouts.families.encoders import IMAGE_H, IMAGE_L
 from ckptaudit.layouts.families.schedule import AUGMENTATION, SCHEDULE
 from ckptaudit.layouts.families.sd2 import SD2_UNET, TEXT
 from ckptaudit.layouts.families.vae import KL_F8
-from ckptaudit.layouts.family import Component, Family, Foreign, Part, Sign
+from ckptaudit.layouts.family import (
+    TOKENIZER,
+    Component,
+    Family,
+    Foreign,
+    Named,
+    Part,
+    Pipeline,
+    Scheduler,
+    Sign,
+)
 
 if TYPE_CHECKING:
     from ckptaudit.layouts.clip import ClipImage
@@ -25,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["UNCLIP_H", "UNCLIP_L"]
 
 _U = "model.diffusion_model."
+# A cosine has no first and last; this is what diffusers has where nobody asks for others.
+_UNUSED = (0.0001, 0.02)
 
 
 def _unclip(name: str, title: str, image: ClipImage) -> Family:
@@ -54,9 +67,28 @@ def _unclip(name: str, title: str, image: ClipImage) -> Family:
                 "it attends to text embeddings 1024 wide, those of OpenCLIP ViT-H/14",
             ),
         ),
+        rare=(
+            Part(
+                Component.IMAGE_NORMALIZER,
+                "noise_augmentor.",
+                EmbeddingStatistics(image.text),
+            ),
+        ),
         foreign=(Foreign("conditioner.", "text encoders laid out as in SDXL"),),
-        # Half of its pipeline's components are nowhere in a checkpoint.
-        pipeline=None,
+        pipeline=Pipeline(
+            "StableUnCLIPImg2ImgPipeline",
+            named=(
+                TOKENIZER,
+                Named("feature_extractor", "transformers", "CLIPImageProcessor"),
+                # Its numbers are in the code, or in a file beside the checkpoint.
+                Named("image_normalizer", "stable_diffusion", "StableUnCLIPImageNormalizer"),
+            ),
+            left_out=(),
+            further=(
+                Scheduler("image_noising_scheduler", _UNUSED, "squaredcos_cap_v2", clips=True),
+            ),
+            flags=(),
+        ),
         prediction="v_prediction",
         size=768,
     )

@@ -24,6 +24,7 @@ __all__ = [
     "VAE_F4",
     "VAE_F8",
     "VAE_SDXL",
+    "VAE_VQ",
     "VQ_F4",
 ]
 
@@ -92,9 +93,26 @@ VAE_F4 = Family(
     foreign=(
         *_ALONE,
         Foreign("encoder.down.3.", "a fourth level, so it divides the sides by eight"),
-        Foreign("first_stage_model.encoder.down.3.", "a fourth level"),
     ),
     variants=_SPELLINGS,
     regions=_TRAINING,
     scaling=SCALING_F4,
+)
+VAE_VQ = Family(
+    name="vae-vq-f4",
+    title="the autoencoder of latent diffusion from a class",
+    parts=(Part(Component.VAE, "", VQ_F4),),
+    signs=(
+        _IMAGE,
+        Sign(
+            "quantize.embedding.weight",
+            (8192, 3),
+            "its latents are taken from a codebook of 8192 entries of 3 channels",
+        ),
+    ),
+    core=Component.VAE,
+    foreign=_ALONE,
+    variants=_SPELLINGS,
+    regions=_TRAINING,
+    scaling=1.0,
 )

@@ -16,8 +16,6 @@ import errno
 import json
 import os
 import secrets
-import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import safetensors
@@ -26,18 +24,21 @@ from ckptaudit.errors import OutputExists, OutputFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from ckptaudit.dtypes import DType
 
 __all__ = [
+    "PAGE",
     "Draft",
-    "DraftFolder",
     "Slot",
     "check_destination",
-    "check_folder",
+    "check_place",
     "check_spares",
     "header_of",
+    "output_errors",
     "path_text",
+    "sync_folder",
     "write_text",
 ]
 
@@ -108,22 +109,6 @@ def path_text(path: Path | str) -> str:
     return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def check_folder(path: Path, *, overwrite: bool) -> None:
-    """Refuse early a folder that would be refused at the end.
-
-    Raises:
-        OutputExists: There is something already, and it may not be overwritten.
-        OutputFailed: What is there is no folder, or where it goes is none.
-    """
-    name = path_text(path)
-    if path.name in {"", ".."}:
-        raise OutputFailed(f"{name}: has no name of its own; name the folder to be written")
-    with _output_errors(path):
-        if path.is_symlink() or (path.exists() and not path.is_dir()):
-            raise OutputFailed(f"{name}: is no folder, and a folder is to be written")
-        _check_place(path, overwrite=overwrite)
-
-
 def check_destination(path: Path, *, overwrite: bool) -> None:
     """Refuse early what would be refused at the end.
 
@@ -132,16 +117,22 @@ def check_destination(path: Path, *, overwrite: bool) -> None:
         OutputFailed: The folder is missing or not one, or *path* is no regular file.
     """
     name = path_text(path)
-    with _output_errors(path):
+    with output_errors(path):
         if path.is_dir():
             raise OutputFailed(f"{name}: is a directory; name a file in it")
         if path.is_symlink() or (path.exists() and not path.is_file()):
             # Renaming over it would put a file where a device, a pipe or /dev/stdout was.
             raise OutputFailed(f"{name}: is a link or a device; name a regular file")
-        _check_place(path, overwrite=overwrite)
+        check_place(path, overwrite=overwrite)
 
 
-def _check_place(path: Path, *, overwrite: bool) -> None:
+def check_place(path: Path, *, overwrite: bool) -> None:
+    """Refuse a name that is taken and may not be, and one in no folder.
+
+    Raises:
+        OutputExists: There is something already, and it may not be overwritten.
+        OutputFailed: It would lie in what is no folder.
+    """
     if not overwrite and path.exists():
         raise OutputExists(f"{path_text(path)}: exists; choose another name")
     if not path.parent.is_dir():
@@ -155,7 +146,7 @@ def check_spares(path: Path, sources: Iterable[Path]) -> None:
     Raises:
         OutputFailed: *path* is one of *sources*, under whatever name.
     """
-    with _output_errors(path):
+    with output_errors(path):
         if path.exists() and any(each.exists() and path.samefile(each) for each in sources):
             raise OutputFailed(
                 f"{path_text(path)}: is the source itself, or a part of it, which is never "
@@ -193,7 +184,7 @@ class Draft:
     def begin(self) -> None:
         """Make the file; whoever calls this by itself sees to it that `discard` is called."""
         try:
-            with _output_errors(self._shown):
+            with output_errors(self._shown):
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 # 0o666 less the umask: what any other tool would give a new file.
                 self._fd = os.open(self._temporary, flags, 0o666)
@@ -222,7 +213,7 @@ class Draft:
         view = memoryview(data)
         head = min(-offset % PAGE, len(view))
         body = (len(view) - head) // PAGE * PAGE if self._direct >= 0 else 0
-        with _output_errors(self._shown):
+        with output_errors(self._shown):
             if body < _LEAST_DIRECT or not self._write_direct(offset + head, view[head:][:body]):
                 self._write(offset, view)
                 return
@@ -254,7 +245,7 @@ class Draft:
         """
         done = 0
         fd = self._direct if self._direct >= 0 and not len(buffer) % PAGE else self._fd
-        with _output_errors(self._shown):
+        with output_errors(self._shown):
             while done < len(buffer):
                 try:
                     count = os.preadv(fd, [buffer[done:]], offset + done)
@@ -289,13 +280,13 @@ class Draft:
             OutputExists: Somebody has made a file of that name meanwhile.
             OutputFailed: The operating system would not.
         """
-        with _output_errors(self._shown):
+        with output_errors(self._shown):
             os.fsync(self._fd)
             if overwrite:
                 self._temporary.replace(self.path)
             else:
                 _rename_if_free(self._temporary, self.path)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
 
     def discard(self) -> None:
         """Close the file, and remove it unless it was published."""
@@ -306,106 +297,6 @@ class Draft:
         # What could not be made, in a folder that is none, say, cannot be removed either.
         with contextlib.suppress(OSError):
             self._temporary.unlink(missing_ok=True)
-
-
-class DraftFolder:
-    """A folder on its way: it has no final name until `publish`.
-
-    It exists inside a ``with`` block only; leaving that without `publish` removes every
-    trace of it.
-
-    Args:
-        path: The final name.
-
-    Raises:
-        OutputFailed: The folder cannot be made.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._temporary = path.with_name(f".ckptaudit-{secrets.token_hex(8)}.part")
-
-    def __enter__(self) -> DraftFolder:  # noqa: PYI034 - typing.Self is Python 3.11's
-        self.begin()
-        return self
-
-    def begin(self) -> None:
-        """Make the folder; whoever calls this by itself sees to it that `discard` is called."""
-        try:
-            with _output_errors(self.path):
-                self._temporary.mkdir()
-        except BaseException:
-            # An interrupt too, wherever it strikes: nobody else would remove the folder.
-            self.discard()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self.discard()
-
-    def discard(self) -> None:
-        """Remove the folder unless it was published."""
-        shutil.rmtree(self._temporary, ignore_errors=True)
-
-    def place(self, file: str) -> Path:
-        """Where *file*, a path in the folder, is to be written for now."""
-        place = self._temporary / file
-        with _output_errors(self.path / file):
-            place.parent.mkdir(parents=True, exist_ok=True)
-        return place
-
-    def publish(self, *, overwrite: bool) -> None:
-        """Give the folder its final name, all at once, or its files theirs in one that is there.
-
-        Raises:
-            OutputExists: Somebody has made one of that name meanwhile.
-            OutputFailed: The operating system would not.
-        """
-        with _output_errors(self.path):
-            if overwrite and self.path.exists():
-                self._replace_files()
-                return
-            for folder, _, _ in os.walk(self._temporary):
-                _sync_folder(Path(folder))
-            try:
-                # Onto a folder that is not empty no folder is ever renamed.
-                self._temporary.rename(self.path)
-            except OSError as err:
-                if err.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
-                    raise
-                raise OutputExists(
-                    f"{path_text(self.path)}: was made by someone else meanwhile; choose another "
-                    "name"
-                ) from err
-            _sync_folder(self.path.parent)
-
-    def _replace_files(self) -> None:
-        """Put each file in the place of its like; what else the folder holds stays.
-
-        Those at the top come last: loaders begin with them.  Nothing is put anywhere unless all
-        can be.
-        """
-        files = [path for path in self._temporary.rglob("*") if path.is_file()]
-        files.sort(key=lambda path: (-len(path.parts), path))
-        places = [self.path / file.relative_to(self._temporary) for file in files]
-        for place in places:
-            self._check_free(place)
-        for file, place in zip(files, places, strict=True):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            file.replace(place)
-            _sync_folder(place.parent)
-
-    def _check_free(self, place: Path) -> None:
-        """Refuse what stands in the way of a file, or would lead it out of the folder."""
-        if place.is_dir() and not place.is_symlink():
-            raise OutputFailed(f"{path_text(place)}: is a directory where a file is to be written")
-        for folder in place.parents:
-            if folder == self.path:
-                return
-            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-                raise OutputFailed(
-                    f"{path_text(folder)}: is a link or a file where a folder is to be written; "
-                    "move it away, or write elsewhere"
-                )
 
 
 def write_text(path: Path, data: bytes, *, overwrite: bool) -> None:
@@ -461,7 +352,7 @@ def _rename_if_free(temporary: Path, path: Path) -> None:
         temporary.rename(path)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the new name last, where that can be asked for: the file itself is whole already."""
     with contextlib.suppress(OSError):
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -485,7 +376,12 @@ _ADVICE = {
 
 
 @contextlib.contextmanager
-def _output_errors(path: Path) -> Iterator[None]:
+def output_errors(path: Path) -> Iterator[None]:
+    """Say of *path* what the operating system says, with what to do.
+
+    Raises:
+        OutputFailed: It said anything.
+    """
     try:
         yield
     except OSError as err:
