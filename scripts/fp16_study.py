@@ -50,7 +50,14 @@ from study_half import convolution  # noqa: E402 - the same
 from study_page import Extent, Findings, filled, sections  # noqa: E402 - the same
 from study_plots import draw  # noqa: E402 - the same
 
-from ckptaudit import Action, Layout, Options, Precision, convert  # noqa: E402 - the same
+from ckptaudit import (  # noqa: E402 - the same
+    Action,
+    CkptauditError,
+    Layout,
+    Options,
+    Precision,
+    convert,
+)
 from ckptaudit.layouts import FAMILIES  # noqa: E402 - the same
 
 if TYPE_CHECKING:
@@ -59,6 +66,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 TYPES = ("fp32", "fp16", "bf16")
+OURS = "synthetic-sd15.ckpt"
 
 
 QUICK = Extent(
@@ -72,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, help="a checkpoint of family sd1, float32, not EMA")
+    parser.add_argument("--model", type=Path, help="a checkpoint of family sd1 in float32")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--reference", type=Path, nargs="+", default=[], metavar="FILE")
     parser.add_argument("--write", type=Path, metavar="PAGE.md")
@@ -82,14 +90,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     diffusers.utils.logging.disable_progress_bar()
     if chosen.quick:
         thin()
+    if chosen.model and (objection := objection_to(chosen.model)):
+        parser.error(objection)
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="fp16-study-", dir=chosen.dir))
     try:
         found = measure(folder, QUICK if chosen.quick else Extent(), chosen.model)
         parts = sections(found, time.monotonic() - began, quick=chosen.quick)
         if chosen.reference:
-            example = write_sd1(folder / "like-them.ckpt")
-            files = [*chosen.reference, example]
+            ours = folder / OURS
+            files = [*chosen.reference, ours if ours.exists() else write_sd1(ours)]
             parts["reference"] = "\n".join(study_weights.reference_table(files))
     finally:
         shutil.rmtree(folder)
@@ -115,6 +125,17 @@ def thin() -> None:
         names["FAMILIES"] = {**FAMILIES, **made}
 
 
+def objection_to(model: Path) -> str:
+    """Why *model* is not what the study is about, or ""; ckptaudit looks at it before torch."""
+    try:
+        plan = convert(model, model.with_suffix(".never.safetensors"), dry_run=True)
+    except CkptauditError as err:
+        return str(err)
+    if plan.family == "sd1" and any(t.source_dtype == "float32" for t in plan.tensors):
+        return ""
+    return f"{model}: it is no Stable Diffusion 1.x with weights in float32"
+
+
 def say(what: str) -> None:
     """Tell whoever waits."""
     print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
@@ -129,7 +150,7 @@ def write_sd1(path: Path) -> Path:
 def measure(folder: Path, extent: Extent, model: Path | None) -> Findings:
     """Do all of it, in *folder*."""
     say("source")
-    source = model or write_sd1(folder / "model.ckpt")
+    source = model or write_sd1(folder / OURS)
     single, conversions, judgements = {}, {}, {}
     for kind in TYPES:
         say(f"convert to {kind}")

@@ -1,7 +1,7 @@
 """A model in half precision on a processor that cannot multiply in it.
 
-torch has no quick float16 convolution for processors without the instructions for it: a pass
-through a UNet takes minutes.  Such a convolution is done here as a GPU's tensor cores do it:
+torch has no quick float16 convolution or matrix product for processors without the instructions
+for them: a pass through a UNet takes minutes.  They are done here as a GPU's tensor cores do them:
 inputs and weights are float16 numbers, products are added up in float32, and each result is
 rounded to float16, to infinity where it has to be.  All else runs as torch runs it.
 
@@ -28,18 +28,30 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def rounded(model: Any) -> Any:
-    """*model*, if it is of float16 and lies on a processor, with its convolutions done so."""
+    """*model*, if it is of float16 and lies on a processor, with its products done so."""
     if model.dtype == torch.float16 and model.device.type == "cpu":
-        convolutions: list[Any] = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
-        for module in convolutions:
-            module.forward = partial(_convolved, module)
+        ways: dict[Any, Any] = {torch.nn.Conv2d: _convolved, torch.nn.Linear: _multiplied}
+        for layer in model.modules():
+            for kind, way in ways.items():
+                if isinstance(layer, kind):
+                    layer.forward = partial(way, layer)
     return model
 
 
-def _convolved(module: Any, x: Any) -> Any:
-    bias = None if module.bias is None else module.bias.float()
-    wide = module._conv_forward(x.float(), module.weight.float(), bias)  # noqa: SLF001 - torch's own forward calls it
+def _convolved(layer: Any, x: Any) -> Any:
+    wide = torch.nn.functional.conv2d(
+        x.float(), *_wide(layer), layer.stride, layer.padding, layer.dilation, layer.groups
+    )
     return wide.half()
+
+
+def _multiplied(layer: Any, x: Any) -> Any:
+    return torch.nn.functional.linear(x.float(), *_wide(layer)).half()
+
+
+def _wide(layer: Any) -> tuple[Any, Any]:
+    """Weight and bias of *layer*, in float32."""
+    return layer.weight.float(), None if layer.bias is None else layer.bias.float()
 
 
 def convolution(channels: int, size: int, rounds: int = 3) -> dict[str, float]:

@@ -7,6 +7,7 @@ Never asks: how.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -130,10 +131,9 @@ def sections(found: Findings, took: float, *, quick: bool) -> dict[str, str]:
 def _machine(took: float, *, quick: bool) -> str:
     where = torch.cuda.get_device_name() if DEVICE == "cuda" else "no GPU"
     libraries = ("torch", "diffusers", "safetensors", "numpy", "numkong")
+    when = f"{time.strftime('%Y-%m-%d')}, {took / 60:.0f} minutes, load {os.getloadavg()[2]:.1f}"
     versions = ", ".join(f"{name} {version(name)}" for name in libraries)
-    said = (
-        f"{time.strftime('%Y-%m-%d')}, {took / 60:.0f} minutes.  {machine()}, {where};\n{versions}."
-    )
+    said = f"{when}.  {machine()}, {where};\n{versions}."
     return f"{said}  Thin layers: it shows that the script runs, no more." if quick else said
 
 
@@ -212,7 +212,7 @@ def _kernel(found: Findings) -> str:
     kernel = found.kernel
     torchs, ours = (kernel[name] / kernel["float32"] for name in ("float16", "ours"))
     return (
-        f"In the fp16 row convolutions are done as described above.  One of torch's own in "
+        f"In the fp16 row products are done as described above.  A convolution of torch's own in "
         f"float16 (3 x 3, {found.extent.channels} channels, 16 x 16) takes {torchs:.0f} times as "
         f"long as in float32 here, ours {ours:.1f} times; their results differ by "
         f"{kernel['apart']:.0e} (relative L2)."

@@ -113,7 +113,7 @@ def costs_table(found: dict[str, dict[str, Cost]]) -> list[str]:
             f"{cost.flushed:,}",
             f"{cost.subnormal:,} ({cost.subnormal / cost.numel:.2%})",
             f"{cost.error:.3g}",
-            f"{cost.sqnr:.1f}",
+            f"{cost.sqnr:.1f}" if cost.kept < cost.tensors else "not cast",
         )
         for component in next(iter(found.values()))
         for kind, by_component in found.items()

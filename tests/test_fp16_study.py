@@ -56,3 +56,12 @@ def test_the_study_fills_every_part_of_the_page_and_finds_all_as_the_page_says(
     assert {path.name for path in tmp_path.iterdir()} == {
         "fp16.md", "fp16-weights.svg", "fp16-unet.svg", "fp16-vae.svg",
     }  # fmt: skip
+
+
+def test_every_measured_part_of_the_page_is_there_and_every_plot() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+
+    assert [name for name, part in MARKED.findall(text) if not part.strip()] == []
+    plots = re.findall(r"\]\((fp16-\w+\.svg)\)", text)
+    assert len(plots) == 3
+    assert [name for name in plots if not (PAGE.parent / name).exists()] == []
