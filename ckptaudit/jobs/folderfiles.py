@@ -1,8 +1,8 @@
 """The files of a folder held against those that a conversion makes.
 
-Knows:      what a conversion calls its files, and which others a loader might take for its own.
+Knows:      how files of a conversion are known, and which others a loader might take for its own.
 Is told:    the folder, a plan, and the settings that go with it.
-Never asks: what is in a file of weights (`fileproof`).
+Never asks: what is in a file of weights (`fileproof`), or what diffusers calls them (`layouts`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from ckptaudit.containers import Kind
 from ckptaudit.errors import CkptauditError, SourceUnreadable, Unsupported
 from ckptaudit.jobs.opening import File, opened
 from ckptaudit.jobs.receipt import receipt_in
-from ckptaudit.layouts import Component
+from ckptaudit.layouts import FAMILIES, settings_of
 from ckptaudit.plan import Layout
 from ckptaudit.source import FileSource
 from ckptaudit.vm import escape
@@ -39,10 +40,6 @@ _TAKEN_FOR_WEIGHTS = (
     *(_SUFFIX, ".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5", ".onnx", ".py"),
     ".index.json",
 )
-# What a conversion to the diffusers layout calls its files (layouts/diffusers.py).
-_HOMES = {"", *(component.value for component in Component)}
-_WEIGHTS = {"diffusion_pytorch_model.safetensors", "model.safetensors"}
-_OF_PIPELINES = ("model_index.json", "scheduler/scheduler_config.json")
 # Settings take a few kilobytes.
 _MOST_SETTINGS_BYTES = 1_000_000
 
@@ -147,19 +144,31 @@ def own_files(folder: Path, name: str) -> frozenset[str]:
         folder: The folder.
         name: What it is called, which the parts of a split model have in front of their names.
     """
+    beside = _settings_by_weights()
     found = set()
     for file in files_in(folder):
-        home, _, own = file.rpartition("/")
-        if not file.endswith(_SUFFIX) or home not in _HOMES:
+        is_part = file.startswith(f"{name}.") and file.endswith(_SUFFIX) and "/" not in file
+        if not is_part and file not in beside:
             continue
         options = _known_claim(folder / file)
         if options is None:
             continue
-        if options.split and not home and own.startswith(f"{name}."):
+        if options.split and is_part:
             found.add(file)
-        elif options.layout is Layout.DIFFUSERS and own in _WEIGHTS:
-            found |= {file, f"{home}/config.json" if home else "config.json", *_OF_PIPELINES}
+        elif options.layout is Layout.DIFFUSERS and file in beside:
+            found |= {file, *beside[file]}
     return frozenset(file for file in found if os.path.lexists(folder / file))
+
+
+@cache
+def _settings_by_weights() -> Mapping[str, frozenset[str]]:
+    """Of any folder for diffusers: by file of weights, the settings that belong to it."""
+    beside: dict[str, frozenset[str]] = {}
+    for family in FAMILIES.values():
+        if family.has_diffusers_layout:
+            for file, settings in settings_of(family).items():
+                beside[file] = beside.get(file, frozenset()) | settings
+    return beside
 
 
 def _known_claim(path: Path) -> Options | None:

@@ -16,6 +16,7 @@ Never asks: for a tensor's values, a file, or what is to become of a tensor (`pl
 from __future__ import annotations
 
 from ckptaudit.layouts.detect import UNKNOWN, Detection, count, detect, place
+from ckptaudit.layouts.diffusers import settings_of
 from ckptaudit.layouts.donor import Donor, has_vae, makes_room
 from ckptaudit.layouts.families import FAMILIES
 from ckptaudit.layouts.family import Component, Destination, Entry, Family
@@ -43,4 +44,5 @@ __all__ = [
     "makes_room",
     "modelspec_ids",
     "place",
+    "settings_of",
 ]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ckptaudit.layouts.family import Family, Part, Pipeline, Scheduler
 
-__all__ = ["Settings", "absent_from_folder", "folder_files", "weights_file"]
+__all__ = ["Settings", "absent_from_folder", "folder_files", "settings_of", "weights_file"]
 
 Settings: TypeAlias = "dict[str, object]"
 
@@ -50,7 +50,7 @@ _OF_UNETS: Settings = {
     "norm_num_groups": 32,
 }
 _TURNED_UP = "up_block_types"
-_SCHEDULER = "scheduler_config.json"
+_INDEX, _CONFIG, _SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 _STEPS = 1000
 
 
@@ -72,6 +72,22 @@ def absent_from_folder(family: Family, weights: Iterable[str]) -> tuple[Componen
     return tuple(each for each in components if weights_file(family, each) not in there)
 
 
+def settings_of(family: Family) -> dict[str, frozenset[str]]:
+    """What may stand beside each file of weights of such a folder, by path in the folder.
+
+    The settings of the pipeline belong to every one of them.
+    """
+    shared = set()
+    if family.pipeline is not None:
+        schedulers = ("scheduler", *(further.name for further in family.pipeline.further))
+        shared = {_INDEX, *(f"{name}/{_SCHEDULER}" for name in schedulers)}
+    components = [part.component for part in (*family.models, *family.rare)]
+    return {
+        weights_file(family, each): frozenset({f"{family.home(each)}{_CONFIG}", *shared})
+        for each in components
+    }
+
+
 def folder_files(family: Family, weights: Iterable[str], prediction: str) -> dict[str, Settings]:
     """The JSON files that stand beside the weights, by path in the folder.
 
@@ -84,19 +100,19 @@ def folder_files(family: Family, weights: Iterable[str], prediction: str) -> dic
     parts = (*family.models, *family.rare)
     written = [part for part in parts if weights_file(family, part.component) in there]
     if family.pipeline is None:
-        return {"config.json": _config(written[0], family, prediction)} if written else {}
+        return {_CONFIG: _config(written[0], family, prediction)} if written else {}
     pipeline = family.pipeline
     files: dict[str, Settings] = {
-        f"{family.home(part.component)}config.json": _config(part, family, prediction)
+        f"{family.home(part.component)}{_CONFIG}": _config(part, family, prediction)
         for part in written
     }
     files[f"scheduler/{_SCHEDULER}"] = _scheduler(pipeline, prediction)
     for further in pipeline.further:
         files[f"{further.name}/{_SCHEDULER}"] = _further(further)
-    files["model_index.json"] = _index(pipeline, written)
+    files[_INDEX] = _index(pipeline, written)
     # As diffusers says of a component that a pipeline was saved without.
     for absent in absent_from_folder(family, there):
-        files["model_index.json"][pipeline.folder(absent)] = [None, None]
+        files[_INDEX][pipeline.folder(absent)] = [None, None]
     return files
 
 
