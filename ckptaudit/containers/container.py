@@ -7,7 +7,7 @@ Never asks: which framing that was, what a tensor is called, whether a name is s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -249,6 +249,17 @@ class Nested:
     def record_name(self, record: str) -> str:
         """What a folder calls a *record* of this file in it."""
         return f"{self.name}/{record}"
+
+    def storage(self, storage: Storage) -> Storage:
+        """What a folder says of a *storage* of this file, so that its bytes are found there."""
+        # In the bytes of a compressed record nothing moves.
+        moved = 0 if storage.record in self.container.inflated else self.offset or 0
+        return replace(
+            storage,
+            key=self.record_name(storage.key),
+            record=self.record_name(storage.record),
+            offset=storage.offset + moved,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,8 +1,9 @@
 """A diffusers folder: the files that make up one model, read as one source.
 
-Knows:      how several open files become one.
+Knows:      what is opened of a folder, and what becomes of a file in it that cannot be.
 Is told:    the folder's path.
-Never asks: which of its files hold weights (`weightfiles`), or what a key means.
+Never asks: which of its files hold weights (`weightfiles`), how open files are read as one
+            (`joined`), or what a key means.
 
 The files are laid end to end in the order of their paths; that is what offsets, and a hash of
 the whole, are counted in.
@@ -16,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers.container import Container, Gap, Kind, Nested, Record
+from ckptaudit.containers.container import Container, Gap, Nested
 from ckptaudit.containers.dispatch import open_one_of, opener_of
+from ckptaudit.containers.joined import end_to_end
 from ckptaudit.containers.weightfiles import path_text, weight_files
 from ckptaudit.errors import MalformedInput, SourceUnreadable, Unsupported
 from ckptaudit.source import FileSource, SplicedSource, unreadable
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from ckptaudit.containers.inside import Inside
     from ckptaudit.containers.weightfiles import WeightFiles
     from ckptaudit.errors import CkptauditError
-    from ckptaudit.source import ByteSource
     from ckptaudit.vm import Limits
 
 __all__ = ["open_all_of_folder", "open_folder"]
@@ -75,7 +76,7 @@ def open_folder(path: str | os.PathLike[str], limits: Limits | None = None) -> C
         notes = []
         if files.unread:
             notes.append(f"more weights lie there and were not read: {_some(files.unread)}")
-        return _joined(_Folder(name, sources), tuple(parts), notes)
+        return end_to_end(_Folder(name, sources), tuple(parts), tuple(notes))
 
 
 def open_all_of_folder(path: str | os.PathLike[str], limits: Limits | None = None) -> Container:
@@ -106,7 +107,7 @@ def open_all_of_folder(path: str | os.PathLike[str], limits: Limits | None = Non
         if files.folders:
             notes.append(f"not looked into: {_some(files.folders)}")
         return replace(
-            _joined(_Folder(name, sources), tuple(looking.parts), notes),
+            end_to_end(_Folder(name, sources), tuple(looking.parts), tuple(notes)),
             nested=(*looking.parts, *looking.nested),
             gaps=(*looking.gaps, *(Gap(what, "", None) for what in files.missing)),
         )
@@ -214,35 +215,6 @@ class _Looking:
 
 def _reason(err: CkptauditError, name: str) -> str:
     return str(err.args[0]).removeprefix(f"{name}: ")
-
-
-def _joined(source: _Folder, parts: tuple[Nested, ...], notes: list[str]) -> Container:
-    """One container of all *parts*; what there is to say of each is said of a file inside it.
-
-    Records are those that are compressed: of the others every byte lies in *source*.
-    """
-    records: list[Record] = []
-    inflated: dict[str, ByteSource] = {}
-    for part in parts:
-        unpacked = part.container.inflated
-        inflated |= {part.record_name(name): data for name, data in unpacked.items()}
-        records += (
-            replace(record, name=part.record_name(record.name), offset=part.offset + record.offset)
-            for record in part.container.records
-            if record.name in unpacked and part.offset is not None
-        )
-    return Container(
-        source=source,
-        kind=Kind.FOLDER,
-        records=tuple(records),
-        traces=(),
-        # Those that read tensors refuse parts that differ in it.
-        byteorder=parts[0].container.byteorder if parts else "little",
-        nested=parts,
-        parts=parts,
-        inflated=inflated,
-        notes=tuple(notes),
-    )
 
 
 def _some(files: Sequence[str]) -> str:

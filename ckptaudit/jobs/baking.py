@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from ckptaudit.containers.joined import Joined, joined
+from ckptaudit.containers.joined import joined
 from ckptaudit.errors import Unsupported
 from ckptaudit.jobs.account import VaeSource
 from ckptaudit.jobs.basis import Basis, VaeBasis, basis_of
@@ -83,7 +83,7 @@ def _with_vae(basis: Basis, other: Container, options: Options) -> Basis:
     room = makes_room(model, basis.meaning.placements, basis.meaning.components)
     both = joined((basis.container, other))
     return Basis(
-        container=both.container,
+        container=both,
         state_dict=_united(basis.state_dict, found, vae.mark, both),
         meaning=Meaning(
             model,
@@ -162,12 +162,12 @@ def _line(key: str, placement: Placement | None, options: Options) -> tuple[Plac
     return replace(placement, key=key, name=key), why if options.ema is Ema.KEEP else ""
 
 
-def _united(own: StateDict, other: StateDict, mark: str, both: Joined) -> StateDict:
+def _united(own: StateDict, other: StateDict, mark: str, both: Container) -> StateDict:
     """Both state dicts as one, the keys of the second one behind *mark*, read from *both*."""
 
     def moved(view: TensorView, number: int) -> TensorView:
         key = mark + view.key if number else view.key
-        return replace(view, key=key, storage=both.storage(number, view.storage))
+        return replace(view, key=key, storage=both.parts[number].storage(view.storage))
 
     views = (*(moved(view, 0) for view in own.views), *(moved(view, 1) for view in other.views))
     return StateDict(

@@ -90,16 +90,8 @@ def _views(container: Container) -> Iterator[TensorView]:
 
 def _moved(view: TensorView, part: Nested) -> TensorView:
     """*view* of a file as one of the folder around it."""
-    storage = view.storage
-    # In the bytes of a compressed record nothing moves.
-    is_inflated = storage.record in part.container.inflated
-    moved = replace(
-        storage,
-        key=part.record_name(storage.key),
-        offset=storage.offset if is_inflated else storage.offset + (part.offset or 0),
-        record=part.record_name(storage.record),
-    )
-    return replace(view, key=_home(part.name) + view.key, storage=moved)
+    key = _home(part.name) + view.key
+    return replace(view, key=key, storage=part.storage(view.storage))
 
 
 def _metadata_of(part: Nested, names: Collection[str]) -> Iterator[tuple[str, str]]:
