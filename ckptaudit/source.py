@@ -18,7 +18,15 @@ from typing import Protocol
 from ckptaudit.errors import MalformedInput, SourceChanged, SourceUnreadable
 from ckptaudit.wording import counted, left
 
-__all__ = ["BufferSource", "ByteSource", "Cursor", "FileSource", "SplicedSource", "unreadable"]
+__all__ = [
+    "BufferSource",
+    "ByteSource",
+    "Cursor",
+    "FileSource",
+    "SplicedSource",
+    "path_text",
+    "unreadable",
+]
 
 Identity = tuple[int, ...]
 
@@ -65,6 +73,14 @@ def _check_range(source: ByteSource, offset: int, length: int) -> None:
         )
 
 
+def path_text(path: str | os.PathLike[str]) -> str:
+    """*path* as text that any report can hold.
+
+    A name that is not UTF-8 reaches Python as lone surrogates, which none can.
+    """
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class FileSource:
     """A regular file, opened once; everything a job reads goes through this descriptor.
 
@@ -74,8 +90,7 @@ class FileSource:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         given = os.fspath(path)
-        # A name that is not UTF-8 reaches Python as lone surrogates, which no report can hold.
-        self.name = given.encode("utf-8", "backslashreplace").decode("utf-8")
+        self.name = path_text(given)
         try:
             # Without O_NONBLOCK opening a FIFO would wait for a writer.
             self._fd = os.open(given, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from ckptaudit.dtypes import DTYPES
 from ckptaudit.errors import OutputExists, OutputFailed
 from ckptaudit.plan import OutputTensor
-from ckptaudit.writer import Draft, check_destination, header_of, path_text, write_text
+from ckptaudit.source import path_text
+from ckptaudit.writer import Draft, check_destination, header_of, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable

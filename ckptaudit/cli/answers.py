@@ -112,7 +112,7 @@ class Answers(Generic[Result]):
 
     def _fail(self, path: str, why: str, status: int) -> None:
         from ckptaudit.report import Failure
-        from ckptaudit.writer import path_text
+        from ckptaudit.source import path_text
 
         line = path_text(" ".join(why.splitlines()))
         # An error inside a file names the record it stands in.

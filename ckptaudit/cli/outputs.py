@@ -226,7 +226,7 @@ def check_kind(path: Path, format_: str) -> None:
     Raises:
         OutputFailed: There is another kind of file.
     """
-    from ckptaudit.writer import path_text
+    from ckptaudit.source import path_text
 
     head = b""
     with contextlib.suppress(OSError):

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 from ckptaudit.containers.container import Container, Gap, Nested
 from ckptaudit.containers.dispatch import open_one_of, opener_of
 from ckptaudit.containers.joined import end_to_end
-from ckptaudit.containers.weightfiles import path_text, weight_files
+from ckptaudit.containers.weightfiles import weight_files
 from ckptaudit.errors import MalformedInput, SourceUnreadable, Unsupported
-from ckptaudit.source import FileSource, SplicedSource, unreadable
+from ckptaudit.source import FileSource, SplicedSource, path_text, unreadable
 from ckptaudit.vm import escape
 from ckptaudit.wording import counted
 

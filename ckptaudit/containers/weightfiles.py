@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptaudit.errors import CkptauditError, SourceUnreadable, Unsupported
-from ckptaudit.source import FileSource
+from ckptaudit.source import FileSource, path_text
 from ckptaudit.vm import escape
 from ckptaudit.wording import counted
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["WeightFiles", "path_text", "weight_files"]
+__all__ = ["WeightFiles", "weight_files"]
 
 _INDEX, _CONFIG = "model_index.json", "config.json"
 _MOST_INDEX_BYTES = 1_000_000
@@ -109,11 +109,6 @@ def weight_files(folder: Path) -> WeightFiles:
     missing += _missing_parts(folder, configured, {path.rpartition("/")[0] for path in chosen})
     kinds = (chosen, unread, others, folders, missing)
     return WeightFiles(*map(tuple, kinds))
-
-
-def path_text(path: Path | str) -> str:
-    """*path* as text that any file can hold: a name that is not UTF-8 has lone surrogates."""
-    return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _folders(folder: Path) -> list[Path]:

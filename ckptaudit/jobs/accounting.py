@@ -20,9 +20,9 @@ from ckptaudit.jobs.opening import notes_on
 from ckptaudit.jobs.sizes import sizes_by
 from ckptaudit.layouts import Component
 from ckptaudit.plan import CANDIDATES, FALLBACK, Ema, Layout, Precision
+from ckptaudit.source import path_text
 from ckptaudit.vm import escape
 from ckptaudit.wording import counted
-from ckptaudit.writer import path_text
 
 if TYPE_CHECKING:
     from ckptaudit.jobs.case import Case

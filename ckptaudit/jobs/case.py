@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ckptaudit.jobs.baking import basis_under
 from ckptaudit.jobs.planning import prediction_of, texts_of
 from ckptaudit.jobs.small import std_of
-from ckptaudit.writer import path_text
+from ckptaudit.source import path_text
 
 if TYPE_CHECKING:
     from ckptaudit.jobs.basis import Basis

@@ -16,8 +16,9 @@ from ckptaudit.jobs.folderfiles import own_files
 from ckptaudit.jobs.opening import Folders, Judged, opened
 from ckptaudit.plan import Options
 from ckptaudit.policy import Severity, judge
+from ckptaudit.source import path_text
 from ckptaudit.tensors import misfits
-from ckptaudit.writer import check_destination, check_folder, check_spares, path_text, settle_folder
+from ckptaudit.writer import check_destination, check_folder, check_spares, settle_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,10 +22,9 @@ from ckptaudit.jobs.opening import File, opened
 from ckptaudit.jobs.receipt import receipt_in
 from ckptaudit.layouts import FAMILIES, settings_of
 from ckptaudit.plan import Layout
-from ckptaudit.source import FileSource
+from ckptaudit.source import FileSource, path_text
 from ckptaudit.vm import escape
 from ckptaudit.wording import counted
-from ckptaudit.writer import path_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -17,8 +17,8 @@ from ckptaudit.jobs.fileproof import FOREIGN_FOLDER, Place, prove
 from ckptaudit.jobs.folderfiles import FolderFiles, claim_at, files_against, files_in
 from ckptaudit.jobs.opening import File, opened
 from ckptaudit.jobs.verification import Verification
+from ckptaudit.source import path_text
 from ckptaudit.vm import escape
-from ckptaudit.writer import path_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

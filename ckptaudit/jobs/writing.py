@@ -34,6 +34,7 @@ from ckptaudit.plan import (
     Precision,
     TensorJob,
 )
+from ckptaudit.source import path_text
 from ckptaudit.vm import escape
 from ckptaudit.wording import counted
 from ckptaudit.writer import (
@@ -41,7 +42,6 @@ from ckptaudit.writer import (
     DraftFolder,
     check_spares,
     header_of,
-    path_text,
     write_text,
 )
 

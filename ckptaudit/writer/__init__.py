@@ -9,7 +9,6 @@ from ckptaudit.writer.file import (
     check_destination,
     check_spares,
     header_of,
-    path_text,
     write_text,
 )
 from ckptaudit.writer.folder import DraftFolder, check_folder, settle_folder
@@ -23,7 +22,6 @@ __all__ = [
     "check_folder",
     "check_spares",
     "header_of",
-    "path_text",
     "settle_folder",
     "write_text",
 ]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 import safetensors
 
 from ckptaudit.errors import OutputExists, OutputFailed
+from ckptaudit.source import path_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -37,7 +38,6 @@ __all__ = [
     "check_spares",
     "header_of",
     "output_errors",
-    "path_text",
     "sync_folder",
     "write_text",
 ]
@@ -102,11 +102,6 @@ def header_of(slots: Iterable[Slot], metadata: Mapping[str, str]) -> bytes:
             f"safetensors library opens a file where they take over {_MOST_HEADER}"
         )
     return len(body).to_bytes(8, "little") + body
-
-
-def path_text(path: Path | str) -> str:
-    """*path* as text that any report can hold: a name that is not UTF-8 has lone surrogates."""
-    return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def check_destination(path: Path, *, overwrite: bool) -> None:

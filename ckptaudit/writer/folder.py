@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from ckptaudit.errors import OutputExists, OutputFailed
-from ckptaudit.writer.file import check_place, output_errors, path_text, sync_folder
+from ckptaudit.source import path_text
+from ckptaudit.writer.file import check_place, output_errors, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
