@@ -111,8 +111,8 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module 'ckptaudit' has no attribute {name!r}")
 
 
-# Each of these loads no more than its names need: only `verify` loads numpy, and `convert`
-# when it is called.  So each has its import inside, which is what PLC0415 is about.
+# Each of these loads no more than its names need: only `verify` loads numpy, and `convert` and
+# `inspect` when they are called.  So each has its import inside, which is what PLC0415 is about.
 def _errors() -> ModuleType:
     from ckptaudit import errors  # noqa: PLC0415 - as all of these, only when it is asked for
 

@@ -1,7 +1,7 @@
 """`inspect`: what is in this file?
 
 Knows:      how state dict, layouts and policy meet.
-Is told:    a path.
+Is told:    a path, and what earlier files of a run hold.
 Never asks: how weights are hashed and measured (`measuring`, which is loaded when they are).
 """
 
