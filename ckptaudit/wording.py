@@ -7,7 +7,7 @@ Never asks: what the sentence is about.
 
 from __future__ import annotations
 
-__all__ = ["counted", "left"]
+__all__ = ["counted", "first_and_others", "left"]
 
 # Python writes out no integer of more than 4300 digits, and nobody reads one of more than 40.
 _MOST_BITS = 128
@@ -22,6 +22,15 @@ def counted(number: int, noun: str) -> str:
     '<integer of 20001 bits> bytes'
     """
     return f"{_shown(number)} {noun}" if number == 1 else f"{_shown(number)} {noun}s"
+
+
+def first_and_others(first: str, number: int) -> str:
+    """*first* of so many, and how many others there are.
+
+    >>> first_and_others("a.json", 1), first_and_others("a.json", 3)
+    ('a.json', 'a.json and 2 others')
+    """
+    return first if number == 1 else f"{first} and {counted(number - 1, 'other')}"
 
 
 def left(number: int) -> str:

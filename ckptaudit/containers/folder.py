@@ -24,7 +24,7 @@ from ckptaudit.containers.weightfiles import weight_files
 from ckptaudit.errors import MalformedInput, SourceUnreadable, Unsupported
 from ckptaudit.source import FileSource, SplicedSource, path_text, unreadable
 from ckptaudit.vm import escape
-from ckptaudit.wording import counted
+from ckptaudit.wording import first_and_others
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -219,5 +219,4 @@ def _reason(err: CkptauditError, name: str) -> str:
 
 def _some(files: Sequence[str]) -> str:
     """The first of *files*, and how many more there are."""
-    more = f" and {counted(len(files) - 1, 'other')}" if len(files) > 1 else ""
-    return f"{escape(path_text(files[0]))}{more}"
+    return first_and_others(escape(path_text(files[0])), len(files))

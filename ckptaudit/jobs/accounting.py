@@ -22,7 +22,7 @@ from ckptaudit.layouts import Component
 from ckptaudit.plan import CANDIDATES, FALLBACK, Ema, Layout, Precision
 from ckptaudit.source import path_text
 from ckptaudit.vm import escape
-from ckptaudit.wording import counted
+from ckptaudit.wording import counted, first_and_others
 
 if TYPE_CHECKING:
     from ckptaudit.jobs.case import Case
@@ -184,12 +184,8 @@ class Accounting:
         if not self.learned.stale:
             return []
         verb = "were" if written else "would be"
-        more = (
-            f" and {counted(len(self.learned.stale) - 1, 'other')}"
-            if len(self.learned.stale) > 1
-            else ""
-        )
-        which = f"{escape(path_text(self.learned.stale[0]))}{more}"
+        first = escape(path_text(self.learned.stale[0]))
+        which = first_and_others(first, len(self.learned.stale))
         return [f"files of an earlier conversion {verb} removed: {which}"]
 
     def _dry_notes(self, *, written: bool) -> list[str]:

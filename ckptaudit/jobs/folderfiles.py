@@ -24,10 +24,10 @@ from ckptaudit.layouts import FAMILIES, settings_of
 from ckptaudit.plan import Layout
 from ckptaudit.source import FileSource, path_text
 from ckptaudit.vm import escape
-from ckptaudit.wording import counted
+from ckptaudit.wording import counted, first_and_others
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ckptaudit.plan import ConversionPlan, Options
 
@@ -253,7 +253,6 @@ def _shown(file: str) -> str:
     return escape(path_text(file))
 
 
-def _some(files: Iterable[str]) -> str:
-    first, *rest = files
-    more = f" and {counted(len(rest), 'other')}" if rest else ""
-    return f"{_shown(first)}{more}"
+def _some(files: Sequence[str]) -> str:
+    """The first of *files*, and how many more there are."""
+    return first_and_others(escape(path_text(files[0])), len(files))
