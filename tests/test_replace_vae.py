@@ -147,12 +147,12 @@ def in_a_strange_model(path: Path, tensors: Tensors) -> None:
 
 
 def file_of_diffusers(path: Path, tensors: Tensors) -> None:
-    torch.save(moved(THIN["vae"], tensors)["vae"], path)
+    torch.save(moved(THIN["vae"], tensors)[""], path)
 
 
 def folder_of_vae(path: Path, tensors: Tensors) -> None:
     path.mkdir()
-    save_file({k: t.clone() for k, t in moved(THIN["vae"], tensors)["vae"].items()}, path / WEIGHTS)
+    save_file({k: t.clone() for k, t in moved(THIN["vae"], tensors)[""].items()}, path / WEIGHTS)
 
 
 def folder_of_model(path: Path, tensors: Tensors) -> None:
