@@ -31,7 +31,7 @@ from ckptaudit.jobs.modelspec import (
     with_data_hash,
 )
 from ckptaudit.jobs.opening import File, Folders, Opened, opened
-from ckptaudit.jobs.receipt import receipt_in
+from ckptaudit.jobs.receipt import receipt_in, strange_claims
 from ckptaudit.jobs.stream import JobId, Nowhere, Tally, stream
 from ckptaudit.layouts import Component
 from ckptaudit.plan import Dedupe, Ema, Layout, OnOverflow, Options, Output, Precision
@@ -437,6 +437,10 @@ class _Proof:
     def check_metadata(self, plan: ConversionPlan, digest: str | None) -> None:
         if self.receipt is None:
             return
+        self.problems += [
+            f"says by {escape(key)} what no conversion does"
+            for key in strange_claims(self.file.metadata)
+        ]
         self.check_modelspec(self.receipt.options.modelspec)
         claimed = self.receipt.source_sha256
         if claimed is not None and digest is not None and claimed != digest:
