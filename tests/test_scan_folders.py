@@ -171,11 +171,65 @@ def test_of_a_folder_of_no_weights_what_else_is_there_is_judged(folder: Path) ->
     assert audit("scan", folder).status == 1
 
 
-def test_a_folder_in_a_part_is_not_looked_into_and_that_is_said(folder: Path) -> None:
-    (folder / "unet/old").mkdir()
-    (folder / "unet/old/model.ckpt").write_bytes(HARMFUL)
+@pytest.mark.parametrize("file", ["unet/old/model.ckpt", ".cache/a/b/c/thing"])
+def test_a_folder_is_looked_into_however_deep_it_lies(folder: Path, file: str) -> None:
+    (folder / file).parent.mkdir(parents=True)
+    (folder / file).write_bytes(HARMFUL)
 
-    assert "not looked into: unet/old" in audit("scan", folder).out
+    done = audit("scan", folder, "-f", "json")
+
+    assert done.status == 1
+    assert f"{file}!archive/data.pkl" in {each["record"] for each in done.files[0]["findings"]}
+
+
+@pytest.mark.parametrize(
+    ("link", "to"), [("unet/x", "/"), ("x", ".."), ("x", "."), ("unet/old/x", "../..")]
+)
+def test_what_only_a_link_to_a_folder_leads_to_is_a_gap(folder: Path, link: str, to: str) -> None:
+    """It may lead to all there is, or back."""
+    (folder / link).parent.mkdir(exist_ok=True)
+    (folder / link).symlink_to(to)
+
+    done = audit("scan", folder, "-f", "json")
+
+    assert done.status == 2
+    assert any("behind a link" in gap["reason"] for gap in done.files[0]["coverage"]["gaps"])
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["../../evil.bin", "../../gone.bin", "/nowhere/evil.bin", "../side/../../evil.bin"],
+    ids=["outside", "outside-and-not-here", "absolute", "by-a-detour"],
+)
+def test_an_index_that_sends_a_loader_out_of_the_folder_is_a_gap(folder: Path, piece: str) -> None:
+    (folder.parent / "evil.bin").write_bytes(HARMFUL)
+    index = folder / "unet/diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"w": piece}}))
+
+    done = audit("scan", folder, "-f", "json")
+
+    assert done.status == 2
+    (gap,) = done.files[0]["coverage"]["gaps"]
+    assert gap["record"] == "unet/diffusion_pytorch_model.safetensors.index.json"
+    assert f"not in the folder: {piece}" in gap["reason"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"weight_map": {"v": "diffusion_pytorch_model.safetensors", "w": "gone.bin"}}),
+        json.dumps({"weight_map": {"w": "../vae/diffusion_pytorch_model.bin"}}),
+        json.dumps({"weight_map": {"w": 3, "v": "\0", "u": "\ud800"}}),
+        json.dumps({"weight_map": []}),
+        "[" * 99_999,
+        "{",
+    ],
+    ids=["in-it", "beside", "strange-names", "no-map", "deep", "half"],
+)
+def test_any_other_index_of_weights_says_nothing_of_them(folder: Path, text: str) -> None:
+    (folder / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(text)
+
+    assert audit("scan", folder).status == 0
 
 
 def test_what_is_permitted_in_a_folder_holds_until_a_byte_of_it_differs(folder: Path) -> None:

@@ -200,10 +200,25 @@ def other_source(header: dict[str, Any], data: bytes) -> bytes:
     return data
 
 
+def another_format(header: dict[str, Any], data: bytes) -> bytes:
+    header["__metadata__"]["format"] = "tf"
+    return data
+
+
+def no_format(header: dict[str, Any], data: bytes) -> bytes:
+    del header["__metadata__"]["format"]
+    return data
+
+
+def claim_more(header: dict[str, Any], data: bytes) -> bytes:
+    header["__metadata__"]["ckptaudit.proven"] = "yes"
+    return data
+
+
 @pytest.mark.parametrize(
     "lie",
     [swap, lose, add, trail, rename, reshape, retype, alias_elsewhere, alias_lost, alias_more,
-     other_source],
+     other_source, another_format, no_format, claim_more],
 )  # fmt: skip
 def test_a_lie_is_found(
     pair: tuple[Path, Path], lie: Callable[[dict[str, Any], bytes], bytes]

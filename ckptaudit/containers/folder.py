@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from ckptaudit.containers.container import Container, Gap, Nested
 from ckptaudit.containers.dispatch import open_one_of, opener_of
 from ckptaudit.containers.joined import end_to_end
-from ckptaudit.containers.weightfiles import weight_files
+from ckptaudit.containers.weightfiles import files_below, strays, weight_files
 from ckptaudit.errors import MalformedInput, SourceUnreadable, Unsupported
 from ckptaudit.source import FileSource, SplicedSource, path_text, unreadable
 from ckptaudit.vm import escape
@@ -38,6 +38,7 @@ __all__ = ["open_all_of_folder", "open_folder"]
 
 # diffusers runs one that a pipeline names, if it is told that it may.
 _PROGRAM = ".py"
+_BARRED = "is a folder behind a link, which is not looked into"
 
 
 class _Folder(SplicedSource):
@@ -80,10 +81,11 @@ def open_folder(path: str | os.PathLike[str], limits: Limits | None = None) -> C
 
 
 def open_all_of_folder(path: str | os.PathLike[str], limits: Limits | None = None) -> Container:
-    """Open every file in the folder *path* and in the folders in it; who gets it closes it.
+    """Open every file in the folder *path*, however deep; who gets it closes it.
 
     That is for whoever asks whether the folder can be trusted: a loader may prefer what is not
-    read for the model.  What cannot be opened, or is missing, is a gap.
+    read for the model, and an index of weights may name any file.  What cannot be opened, or is
+    missing, is a gap.
 
     Raises:
         SourceUnreadable: It is no folder of a model, or cannot be read.
@@ -91,7 +93,9 @@ def open_all_of_folder(path: str | os.PathLike[str], limits: Limits | None = Non
     folder = Path(path)
     name = path_text(os.fspath(path))
     files = _files_of(folder, name)
-    every = (*files.chosen, *files.unread, *files.others)
+    below = [files_below(folder, inner) for inner in files.folders]
+    deeper = [file for found, _ in below for file in found]
+    every = (*files.chosen, *files.unread, *files.others, *deeper)
     with _open_sources() as sources:
         inside = opener_of(sum(_size_of(folder / file) for file in every), limits)
         looking = _Looking(folder, inside, sources)
@@ -99,13 +103,14 @@ def open_all_of_folder(path: str | os.PathLike[str], limits: Limits | None = Non
             looking.open_part(file)
         for file in files.unread:
             looking.look_at(file, is_weights=True)
-        for file in files.others:
+        for file in (*files.others, *deeper):
             looking.look_at(file)
+        for _, barred in below:
+            looking.gaps += (Gap(_BARRED, path_text(inner), None) for inner in barred)
+        looking.gaps += (Gap(what, path_text(file), None) for file, what in strays(folder, every))
         notes = []
         if looking.others:
             notes.append(f"of no format that is read: {_some(looking.others)}")
-        if files.folders:
-            notes.append(f"not looked into: {_some(files.folders)}")
         return replace(
             end_to_end(_Folder(name, sources), tuple(looking.parts), tuple(notes)),
             nested=(*looking.parts, *looking.nested),

@@ -5,7 +5,8 @@ Knows:      what diffusers and transformers call weights, alone, in pieces and i
 Is told:    the folder.
 Never asks: what is in a file of weights.
 
-Names decide, because names are what loaders go by: of what lies in a folder they open no more.
+Names decide, because names are what loaders go by: of what lies in a folder they open no more,
+but for what the index of weights in pieces names, which may be any file anywhere.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ from ckptaudit.vm import escape
 from ckptaudit.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-__all__ = ["WeightFiles", "weight_files"]
+__all__ = ["WeightFiles", "files_below", "strays", "weight_files"]
 
 _INDEX, _CONFIG = "model_index.json", "config.json"
 _MOST_INDEX_BYTES = 1_000_000
+# Names which piece has which tensor: of the largest models ten megabytes.
+_PIECES = ".index.json"
+_MOST_PIECES_BYTES = 50_000_000
 # diffusers/utils/constants.py and transformers/utils: a variant such as ``fp16`` stands before
 # the number of a piece, or, for some versions, behind it.
 _WEIGHTS = re.compile(
@@ -60,7 +64,7 @@ class WeightFiles:
         chosen: Those that hold the weights of the model; folder by folder.
         unread: Others that hold weights, in another format or precision, or of another model.
         others: The rest of what lies in the folder and in the folders in it.
-        folders: Folders in those, in which nobody looks for a part of a pipeline.
+        folders: Folders in those, in which no part of a pipeline is.
         missing: What should be there and is not, a sentence for each.
     """
 
@@ -109,6 +113,76 @@ def weight_files(folder: Path) -> WeightFiles:
     missing += _missing_parts(folder, configured, {path.rpartition("/")[0] for path in chosen})
     kinds = (chosen, unread, others, folders, missing)
     return WeightFiles(*map(tuple, kinds))
+
+
+def files_below(folder: Path, inner: str) -> tuple[list[str], list[str]]:
+    """What lies below *inner*, a folder in one of those in *folder*.
+
+    Links to folders are not gone into: one may lead to all there is, or back.
+
+    Returns:
+        Every file, however deep, and each folder that was not gone into; by their paths in
+        *folder*.
+
+    Raises:
+        SourceUnreadable: A folder cannot be read.
+    """
+    files: list[str] = []
+    barred: list[str] = []
+    waiting = [inner]
+    while waiting:
+        place = waiting.pop()
+        if (folder / place).is_symlink() or (folder / place).parent.is_symlink():
+            barred.append(place)
+            continue
+        for name in _names_in(folder / place):
+            path = f"{place}/{name}"
+            (waiting if (folder / path).is_dir() else files).append(path)
+    return sorted(files), sorted(barred)
+
+
+def strays(folder: Path, files: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Say which of *files*, all that were looked at, send a loader to one that was not.
+
+    Yields:
+        The file, and what it does.
+    """
+    files = tuple(files)
+    homes = {os.path.realpath((folder / file).parent) for file in files}
+    for file in files:
+        if not file.lower().endswith(_PIECES):
+            continue
+        named = _named_pieces(folder / file)
+        if named is None:
+            yield file, "has too many bytes to be an index of weights"
+            continue
+        for piece in named:
+            path = os.path.normpath(os.path.join(os.path.dirname(file), piece))  # noqa: PTH118, PTH120 - as loaders do
+            is_outside = os.path.isabs(path) or path.split("/")[0] == ".."  # noqa: PTH117 - of text
+            there = f"{(folder / file).parent}/{piece}"
+            is_unseen = os.path.lexists(there) and _home(there) not in homes
+            if is_outside or is_unseen:
+                yield file, f"names weights that are not in the folder: {escape(path_text(piece))}"
+                break
+
+
+def _home(path: str) -> str:
+    return os.path.realpath(path.rpartition("/")[0])
+
+
+def _named_pieces(index: Path) -> list[str] | None:
+    """The files that *index* names, sorted; None if it is too large to be read."""
+    try:
+        with closing(FileSource(index)) as source:
+            if source.size > _MOST_PIECES_BYTES:
+                return None
+            parts = json.loads(source.read_at(0, source.size))
+    except (CkptauditError, ValueError, RecursionError):
+        # No loader gets further; that it cannot be read is said where it is looked at.
+        return []
+    named = parts.get("weight_map") if isinstance(parts, dict) else None
+    values = named.values() if isinstance(named, dict) else ()
+    return sorted({value for value in values if isinstance(value, str)})
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from ckptaudit.jobs.modelspec import (
     modelspec_of,
     with_data_hash,
 )
+from ckptaudit.jobs.receipt import strange_claims
 from ckptaudit.vm import escape
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def wrong_claims(
         found: What the source was taken for.
         plan: What of that belongs into this file.
     """
+    for key in strange_claims(converted.container.metadata):
+        yield f"says by {escape(key)} what no conversion does"
     yield from _wrong_modelspec(converted, receipt, given.source.container.source.name, found)
     claimed, digest = receipt.source_sha256, given.source.digest()
     if claimed is not None and digest is not None and claimed != digest:

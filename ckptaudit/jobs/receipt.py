@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from ckptaudit.plan import Alias
 
-__all__ = ["Receipt", "metadata_of", "receipt_in"]
+__all__ = ["Receipt", "metadata_of", "receipt_in", "strange_claims"]
 
-_FORMAT = "format"
+_FORMAT, _TORCH = "format", "pt"
 _VERSION = f"{METADATA_PREFIX}version"
 _OPTIONS = f"{METADATA_PREFIX}options"
 _SOURCE_SHA256 = f"{METADATA_PREFIX}source_sha256"
@@ -64,7 +64,7 @@ def metadata_of(
     metadata = {alias.name: alias.of for alias in aliases}
     metadata |= {
         **(modelspec or {}),
-        _FORMAT: "pt",
+        _FORMAT: _TORCH,
         _VERSION: __version__,
         _OPTIONS: msgspec.json.encode(options, order="sorted").decode(),
     }
@@ -88,6 +88,14 @@ def receipt_in(metadata: Mapping[str, str]) -> Receipt | None:
     return Receipt(
         _options_in(text), metadata.get(_SOURCE_SHA256), metadata.get(_VAE_SHA256), aliases
     )
+
+
+def strange_claims(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Keys of a file of ours that say of it what `metadata_of` never does, sorted."""
+    known = {_VERSION, _OPTIONS, _SOURCE_SHA256, _VAE_SHA256}
+    strange = {key for key in metadata if key.startswith(METADATA_PREFIX)} - known
+    # transformers refuses a file that does not say that it is torch's.
+    return tuple(sorted(strange if metadata.get(_FORMAT) == _TORCH else {*strange, _FORMAT}))
 
 
 def _options_in(text: str) -> Options:
