@@ -199,6 +199,11 @@ FILES: dict[str, tuple[dict[str, Spec], str, str]] = {
     ),
     "flux": (specs(double_blocks__0__img_attn__qkv__weight=(9216, 3072)), "flux", "stream"),
     "cascade": (specs(clip_txt_pooled_mapper__weight=(8192, 1280)), "cascade", "Stable Cascade"),
+    "cascade-second-stage": (
+        specs(effnet_mapper__0__weight=(1280, 16, 1, 1), clip_mapper__weight=(5120, 1280)),
+        "cascade",
+        "the second stage",
+    ),
 }
 
 

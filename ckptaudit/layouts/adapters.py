@@ -223,5 +223,6 @@ _KINDS = (
     _Kind("upscaler", _swin_upscaler),
     _Kind("sd3", _part("joint_blocks.0.", "blocks that text and image go through side by side")),
     _Kind("flux", _part("double_blocks.0.img_attn.", "blocks with a stream each for two inputs")),
-    _Kind("cascade", _part("clip_txt_pooled_mapper.", "a stage of Stable Cascade")),
+    _Kind("cascade", _part("clip_txt_pooled_mapper.", "the first stage of Stable Cascade")),
+    _Kind("cascade", _part("effnet_mapper.", "the second stage of Stable Cascade")),
 )
