@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from oracle import torch
 
-from ckptaudit import inspect
+from ckptaudit import convert, inspect
 from ckptaudit.layouts import FAMILIES, UNKNOWN, Component, Spec, count, detect, place
 
 REAL = Path(__file__).parents[2] / "shared" / "realfiles"
@@ -44,6 +46,14 @@ FILES: dict[str, tuple[dict[str, Spec], str, str]] = {
         {"string_to_param.*": Spec((8, 768), "float32")},
         "textual-inversion",
         "768 wide, those of CLIP ViT-L/14",
+    ),
+    "inversion-with-tensors-for-tokens": (
+        {
+            "string_to_token.*": Spec((), "int64"),
+            "string_to_param._parameters.*": Spec((1, 768), "float32"),
+        },
+        "textual-inversion",
+        "string_to_param._parameters.* is an embedding of tokens 768 wide",
     ),
     "inversion-of-old": (
         {"string_to_param._parameters.*": Spec((1, 1024), "float32")},
@@ -189,6 +199,11 @@ FILES: dict[str, tuple[dict[str, Spec], str, str]] = {
     ),
     "flux": (specs(double_blocks__0__img_attn__qkv__weight=(9216, 3072)), "flux", "stream"),
     "cascade": (specs(clip_txt_pooled_mapper__weight=(8192, 1280)), "cascade", "Stable Cascade"),
+    "cascade-second-stage": (
+        specs(effnet_mapper__0__weight=(1280, 16, 1, 1), clip_mapper__weight=(5120, 1280)),
+        "cascade",
+        "the second stage",
+    ),
 }
 
 
@@ -216,6 +231,11 @@ def test_a_file_of_its_kind_is_recognised_and_keeps_its_keys(name: str) -> None:
         {"<a>": Spec((768,), "float32"), "b": Spec((768,), "float32")},
         {"<a>": Spec((512,), "float32")},
         {"string_to_param.*": Spec((768, 3, 3, 3), "float32")},
+        {"string_to_token.*": Spec((), "int64")},
+        {
+            "string_to_token.*": Spec((768,), "int64"),
+            "string_to_param.*": Spec((1, 768), "float32"),
+        },
         {str(n): Spec((768,), "float32") for n in range(2)},
         {str(n): Spec((10, 10), "float32") for n in range(8)},
         specs(conv1__weight=(8, 4, 7, 7), conv1__bias=(8,)),
@@ -267,3 +287,77 @@ def test_any_keys_are_recognised_or_not_without_an_error(tensors: dict[str, Spec
 )
 def test_real_files_are_told_apart(file: str, kind: str) -> None:
     assert inspect(REAL / file, with_hash=False).family == kind
+
+
+def randn(*shape: int) -> torch.Tensor:
+    return torch.randn(shape)
+
+
+def network(width: int) -> dict[str, torch.Tensor]:
+    """One of the two of a hypernetwork, for keys or for values."""
+    return {
+        f"linear.{layer}.{name}": randn(width, *(width,) * (name == "weight"))
+        for layer in (0, 1)
+        for name in ("weight", "bias")
+    }
+
+
+PICKLED: dict[str, tuple[Any, str]] = {
+    "inversion": (
+        {
+            "string_to_token": {"*": 265},
+            "string_to_param": {"*": randn(8, 768)},
+            "name": "x",
+            "step": 100,
+            "sd_checkpoint": "0123abcd",
+            "sd_checkpoint_name": "model",
+        },
+        "textual-inversion",
+    ),
+    "inversion-of-old": (
+        {
+            "string_to_token": {"*": torch.tensor(265)},
+            "string_to_param": torch.nn.ParameterDict({"*": torch.nn.Parameter(randn(1, 768))}),
+        },
+        "textual-inversion",
+    ),
+    "inversion-of-sdxl": ({"clip_g": randn(4, 1280), "clip_l": randn(4, 768)}, "textual-inversion"),
+    "inversion-of-diffusers": ({"<cat-toy>": randn(768)}, "textual-inversion"),
+    "aesthetic": (randn(1, 768), "aesthetic-embedding"),
+    "hypernetwork": (
+        {
+            **{width: (network(width), network(width)) for width in (320, 768)},
+            "layer_structure": [1, 2, 1],
+            "activation_func": "linear",
+            "is_layer_norm": False,
+            "optional_info": None,
+            "name": "x",
+            "step": 100,
+        },
+        "hypernetwork",
+    ),
+    "lora-as-a-list": (
+        [randn(*shape) for _ in range(4) for shape in ((320, 4), (4, 768))],
+        "lora",
+    ),
+    "esrgan": (
+        {"params_ema": {key: randn(*spec.shape) for key, spec in rrdb().items()}},
+        "upscaler",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PICKLED)
+def test_a_pickled_file_of_its_kind_is_recognised_and_converted_whole(
+    name: str, tmp_path: Path
+) -> None:
+    """As the programs save it: numbers for keys, wrappers, text between the tensors."""
+    content, kind = PICKLED[name]
+    torch.save(content, tmp_path / "a.pt")
+
+    result = convert(tmp_path / "a.pt", tmp_path / "a.safetensors")
+
+    assert result.family == kind
+    assert not result.dropped
+    assert not result.aliases
+    assert all(entry.name == entry.source for entry in result.tensors)

@@ -129,6 +129,37 @@ def test_a_family_that_the_user_names_settles_it(thin_family: Family, tmp_path: 
     assert not any("guess" in line for line in result.evidence)
 
 
+@pytest.mark.parametrize(
+    ("marks", "prediction"),
+    [
+        (("v_pred", "ztsnr"), "v_prediction"),
+        (("edm_vpred.sigma_max", "edm_vpred.sigma_min"), "v_prediction"),
+        (("edm_mean", "edm_std"), "epsilon"),
+    ],
+    ids=["zero-snr", "edm-v", "edm"],
+)
+@pytest.mark.parametrize("thin_family", ["sdxl"], indirect=True)
+def test_noise_that_the_scheduler_does_not_have_is_told(
+    thin_family: Family, tmp_path: Path, marks: tuple[str, str], prediction: str
+) -> None:
+    """The scheduler is that of SDXL, whatever a trainer's marks say of noise."""
+    tensors = checkpoint(thin_family, tmp_path / "a.ckpt")
+    whole = convert(tmp_path / "a.ckpt", tmp_path / "whole", KEEP)
+    torch.save({**tensors, **{mark: torch.ones(4) for mark in marks}}, tmp_path / "a.ckpt")
+
+    result = convert(tmp_path / "a.ckpt", tmp_path / "out", KEEP)
+
+    told = [note for note in result.notes if note not in whole.notes]
+    assert len(told) == 1
+    assert marks[1] in told[0]
+    assert "scheduler=..." in told[0]
+    assert result.prediction == prediction
+    assert set(marks) <= {drop.source for drop in result.dropped}
+    one_file = convert(tmp_path / "a.ckpt", tmp_path / "b.safetensors", ORIGINAL)
+    assert set(marks) <= {entry.name for entry in one_file.tensors}
+    assert not any("scheduler" in note for note in one_file.notes)
+
+
 @pytest.mark.parametrize("thin_family", ["sd1"], indirect=True)
 def test_what_the_layout_has_no_place_for_is_listed(thin_family: Family, tmp_path: Path) -> None:
     tensors = checkpoint(thin_family, tmp_path / "a.ckpt")

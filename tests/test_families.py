@@ -50,6 +50,15 @@ WITH_MORE = {
     "map_ldm_sd15_with_ema_extract_ema": Ema.USE,
     "map_ldm_vae_kl_f8_training": Ema.DROP,
 }
+# Components of which the models in diffusers were counted, tensor by tensor.
+IN_DIFFUSERS = [
+    *(f"diffusers_ldm_sd15.{part}" for part in ("unet", "vae", "text_encoder")),
+    *(f"diffusers_ldm_sd21_768_v.{part}" for part in ("unet", "text_encoder")),
+    *(
+        f"diffusers_ldm_sdxl_base.{part}"
+        for part in ("unet", "vae", "text_encoder", "text_encoder_2")
+    ),
+]
 DETECTED = [name for name, family in FAMILIES.items() if not family.is_named_only]
 # The tensors of files without EMA copies, as reference tables of others count them.
 COUNTED = {
@@ -195,34 +204,39 @@ def test_the_digests_are_those_of_the_maps(name: str) -> None:
     assert digest(true_moves(name)) == DIGESTS[f"{name}.moves"]
 
 
-@needs_inventories
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(f"diffusers_ldm_sd15.{part}" for part in ("unet", "vae", "text_encoder")),
-        *(f"diffusers_ldm_sd21_768_v.{part}" for part in ("unet", "text_encoder")),
-        *(
-            f"diffusers_ldm_sdxl_base.{part}"
-            for part in ("unet", "vae", "text_encoder", "text_encoder_2")
-        ),
-    ],
-)
-def test_every_tensor_arrives_in_the_shape_that_diffusers_has(name: str) -> None:
+def arrived(name: str) -> dict[str, tuple[int, ...]]:
+    """The shapes in which the tensors of a component of diffusers get there."""
     source, _, component = name.removeprefix("diffusers_").partition(".")
-
-    arrived = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for entry in FAMILIES[WHOLE[source]].inventory():
         for there in entry.diffusers:
             if there.component.value == component:
-                arrived[there.key] = {
+                shapes[there.key] = {
                     "identity": entry.shape,
                     "squeeze": entry.shape[:2],
                     "transpose": entry.shape[::-1],
-                    "rows": (there.rows and there.rows[1] - there.rows[0], *entry.shape[1:]),
+                    "rows": (there.rows[1] - there.rows[0] if there.rows else 0, *entry.shape[1:]),
                 }[there.op]
-    arrived.pop("text_model.embeddings.position_ids", None)  # newer transformers do not have it
+    shapes.pop("text_model.embeddings.position_ids", None)  # newer transformers do not have it
+    return shapes
 
-    assert arrived == {key: spec.shape for key, spec in load(name).items()}
+
+def shape_lines(shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    return (f"{key} {list(shape)}" for key, shape in shapes.items())
+
+
+@pytest.mark.parametrize("name", IN_DIFFUSERS)
+def test_every_tensor_arrives_in_the_shape_that_diffusers_has(name: str) -> None:
+    assert digest(shape_lines(arrived(name))) == DIGESTS[name]
+
+
+@needs_inventories
+@pytest.mark.parametrize("name", IN_DIFFUSERS)
+def test_the_full_inventories_of_diffusers_have_the_same_shapes(name: str) -> None:
+    truth = {key: spec.shape for key, spec in load(name).items()}
+
+    assert arrived(name) == truth
+    assert digest(shape_lines(truth)) == DIGESTS[name]
 
 
 @pytest.mark.parametrize(

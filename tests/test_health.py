@@ -82,18 +82,52 @@ def test_positions_that_do_not_count_are_told_and_left_for_loaders_to_make(
 
 
 @pytest.mark.parametrize(
-    "prefix",
-    [
-        "cond_stage_model.transformer.text_model.",
-        "cond_stage_model.transformer.",
-        "conditioner.embedders.0.transformer.text_model.",
-        "text_model.",
-    ],
+    "ids",
+    [torch.arange(77).half()[None] - 0.01, torch.tensor([*range(76), 75])[None]],
+    ids=["before the cast", "after it"],
 )
-def test_positions_are_looked_at_under_every_prefix(tmp_path: Path, prefix: str) -> None:
-    torch.save({f"{prefix}embeddings.position_ids": torch.zeros(1, 77)}, tmp_path / "a.ckpt")
+@pytest.mark.parametrize(
+    ("thin_family", "prefix"),
+    [
+        ("sd1", "cond_stage_model.transformer.text_model."),
+        ("sd1", "cond_stage_model.transformer."),
+        ("sdxl", "conditioner.embedders.0.transformer.text_model."),
+        ("clip-l", "text_model."),
+    ],
+    ids=["sd1", "novelai", "sdxl", "alone"],
+    indirect=["thin_family"],
+)
+def test_positions_are_looked_at_under_every_prefix(
+    thin_family: Family, tmp_path: Path, prefix: str, ids: torch.Tensor
+) -> None:
+    """As in AnythingV3: 76 became 75.99, and then 75."""
+    tensors = checkpoint(thin_family, tmp_path / "a.ckpt")
+    own = next(key for key in tensors if key.endswith("position_ids"))
+    before = own.removesuffix("embeddings.position_ids")
+    tensors = {
+        prefix + key.removeprefix(before) if key.startswith(before) else key: tensor
+        for key, tensor in tensors.items()
+    }
+    key = f"{prefix}embeddings.position_ids"
+    assert key in tensors
+    torch.save(tensors | {key: ids}, tmp_path / "a.ckpt")
 
-    assert "CKA303" in ailments(tmp_path / "a.ckpt")
+    assert ailments(tmp_path / "a.ckpt").keys() == {"CKA303"}
+    result = convert(tmp_path / "a.ckpt", tmp_path / "out.safetensors")
+    assert [drop.source for drop in result.dropped] == [key]
+    assert load_file(tmp_path / "out.safetensors").keys() == {
+        entry.key for entry in thin_family.inventory() if not entry.key.endswith("position_ids")
+    }
+
+
+def test_positions_are_looked_at_in_files_of_no_known_family(tmp_path: Path) -> None:
+    """There they are told, and stay: nobody knows whether a loader makes them."""
+    key = "mine.text_model.embeddings.position_ids"
+    torch.save({key: torch.zeros(1, 77)}, tmp_path / "a.ckpt")
+
+    assert ailments(tmp_path / "a.ckpt").keys() == {"CKA303"}
+    convert(tmp_path / "a.ckpt", tmp_path / "out.safetensors")
+    assert load_file(tmp_path / "out.safetensors").keys() == {key}
 
 
 @pytest.mark.parametrize("thin_family", ["sd1"], indirect=True)

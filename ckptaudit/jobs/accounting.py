@@ -163,6 +163,12 @@ class Accounting:
             f"the folder has no {each.value}: give from_pretrained one, {each.value}=..., or None"
             for each in absent
         ]
+        if marks := found.marks_of_noise(drop.source for drop in plan.drops):
+            told = ", ".join(marks)
+            notes.append(
+                f"{told}: by such marks a model is made for other noise than that of the folder's "
+                "scheduler, which is the family's: give from_pretrained scheduler=..."
+            )
         if found.named_in_folder:
             # transformers 5 makes a tokenizer that knows two words where the files are missing.
             arguments = ", ".join(f"{name}=..." for name in found.named_in_folder)

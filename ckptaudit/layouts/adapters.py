@@ -58,8 +58,14 @@ def recognise(tensors: Mapping[str, Spec]) -> tuple[str, str] | None:
 
 def _textual_inversion(tensors: Mapping[str, Spec]) -> str:
     stored = re.compile(r"string_to_param\.(?:_parameters\.)?.+")
-    if all(stored.fullmatch(key) for key in tensors):
-        return _embeddings(tensors)
+    # The code of those who had the idea saves the number of each token as a tensor, too.
+    vectors = {
+        key: spec
+        for key, spec in tensors.items()
+        if spec.shape or not key.startswith("string_to_token.")
+    }
+    if vectors and all(stored.fullmatch(key) for key in vectors):
+        return _embeddings(vectors)
     if set(tensors) == {"clip_g", "clip_l"}:
         widths = {key: spec.shape[-1:] for key, spec in tensors.items()}
         if widths == {"clip_g": (1280,), "clip_l": (768,)}:
@@ -217,5 +223,6 @@ _KINDS = (
     _Kind("upscaler", _swin_upscaler),
     _Kind("sd3", _part("joint_blocks.0.", "blocks that text and image go through side by side")),
     _Kind("flux", _part("double_blocks.0.img_attn.", "blocks with a stream each for two inputs")),
-    _Kind("cascade", _part("clip_txt_pooled_mapper.", "a stage of Stable Cascade")),
+    _Kind("cascade", _part("clip_txt_pooled_mapper.", "the first stage of Stable Cascade")),
+    _Kind("cascade", _part("effnet_mapper.", "the second stage of Stable Cascade")),
 )

@@ -125,6 +125,10 @@ class Detection:
         pipeline = FAMILIES[self.family].pipeline
         return () if pipeline is None else tuple(each.name for each in pipeline.named)
 
+    def marks_of_noise(self, keys: Iterable[str]) -> list[str]:
+        """Which of *keys* say that the noise is another than that of the folder's scheduler."""
+        return sorted(key for key in keys if key.startswith(FAMILIES[self.family].marks_of_noise))
+
     def folder_files(self, weights: Iterable[str], prediction: str) -> dict[str, Settings]:
         """What stands beside the files of *weights* in that folder; see `diffusers`."""
         return folder_files(FAMILIES[self.family], weights, prediction)

@@ -291,6 +291,8 @@ class Family:
         prediction: What the denoiser predicts, ``epsilon`` or ``v_prediction``.
         undecided: How to guess what it predicts where files of the family differ.
         marks_of_v: Prefixes of what trainers leave in files that predict v, whatever *prediction*.
+        marks_of_noise: Prefixes of what trainers leave in files whose noise is another than that of
+            the scheduler in a folder.
         guess: What a folder's settings say though keys do not show it, in a sentence for people; ""
             where they say no such thing, or `undecided` tells.
         size: Side of the images it was trained on, in pixels; where it predicts v, of a family
@@ -315,6 +317,7 @@ class Family:
     prediction: str = "epsilon"
     undecided: Undecided | None = None
     marks_of_v: tuple[str, ...] = ()
+    marks_of_noise: tuple[str, ...] = ()
     guess: str = ""
     size: int = 512
     shrinks: int = 8

@@ -54,6 +54,7 @@ _MARKS = tuple(
 )
 _TOKENIZER_2 = replace(TOKENIZER, name="tokenizer_2")
 _MARKS_OF_V = ("v_pred", "edm_vpred.")
+_MARKS_OF_NOISE = ("ztsnr", "edm_vpred.", "edm_mean", "edm_std")
 _FOREIGN = (
     Foreign("control_model.", "a ControlNet together with the model it was trained in"),
     Foreign("cond_stage_model.", "a text encoder laid out as in Stable Diffusion 1 and 2"),
@@ -105,6 +106,7 @@ def _sdxl(
         foreign=(*_FOREIGN, *foreign),
         regions=_MARKS,
         marks_of_v=_MARKS_OF_V,
+        marks_of_noise=_MARKS_OF_NOISE,
         pipeline=pipeline,
         size=1024,
         scaling=SCALING_SDXL,
@@ -236,6 +238,7 @@ SDXL_REFINER = Family(
     foreign=_FOREIGN,
     regions=_MARKS,
     marks_of_v=_MARKS_OF_V,
+    marks_of_noise=_MARKS_OF_NOISE,
     pipeline=replace(
         _pipeline("StableDiffusionXLImg2ImgPipeline"),
         named=(_TOKENIZER_2,),
