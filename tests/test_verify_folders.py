@@ -210,3 +210,23 @@ def test_an_empty_folder_is_not_proven(source: Path) -> None:
     source.with_name("out").mkdir()
 
     assert audit("verify", source, source.with_name("out")).status == 1
+
+
+def test_no_depth_of_folders_is_too_much(source: Path) -> None:
+    out = source.with_name("out")
+    deep = [out]
+    out.mkdir()
+    try:
+        for _ in range(1_200):
+            deep.append(deep[-1] / "d")
+            deep[-1].mkdir()
+        (deep[-1] / "a.bin").touch()
+
+        done = verify(source, out, with_hash=False)
+
+        assert not done.equal
+    finally:
+        # Before Python 3.13 shutil.rmtree, which pytest cleans up with, goes down by recursion.
+        (deep[-1] / "a.bin").unlink()
+        for folder in reversed(deep):
+            folder.rmdir()
