@@ -112,6 +112,16 @@ def from_another_conversion(path: Path) -> None:
         (lambda path: path.unlink(), "model_index.json", "model_index.json: is missing"),
         (lambda path: change(path, sample_size=7), "unet/config.json", "sample_size is not 64"),
         (lambda path: change(path, center_input_sample=0), "unet/config.json", "is not false"),
+        (
+            lambda path: change(path, block_out_channels=[32.0, 64, 128, 128]),
+            "unet/config.json",
+            "block_out_channels is not [32, 64, 128, 128]",
+        ),
+        (
+            lambda path: path.symlink_to(path.parents[1]),
+            "text_encoder_2",
+            "text_encoder_2: is none of",
+        ),
         (lambda path: change(path, more=1), "vae/config.json", "has more, which is not written"),
         (lambda path: path.write_text("{}"), "vae/config.json", "lacks _class_name"),
         (lambda path: path.write_text("[]"), "vae/config.json", "is no JSON object"),
@@ -151,12 +161,13 @@ def test_what_a_user_has_to_add_is_noted_and_no_difference(source: Path) -> None
     convert(source, out, DIFFUSERS)
     (out / "tokenizer").mkdir()
     (out / "tokenizer/vocab.json").write_text("{}")
+    (out / "tokenizer_2").symlink_to("tokenizer")
     (out / "README.md").touch()
 
     done = verify(source, out, with_hash=False)
 
     assert done.equal, problems(done)
-    assert done.notes == ("not compared, for no conversion writes it: README.md and 1 other",)
+    assert done.notes == ("not compared, for no conversion writes it: README.md and 2 others",)
 
 
 def test_of_a_split_model_a_part_too_many_is_told_and_a_stranger_noted(source: Path) -> None:
@@ -199,3 +210,23 @@ def test_an_empty_folder_is_not_proven(source: Path) -> None:
     source.with_name("out").mkdir()
 
     assert audit("verify", source, source.with_name("out")).status == 1
+
+
+def test_no_depth_of_folders_is_too_much(source: Path) -> None:
+    out = source.with_name("out")
+    deep = [out]
+    out.mkdir()
+    try:
+        for _ in range(1_200):
+            deep.append(deep[-1] / "d")
+            deep[-1].mkdir()
+        (deep[-1] / "a.bin").touch()
+
+        done = verify(source, out, with_hash=False)
+
+        assert not done.equal
+    finally:
+        # Before Python 3.13 shutil.rmtree, which pytest cleans up with, goes down by recursion.
+        (deep[-1] / "a.bin").unlink()
+        for folder in reversed(deep):
+            folder.rmdir()

@@ -66,18 +66,25 @@ class FolderFiles:
 def files_in(folder: Path) -> tuple[str, ...]:
     """Every file in *folder*, however deep, by its path in it, sorted.
 
+    A link to a folder is one of them, and not gone into: it may lead anywhere, or back.
+
     Raises:
         SourceUnreadable: A folder cannot be listed.
     """
-
-    def fail(err: OSError) -> None:
+    found: list[str] = []
+    # Not os.walk, which before Python 3.12 goes down by recursion.
+    waiting = [folder]
+    try:
+        while waiting:
+            for child in waiting.pop().iterdir():
+                if child.is_dir() and not child.is_symlink():
+                    waiting.append(child)
+                else:
+                    found.append(os.path.relpath(child, folder))
+    except OSError as err:
         raise SourceUnreadable(
             f"{path_text(folder)}: cannot be read ({err.strerror}); check its permissions"
         ) from err
-
-    found: list[str] = []
-    for home, _, names in os.walk(folder, onerror=fail):
-        found += (os.path.relpath(Path(home) / name, folder) for name in names)
     return tuple(sorted(found))
 
 
@@ -104,7 +111,7 @@ def files_against(
     missing = [place for place in expected.values() if place not in there]
     settings, wrong = _compared(folder, texts, there, with_hash=with_hash)
     extra = [file for file in there if file not in {*weights.values(), *texts}]
-    confusing = [file for file in extra if _may_be_taken(file, expected, options)]
+    confusing = [file for file in extra if _may_be_taken(folder, file, expected, options)]
     others = [file for file in extra if file not in confusing]
     wrong += (f"{_shown(file)}: is none of the files that are written" for file in confusing)
     notes = [f"not compared, for no conversion writes it: {_some(others)}"] if others else []
@@ -234,11 +241,23 @@ def _differences(data: bytes, text: bytes) -> Iterator[str]:
             yield f"lacks {escape(name)}"
         elif name not in wanted:
             yield f"has {escape(name)}, which is not written"
-        elif found[name] != wanted[name] or type(found[name]) is not type(wanted[name]):
+        elif not _is_same(found[name], wanted[name]):
             yield f"{escape(name)} is not {json.dumps(wanted[name])}"
 
 
-def _may_be_taken(file: str, expected: Mapping[str, str], options: Options) -> bool:
+def _is_same(one: object, other: object) -> bool:
+    """Whether two values of JSON are one: in Python 1 is 1.0 and True, also in lists.
+
+    It goes no deeper than *other*, which is ours.
+    """
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return one == other
+
+
+def _may_be_taken(folder: Path, file: str, expected: Mapping[str, str], options: Options) -> bool:
     """Whether a loader might take *file* for a part of the model."""
     home, _, name = file.rpartition("/")
     if options.split:
@@ -246,7 +265,19 @@ def _may_be_taken(file: str, expected: Mapping[str, str], options: Options) -> b
         return any(file.startswith(f"{stem}.") for stem in stems)
     # Whatever lies beside weights says how they are loaded.
     homes = {place.rpartition("/")[0] for place in expected.values()} - {""}
-    return home in homes or name.lower().endswith(_TAKEN_FOR_WEIGHTS)
+    is_beside = home in homes or name.lower().endswith(_TAKEN_FOR_WEIGHTS)
+    return is_beside or _leads_to_weights(folder / file)
+
+
+def _leads_to_weights(path: Path) -> bool:
+    """Whether *path* is a link to a folder in which something may be taken for weights."""
+    if not path.is_dir():
+        return False
+    try:
+        return any(name.lower().endswith(_TAKEN_FOR_WEIGHTS) for name in os.listdir(path))  # noqa: PTH208 - names are wanted
+    except OSError:
+        # What cannot be known to be none.
+        return True
 
 
 def _shown(file: str) -> str:
