@@ -5,6 +5,7 @@
     scripts/bench.py convert --ema        the same with EMA copies, 7.70 GB
     scripts/bench.py convert --all        the same for 0.3, 4.3 and 13.9 GB, zip and legacy, fp32
                                           and fp16; --peers PEERS for pt-safe-loader
+    scripts/bench.py convert --source "sdxl zip fp32"   one of these; may be given several times
     scripts/bench.py scan --peers PEERS   scan it beside picklescan and modelscan, if they are in
                                           the environment PEERS (bench_scan.py says how to make it)
     scripts/bench.py heavy --peers PEERS  scan pickles that are made to cost much
@@ -56,6 +57,8 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--ema", action="store_true")
     which.add_argument("--all", action="store_true")
+    named = {source.name: source for source in ALL}
+    which.add_argument("--source", action="append", choices=named, default=[], metavar="SOURCE")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--dir", type=Path)
@@ -64,7 +67,8 @@ def main() -> None:
     rounds: int = arguments.rounds or ROUNDS[arguments.part]
     peers: Path | None = arguments.peers
 
-    sources = ALL if arguments.all else (SD1_EMA if arguments.ema else SD1,)
+    chosen = [named[name] for name in arguments.source]
+    sources = ALL if arguments.all else chosen or [SD1_EMA if arguments.ema else SD1]
 
     def convert(folder: Path) -> str:
         return bench_convert(sources, folder, rounds, peers)
@@ -79,9 +83,9 @@ def main() -> None:
 
     match arguments.part:
         case "convert":
-            text = in_folder(
-                convert, arguments.dir or roomy(ALL_ROOM if arguments.all else CONVERT_ROOM)
-            )
+            is_large = any(source.family == "sdxl" for source in sources)
+            room = ALL_ROOM if is_large else CONVERT_ROOM
+            text = in_folder(convert, arguments.dir or roomy(room))
         case "scan":
             text = in_folder(scan, arguments.dir or roomy(SCAN_ROOM))
         case "heavy":
