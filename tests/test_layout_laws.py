@@ -269,6 +269,24 @@ def test_the_order_of_keys_changes_neither_what_a_file_is_nor_what_is_written(
     assert set(one.plan.drops) == set(other.plan.drops)
 
 
+@settings(max_examples=60)
+@given(files())
+def test_a_file_is_of_a_family_only_if_it_has_what_tells_it_and_most_of_its_core(
+    file: File,
+) -> None:
+    """Whatever was mixed in, taken out or bent: else it is of another, or of none."""
+    meaning = meaning_of(file.tensors)
+    found = meaning.detection
+    if not found.has_inventory or found.variant == "diffusers":
+        return
+    family = FAMILIES[found.family]
+    pairs = zip(file.tensors.views, meaning.placements, strict=True)
+    shapes = {placement.name: view.shape for view, placement in pairs}
+    core = [each for each in family.inventory() if each.component is family.core and each.demanded]
+    assert all(shapes.get(sign.key) == sign.shape for sign in family.signs)
+    assert 2 * sum(shapes.get(each.key) == each.shape for each in core) > len(core)
+
+
 @settings(max_examples=25)
 @given(files(), st.sampled_from([Dedupe.SAFE, Dedupe.NONE]), outputs)
 def test_what_loaders_demand_is_written_whatever_is_equal_to_it(
