@@ -270,17 +270,23 @@ def test_the_order_of_keys_changes_neither_what_a_file_is_nor_what_is_written(
 
 
 @settings(max_examples=60)
-@given(files())
+@given(files(), st.integers(0, 100), st.integers(0, 999))
 def test_a_file_is_of_a_family_only_if_it_has_what_tells_it_and_most_of_its_core(
-    file: File,
+    file: File, percent: int, seed: int
 ) -> None:
     """Whatever was mixed in, taken out or bent: else it is of another, or of none."""
-    meaning = meaning_of(file.tensors)
+    chance = Random(seed)  # noqa: S311 - nothing secret
+    signs = {sign.key for family in FAMILIES.values() for sign in family.signs}
+    views = [
+        view for view in file.tensors.views if view.key in signs or chance.randrange(100) < percent
+    ]
+    left = replace(file.tensors, views=tuple(views))
+    meaning = meaning_of(left)
     found = meaning.detection
     if not found.has_inventory or found.variant == "diffusers":
         return
     family = FAMILIES[found.family]
-    pairs = zip(file.tensors.views, meaning.placements, strict=True)
+    pairs = zip(left.views, meaning.placements, strict=True)
     shapes = {placement.name: view.shape for view, placement in pairs}
     core = [each for each in family.inventory() if each.component is family.core and each.demanded]
     assert all(shapes.get(sign.key) == sign.shape for sign in family.signs)
