@@ -322,11 +322,12 @@ def contestants(
         (LOAD_MAPPED, LOAD_TORCH.replace("MMAP", "True"), ""),
         (LOAD_READ, LOAD_TORCH.replace("MMAP", "False"), ""),
     ):
-        # torch maps zips only.
-        is_opened = source.framing == "zip" or "mmap=True" not in recipe
-        command = [sys.executable, "-c", LIMIT + recipe, str(path), argument]
+        # torch maps zips only; what it maps is no memory of its own, but would count as such.
+        maps = "mmap=True" in recipe
+        is_opened = source.framing == "zip" or not maps
+        command = [sys.executable, "-c", recipe if maps else LIMIT + recipe, str(path), argument]
         yield name, Contestant(name, command) if is_opened else None
-    load = [sys.executable, "-c", LIMIT + LOAD_SAFETENSORS, output]
+    load = [sys.executable, "-c", LOAD_SAFETENSORS, output]
     yield LOAD_OURS, Contestant(LOAD_OURS, load)
     peer = [str(peers / "bin/python") if peers else "", "-c", LIMIT + PEER, str(path)]
     yield PEER_NAME, Contestant(PEER_NAME, [*peer, str(path.parent)]) if peers else None
