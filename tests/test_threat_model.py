@@ -57,6 +57,7 @@ NAMED = sorted(set(_TEST.findall(TEXT)))
 
 @pytest.mark.parametrize(("path", "name"), NAMED, ids=[name for _, name in NAMED])
 def test_a_test_that_is_named_exists_and_runs(path: str, name: str) -> None:
+    """One that is passed over, or meant to fail, would hold no promise."""
     assert (ROOT / path).is_file()
     assert name in named_tests(path)
     assert not marks_of(named_tests(path)[name]) & {"xfail", "skip"}

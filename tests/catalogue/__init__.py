@@ -11,9 +11,8 @@ from __future__ import annotations
 from catalogue import archives, engines, streams, tensors, wrappings
 from catalogue.case import Case
 from catalogue.gadgets import GADGETS, Gadget
-from catalogue.gaps import KNOWN_GAPS
 
-__all__ = ["CASES", "ENTRIES", "GADGETS", "KNOWN_GAPS", "NO_FILE", "Case", "Gadget"]
+__all__ = ["CASES", "ENTRIES", "GADGETS", "NO_FILE", "Case", "Gadget"]
 
 ENTRIES = range(1, 109)
 CASES: tuple[Case, ...] = (
