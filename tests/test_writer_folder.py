@@ -293,3 +293,22 @@ def test_what_is_no_folder_is_never_replaced(tmp_path: Path, kind: str) -> None:
 
     assert names_in(tmp_path) == {"elsewhere", "out"}
     assert names_in(tmp_path / "elsewhere") == {"x"}
+
+
+def test_a_folder_too_deep_to_be_taken_along_is_refused_and_left_alone(tmp_path: Path) -> None:
+    """Python goes into it by recursion, and a thousand levels would be an internal error."""
+    out = tmp_path / "out"
+    make(out, OLD)
+    deep = [out / "/".join("d" * depth) for depth in range(1, 1501)]
+    for folder in deep:
+        folder.mkdir()
+
+    with pytest.raises(OutputFailed, match="over 500 folders in each other"):
+        replace(out)
+
+    assert deep[-1].is_dir()
+    assert names_in(tmp_path) == {"out"}
+    assert all((out / file).read_text() == text for file, text in OLD.items())
+    # Nor could pytest remove it.
+    for folder in reversed(deep):
+        folder.rmdir()

@@ -39,6 +39,9 @@ __all__ = ["DraftFolder", "check_folder", "settle_folder"]
 # Where there are no hard links: FAT, some network file systems, files of somebody else.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
+# Folders in each other that are taken along.  Until Python 3.12 os.walk and shutil.rmtree go into
+# them by recursion, of which a thousand levels are an error.
+_MOST_DEPTH = 500
 
 
 def check_folder(path: Path, *, overwrite: bool) -> None:
@@ -269,9 +272,19 @@ def _is_stood_in(path: Path) -> bool:
 
 
 def _below(folder: Path) -> Iterator[str]:
-    """Whatever is in *folder*, however deep, by its path in it: of folders those without files."""
+    """Whatever is in *folder*, by its path in it: of folders those without files.
+
+    Raises:
+        OutputFailed: It lies deeper than is taken along.
+    """
     for home, folders, files in os.walk(folder):
         where = Path(home).relative_to(folder)
+        if len(where.parts) > _MOST_DEPTH:
+            top = path_text(folder / where.parts[0])
+            raise OutputFailed(
+                f"{top}: holds over {_MOST_DEPTH} folders in each other; move it away, or write "
+                "elsewhere"
+            )
         # A link to a folder is not gone into: it is a link.
         links = [name for name in folders if (Path(home) / name).is_symlink()]
         if not folders and not files and where.name:
